@@ -1,0 +1,1 @@
+"""Measures of generated images. Nothing here knows the Lightning module."""

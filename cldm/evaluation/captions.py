@@ -1,0 +1,175 @@
+"""Does a picture of the scenes world show what its caption, or its scene, says? Read from pixels alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from cldm.data.scenes.captions import CaptionObject, CaptionSpec, parse_caption
+from cldm.data.scenes.fitting import Region, fit_regions
+from cldm.data.scenes.reader import (
+    COLOR_NAMES,
+    MIN_SHARE,
+    ReadObject,
+    ReadScene,
+    color_map,
+    read_background,
+    read_scenes,
+    to_uint8,
+)
+from cldm.data.scenes.renderer import render
+from cldm.data.scenes.world import Scene
+
+RELATION_DIRECTIONS: dict[str, tuple[float, float]] = {
+    "left of": (-1.0, 0.0),
+    "right of": (1.0, 0.0),
+    "above": (0.0, -1.0),
+    "below": (0.0, 1.0),
+}
+RELATION_CONE = 60.0  # degrees around the direction; captions themselves stay within 45
+
+
+def caption_fidelity(images: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """How well images (b,3,h,w) in [-1,1] show their captions. All numbers are shares in [0, 1], best 1.
+
+    color_recall     captioned objects whose colour covers at least 1 % of the image
+    color_precision  saturated pixels in a captioned colour (mean over images; 0 for an image without any)
+    background       images whose dominant background is the captioned one
+    objects          images with as many objects as captioned
+    shape            captioned objects whose kind is among the kinds read, whatever their colour
+    binding_one      captioned objects read with their own colour AND their own kind: one-object captions
+    binding          the same for two-object captions, where colours can be swapped
+    relation         two-object captions with a relation and both captioned colours read as objects: the first
+                     object lies within 60 degrees of the stated direction from the second (1/3 by chance)
+
+    A number with nothing to average over (say `relation` without any two-object caption) is nan.
+    ValueError for a caption outside of the grammar, or if the counts differ.
+    """
+    _check_counts(images, captions, "captions")
+    specs = [parse_caption(text) for text in captions]
+    values: dict[str, list[float]] = {name: [] for name in _CAPTION_SCORES}
+    for spec, read in zip(specs, read_scenes(images), strict=True):
+        for name, found in _caption_scores(spec, read).items():
+            values[name] += found
+    return _means(values)
+
+
+_CAPTION_SCORES = (
+    "color_recall",
+    "color_precision",
+    "background",
+    "objects",
+    "shape",
+    "binding_one",
+    "binding",
+    "relation",
+)
+
+
+def _caption_scores(spec: CaptionSpec, read: ReadScene) -> dict[str, list[float]]:
+    kinds = {o.kind for o in read.objects}
+    pairs = {(o.color, o.kind) for o in read.objects}
+    colors = {o.color for o in spec.objects}
+    saturated = sum(read.coverage.values())
+    bound = [float((o.color, o.kind) in pairs) for o in spec.objects]
+    return {
+        "color_recall": [float(read.coverage[o.color] >= MIN_SHARE) for o in spec.objects],
+        "color_precision": [sum(read.coverage[c] for c in colors) / saturated if saturated else 0.0],
+        "background": [float(read.background == spec.background)],
+        "objects": [float(len(read.objects) == len(spec.objects))],
+        "shape": [float(o.kind in kinds) for o in spec.objects],
+        "binding_one": bound if len(spec.objects) == 1 else [],
+        "binding": bound if len(spec.objects) == 2 else [],
+        "relation": _relation_score(spec, read),
+    }
+
+
+def _relation_score(spec: CaptionSpec, read: ReadScene) -> list[float]:
+    matched = match_objects(spec.objects, read)
+    if spec.relation is None or any(found is None for found in matched):
+        return []
+    first, second = (found for found in matched if found is not None)
+    return [float(relation_holds(spec.relation, first.x - second.x, first.y - second.y))]
+
+
+def relation_holds(relation: str, dx: float, dy: float) -> bool:
+    """Whether the displacement first minus second (y down) lies within RELATION_CONE of that direction."""
+    ux, uy = RELATION_DIRECTIONS[relation]
+    return ux * dx + uy * dy >= math.cos(math.radians(RELATION_CONE)) * math.hypot(dx, dy) > 0
+
+
+def match_objects(objects: Sequence[CaptionObject], read: ReadScene) -> list[ReadObject | None]:
+    """For each captioned object the one read in its colour (of its kind, if there are several), or None."""
+    matched = []
+    for wanted in objects:
+        same = [o for o in read.objects if o.color == wanted.color]
+        right = [o for o in same if o.kind == wanted.kind]
+        matched.append(max(right or same, key=lambda o: o.radius, default=None))
+    return matched
+
+
+def scene_fidelity(images: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """How well square images (b,3,h,w) in [-1,1] show known scenes. All numbers are shares in [0, 1], best 1.
+
+    shape_iou           IoU of the pixels read as the object's colour and its visible mask, mean over objects
+    shape               objects whose kind is read at their place, whatever the colour there
+    color_binding       objects whose colour is the most frequent saturated one inside their mask
+    color_binding_many  the same, over scenes with two or three objects only (nan if there is none)
+    background          images whose dominant background is the scene's
+    """
+    _check_counts(images, scenes, "scenes")
+    labels = render(scenes, images.shape[-1]).labels.numpy()
+    maps = [color_map(image) for image in images]
+    values: dict[str, list[float]] = {
+        name: [] for name in ("shape_iou", "shape", "color_binding", "color_binding_many", "background")
+    }
+    values["shape"] = _shapes_at_place(maps, labels, scenes)
+    for image, colors, label, scene in zip(images, maps, labels, scenes, strict=True):
+        values["background"].append(float(read_background(to_uint8(image), colors) == scene.background))
+        for k, obj in enumerate(scene.objects, start=1):
+            mask, painted = label == k, colors == 1 + COLOR_NAMES.index(obj.color)
+            values["shape_iou"].append(float((mask & painted).sum() / max(1, (mask | painted).sum())))
+            counts = np.bincount(colors[mask], minlength=len(COLOR_NAMES) + 1)[1:]
+            right = float(counts.any() and COLOR_NAMES[int(counts.argmax())] == obj.color)
+            values["color_binding"].append(right)
+            values["color_binding_many"] += [right] if len(scene.objects) > 1 else []
+    return _means(values)
+
+
+def _shapes_at_place(maps: Sequence[np.ndarray], labels: np.ndarray, scenes: Sequence[Scene]) -> list[float]:
+    wanted: list[str] = []
+    regions: list[Region | None] = []
+    for colors, label, scene in zip(maps, labels, scenes, strict=True):
+        for k, obj in enumerate(scene.objects, start=1):
+            wanted.append(obj.kind)
+            regions.append(_region_at(colors > 0, label, k))
+    fits = iter(fit_regions([region for region in regions if region is not None]))
+    return [float(r is not None and next(fits).kind == kind) for kind, r in zip(wanted, regions, strict=True)]
+
+
+def _region_at(saturated: np.ndarray, label: np.ndarray, k: int) -> Region | None:
+    """The connected saturated region that overlaps the mask of object k most; other objects' masks hide."""
+    mask = label == k
+    others = ((label > 0) & ~mask).astype(np.uint8)
+    # One pixel more: the blurred border of a neighbour is not part of this object.
+    hidden = (cv2.dilate(others, np.ones((3, 3), np.uint8)) > 0) & ~mask
+    count, parts = cv2.connectedComponents((saturated & ~hidden).astype(np.uint8), connectivity=8)
+    overlaps = np.bincount(parts[mask], minlength=count)[1:]
+    if not overlaps.any():
+        return None
+    return Region(parts == 1 + int(overlaps.argmax()), hidden)
+
+
+def _check_counts(images: Tensor, others: Sequence[object], name: str) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (b, 3, h, w), got {tuple(images.shape)}")
+    if len(images) != len(others):
+        raise ValueError(f"{len(images)} images came with {len(others)} {name}")
+
+
+def _means(values: dict[str, list[float]]) -> dict[str, float]:
+    return {name: float(np.mean(found)) if found else math.nan for name, found in values.items()}

@@ -1,0 +1,136 @@
+"""Attention and the transformer blocks of the U-Net."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.blocks import zero_module
+
+BACKENDS = ("auto", "sdpa", "xformers", "einsum")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for q (b, heads, n, d) and k, v (b, heads, m, d).
+
+    auto: einsum for bf16 on the CPU (the backward of its fused kernel takes half a training step), else sdpa.
+    """
+    if backend == "auto":
+        backend = "einsum" if q.dtype == torch.bfloat16 and q.device.type == "cpu" else "sdpa"
+    if backend == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v)
+    if backend == "xformers":
+        return _xformers(q, k, v)
+    if backend == "einsum":
+        weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+        return weights @ v
+    raise ValueError(f"unknown attention backend {backend!r}; model.unet.attention must be one of {BACKENDS}")
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError as error:
+        raise ImportError("model.unet.attention=xformers needs `pip install -e '.[xformers]'`") from error
+    # xformers wants (b, n, heads, d)
+    return memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from x (b, n, channels) to context (b, m, context_channels)."""
+
+    def __init__(
+        self,
+        channels: int,
+        context_channels: int,
+        heads: int,
+        qkv_bias: bool = False,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels cannot be split into {heads} heads (model.unet.heads)")
+        self.heads, self.backend = heads, backend
+        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
+        self.to_k = nn.Linear(context_channels, channels, bias=qkv_bias)
+        self.to_v = nn.Linear(context_channels, channels, bias=qkv_bias)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (
+            rearrange(y, "b n (h d) -> b h n d", h=self.heads)
+            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        out = attend(q, k, v, self.backend)
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class SelfAttention(CrossAttention):
+    """Attention of x (b, n, channels) to itself."""
+
+    def __init__(self, channels: int, heads: int, qkv_bias: bool = False, backend: str = "auto"):
+        super().__init__(channels, channels, heads, qkv_bias, backend)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().forward(x, x)
+
+
+class GEGLU(nn.Module):
+    """Feed-forward with a gated GELU (Shazeer 2020): out(a * gelu(b)), inner width 4 x channels."""
+
+    def __init__(self, channels: int, mult: int = 4):
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * mult * channels)
+        self.out = nn.Linear(mult * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.proj(x).chunk(2, dim=-1)
+        return self.out(a * F.gelu(b))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; each behind a LayerNorm, each added."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int, backend: str = "auto"):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.self_attention = SelfAttention(channels, heads, backend=backend)
+        self.cross_attention = CrossAttention(channels, context_channels, heads, backend=backend)
+        self.feed_forward = GEGLU(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.self_attention(self.norm1(x))
+        x = x + self.cross_attention(self.norm2(x), context)
+        return x + self.feed_forward(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map (b, c, h, w), behind a GroupNorm and two projections.
+
+    SD1 projects with 1x1 convolutions, SD2 with linear layers; both are linear layers here (the weights of the
+    two differ by two trailing axes of size 1, which interop adds and removes).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context_channels: int,
+        heads: int,
+        depth: int = 1,
+        groups: int = 32,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, context_channels, heads, backend) for _ in range(depth)
+        )
+        self.proj_out = zero_module(nn.Linear(channels, channels))
+
+    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+        height = h.shape[2]
+        x = self.proj_in(rearrange(self.norm(h), "b c h w -> b (h w) c"))
+        for block in self.blocks:
+            x = block(x, context)
+        return h + rearrange(self.proj_out(x), "b (h w) c -> b c h w", h=height)

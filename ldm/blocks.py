@@ -1,0 +1,86 @@
+"""Building blocks shared by the U-Net and the autoencoder (Stable Diffusion's numerics)."""
+
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def timestep_embedding(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids of the timestep: (b,) -> (b, channels) in fp32, ordered [cos, sin].
+
+    Frequency k of channels / 2 is max_period^(-2k / channels) (Vaswani et al. 2017, section 3.5).
+    """
+    half = channels // 2
+    freqs = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angles = t.float()[:, None] * freqs
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def zero_module(module: M) -> M:
+    """Set every parameter of `module` to zero and return it."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, conv; + time embedding; GroupNorm, SiLU, conv; + skip (1x1 if the width changes).
+
+    `emb_channels=None` leaves the time embedding out (autoencoder). `zero_init` starts the block as its skip.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int | None = None,
+        groups: int = 32,
+        eps: float = 1e-5,
+        zero_init: bool = False,
+    ):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.emb_proj = nn.Linear(emb_channels, out_channels) if emb_channels else None
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        if zero_init:
+            zero_module(self.conv2)
+
+    def forward(self, h: Tensor, emb: Tensor | None = None) -> Tensor:
+        """(b, in_channels, h, w), (b, emb_channels) -> (b, out_channels, h, w)."""
+        r = self.conv1(F.silu(self.norm1(h)))
+        if self.emb_proj is not None:
+            r = r + rearrange(self.emb_proj(F.silu(emb)), "b c -> b c 1 1")
+        r = self.conv2(F.silu(self.norm2(r)))
+        return self.skip(h) + r
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution. The U-Net pads 1 on every side, the autoencoder only right and bottom."""
+
+    def __init__(self, channels: int, pad_right_bottom: bool = False):
+        super().__init__()
+        self.pad_right_bottom = pad_right_bottom
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if pad_right_bottom else 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.pad(h, (0, 1, 0, 1)) if self.pad_right_bottom else h)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x2, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,156 @@
+"""The noise schedule: how much noise each timestep carries, and the algebra between z0, eps, v and z.
+
+Equations: DDPM is Ho et al. 2020 (arXiv:2006.11239), DDIM Song et al. 2020 (arXiv:2010.02502), v is Salimans
+& Ho 2022 (arXiv:2202.00512). In DDPM's notation
+
+    z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps,      abar_t = prod_{s <= t} (1 - beta_s)
+
+Timesteps run over 0..T-1 (the papers' 1..T). What is computed from the tables is float32 or wider, whatever
+precision the network works in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+PREDICTIONS = ("eps", "v")
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+class NoiseSchedule(nn.Module):
+    """Stable Diffusion's "scaled linear" schedule; the defaults are the ones of every SD 1.x and 2.x model.
+
+    Attributes (not in the state dict; they follow the module's device but stay float32 under `.half()`):
+        betas (T,): added noise variance per step.
+        alphas_cumprod (T,): abar, the share of signal variance left at t; by default from 0.99915 to 0.00466.
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, prediction: str = "eps"
+    ) -> None:
+        """`prediction` is what the network outputs: "eps" (SD 1.x, 2.x base) or "v" (SD 2.x 768)."""
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"model.schedule.prediction must be one of {PREDICTIONS}, got {prediction!r}")
+        if steps < 1:
+            raise ValueError(f"model.schedule.steps must be at least 1, got {steps}")
+        if not 0 < beta_start <= beta_end < 1:
+            raise ValueError(
+                f"model.schedule needs 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
+            )
+        self.steps = steps
+        self.beta_start = beta_start
+        self.beta_end = beta_end
+        self.prediction = prediction
+        betas, alphas_cumprod = self._tables()
+        self.register_buffer("betas", betas, persistent=False)
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        # float64 first, as in the code that trained Stable Diffusion: a product of 1000 factors drifts
+        roots = torch.linspace(
+            self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64, device="cpu"
+        )
+        betas = roots.square()
+        return betas.float(), (1 - betas).cumprod(dim=0).float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseSchedule:
+        # Follow the device only: `.half()` must not round abar to three digits, nor `to_empty` leave garbage
+        super()._apply(fn, recurse)
+        device = self.betas.device
+        self.betas, self.alphas_cumprod = (table.to(device) for table in self._tables())
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.steps}, betas {self.beta_start}..{self.beta_end}, prediction={self.prediction!r}"
+
+    # ------------------------------------------------------------------ z0, eps, v and z
+    # z0, eps, v, z and output are (b, ...); t is (b,) int64 in 0..T-1. `_abar` gives abar_t as (b, 1, ...).
+
+    def _abar(self, t: Tensor, like: Tensor) -> Tensor:
+        return self.alphas_cumprod[t].reshape(-1, *[1] * (like.ndim - 1))
+
+    def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z = sqrt(abar) z0 + sqrt(1 - abar) eps (DDPM eq. 4)."""
+        abar = self._abar(t, z0)
+        return abar.sqrt() * z0 + (1 - abar).sqrt() * eps
+
+    def velocity(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans & Ho, section 4)."""
+        abar = self._abar(t, z0)
+        return abar.sqrt() * eps - (1 - abar).sqrt() * z0
+
+    def target(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network is trained to output: eps or v."""
+        return eps if self.prediction == "eps" else self.velocity(z0, eps, t)
+
+    def to_eps(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """Network output -> eps. From v: eps = sqrt(abar) v + sqrt(1 - abar) z."""
+        if self.prediction == "eps":
+            return output
+        abar = self._abar(t, z)
+        return abar.sqrt() * output + (1 - abar).sqrt() * z
+
+    def to_z0(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """Network output -> z0. From v: z0 = sqrt(abar) z - sqrt(1 - abar) v."""
+        if self.prediction == "eps":
+            return self.z0_from_eps(output, z, t)
+        abar = self._abar(t, z)
+        return abar.sqrt() * z - (1 - abar).sqrt() * output
+
+    def z0_from_eps(self, eps: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """z0 = (z - sqrt(1 - abar) eps) / sqrt(abar) (DDIM eq. 9)."""
+        abar = self._abar(t, z)
+        return (z - (1 - abar).sqrt() * eps) / abar.sqrt()
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio abar / (1 - abar), shape (b,), > 0."""
+        abar = self.alphas_cumprod[t]
+        return abar / (1 - abar)
+
+    # ------------------------------------------------------------------ sampling grids
+
+    def timesteps(self, n: int, spacing: str = "leading") -> Tensor:
+        """Exactly n distinct timesteps to sample at, descending, int64 (n,), for every n in 1..T.
+
+        leading: 1, 1 + k, 1 + 2k, ... with k = T // n. Stable Diffusion's published grid, for reproducing its
+            images. At n = T, where it would overrun, the offset 1 becomes 0. It starts below T-1, where pure
+            noise belongs: a little where n divides T, much where not (n = 501 starts at 501, n = 1 at 1).
+        trailing: T-1, T-1 - T/n, ... rounded. Starts at T-1 for every n: better for few steps and odd counts.
+        linspace: evenly from T-1 to 0, both included (n = 1 is T-1). The step at t = 0 removes no noise in
+            samplers that arrive at abar_0.
+        """
+        if not 1 <= n <= self.steps:
+            raise ValueError(f"the number of sampling steps must be in 1..{self.steps}, got {n}")
+        if spacing == "leading":
+            offset = 1 if n < self.steps else 0
+            return torch.arange(n).flip(0) * (self.steps // n) + offset
+        if spacing == "trailing":
+            # the exact spacing T/n is at least 1, so rounded values never coincide
+            return (self.steps - torch.arange(n) * (self.steps / n)).round().long() - 1
+        if spacing == "linspace":
+            return torch.linspace(self.steps - 1, 0, n, dtype=torch.float64).round().long()
+        raise ValueError(f"timestep spacing must be one of {SPACINGS}, got {spacing!r}")
+
+    def steps_along(self, timesteps: Tensor, final_alpha: float) -> Iterator[tuple[int, float, float]]:
+        """(t, abar_t, abar where the step arrives) for each step of a sampler along `timesteps` (n,).
+
+        A step arrives at the next, less noisy timestep, the last one at `final_alpha`. These are Python
+        floats, so that a sampler computes its coefficients in double precision and without a device
+        synchronisation per step.
+        """
+        grid = timesteps.flatten().tolist()
+        descends = all(later < earlier for earlier, later in itertools.pairwise(grid))
+        if timesteps.ndim != 1 or not grid or not descends or not 0 <= grid[-1] <= grid[0] < self.steps:
+            raise ValueError(f"timesteps must be 1-D, descending, in 0..{self.steps - 1}, got {timesteps}")
+        abars = self.alphas_cumprod[timesteps.to(self.alphas_cumprod.device)].tolist()
+        if not abars[-1] <= final_alpha <= 1:
+            raise ValueError(f"final_alpha must be in [{abars[-1]}, 1], got {final_alpha}")
+        return zip(grid, abars, [*abars[1:], final_alpha], strict=True)

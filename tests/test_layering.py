@@ -1,0 +1,143 @@
+"""Promises of the floor plan: imports run one way, and the model code stands on torch alone.
+
+Two looks at each rule: what a file says (its syntax tree, lazy imports included) and what really gets loaded
+when it is imported in a fresh interpreter. Files added later are covered without a change here.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
+MODEL_IMPORTS = {"torch", "einops", "numpy", "ldm"}
+EXTRA_IMPORTS = {  # what single files or folders of ldm may import on top, each for one reason
+    "ldm/conditioner.py": {"open_clip"},  # the tokenizer, whose vocabulary ships in the wheel
+    "ldm/attention.py": {"xformers"},  # an optional backend
+    "ldm/interop": {"safetensors"},  # reads and writes published files; no model file imports it
+}
+TRAINING = "ldm/training.py"  # the one file of ldm that knows Lightning
+
+PROBE = """
+import importlib, json, sys
+forbidden, found = set(sys.argv[2].split(",")), {}
+for name in sys.argv[1].split(","):
+    importlib.import_module(name)
+    loaded = sorted(forbidden & set(sys.modules))
+    if loaded:
+        found[name] = loaded
+        forbidden -= set(loaded)  # blame the first module only
+print(json.dumps(found))
+"""
+
+
+def files(*roots: str) -> list[Path]:
+    """Python files of folders and files of the repository, as paths relative to it."""
+    found = [
+        path
+        for root in roots
+        for path in ([ROOT / root] if root.endswith(".py") else sorted((ROOT / root).rglob("*.py")))
+    ]
+    return [path.relative_to(ROOT) for path in found]
+
+
+def imports(path: Path, root: Path = ROOT) -> set[str]:
+    """Dotted names that a file imports at any level: `from a import b` gives both a and a.b."""
+    package = path.parent.parts
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((root / path).read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
+    return found
+
+
+def top_level(path: Path, root: Path = ROOT) -> set[str]:
+    """Top-level names of the imports of a file that are not of the standard library."""
+    return {name.split(".")[0] for name in imports(path, root)} - sys.stdlib_module_names
+
+
+def allowed(path: Path) -> set[str]:
+    """Packages that a model file of ldm may import."""
+    extra = [names for place, names in EXTRA_IMPORTS.items() if path.is_relative_to(place)]
+    return MODEL_IMPORTS.union(*extra)
+
+
+def loaded_by(paths: list[Path], forbidden: set[str], root: Path = ROOT) -> dict[str, list[str]]:
+    """Forbidden modules that importing the files one after another loads, by the file that did it first."""
+    modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    command = [sys.executable, "-c", PROBE, ",".join(modules), ",".join(sorted(forbidden))]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+LDM_MODELS = [path for path in files("ldm") if path != Path(TRAINING)]
+
+
+def test_importing_ldm_loads_no_framework_and_nothing_of_cldm():
+    assert Path("ldm/unet.py") in LDM_MODELS
+    assert loaded_by(LDM_MODELS, FRAMEWORKS | {"cldm", "kornia"}) == {}
+
+
+@pytest.mark.parametrize("path", LDM_MODELS, ids=str)
+def test_a_model_file_imports_torch_einops_and_numpy_only(path):
+    assert top_level(path) <= allowed(path)
+
+
+def test_no_model_file_imports_the_converters_of_published_checkpoints():
+    models = [path for path in files("ldm") if not path.is_relative_to("ldm/interop")]
+    assert models
+    assert [path for path in models if "ldm.interop" in imports(path)] == []
+
+
+def test_ldm_never_imports_cldm_hydra_or_a_tracker():
+    never = FRAMEWORKS - {"pytorch_lightning"} | {"cldm"}
+    assert [path for path in files("ldm") if top_level(path) & never] == []
+
+
+def test_only_entry_points_import_hydra():
+    entry_points = {Path("cldm/cli.py"), Path("cldm/app.py")}
+    others = set(files("ldm", "cldm")) - entry_points
+    assert [path for path in others if "hydra" in top_level(path)] == []
+
+
+OUTER = files("cldm/conditions", "cldm/evaluation")
+
+
+@pytest.mark.parametrize("path", OUTER, ids=str)
+def test_conditions_and_evaluation_do_not_name_the_lightning_module(path):
+    assert not {"pytorch_lightning", "lightning"} & top_level(path)
+    assert "cldm.control_ldm" not in imports(path)
+
+
+def test_conditions_and_evaluation_do_not_load_the_lightning_module():
+    assert Path("cldm/conditions/canny.py") in OUTER
+    assert loaded_by(OUTER, {"pytorch_lightning", "hydra", "wandb", "cldm.control_ldm"}) == {}
+
+
+def test_conditions_do_not_import_the_data_that_imports_them():
+    found = {path: {name for name in imports(path) if name.startswith("cldm.data")} for path in OUTER}
+    assert not any(names for path, names in found.items() if path.is_relative_to("cldm/conditions")), found
+
+
+def test_these_tests_see_lazy_relative_and_indirect_imports(tmp_path):
+    package = tmp_path / "house"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "cellar.py").write_text("import colorsys\n")
+    (package / "attic.py").write_text(
+        "from . import cellar\n\ndef f():\n    import hydra.utils\n    from torch import nn\n"
+    )
+    attic = Path("house/attic.py")
+    assert top_level(attic, tmp_path) == {"house", "hydra", "torch"}
+    assert {"house.cellar", "hydra.utils", "torch.nn"} <= imports(attic, tmp_path)
+    assert loaded_by([attic], {"colorsys", "wandb"}, tmp_path) == {"house.attic": ["colorsys"]}
