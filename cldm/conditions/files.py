@@ -45,7 +45,7 @@ def load_hint(
     the condition's background (black), and the camera's rotation is applied. For maps of white lines on
     black, strokes of any colour become white; a dark drawing on a light or transparent ground is recognised
     and inverted (`invert` forces or forbids that for every kind of map); and a binary map stays binary:
-    scaled down, lines as thin as a pixel survive, scaled up, pixels become blocks.
+    scaled down, no line gets a gap; scaled up, pixels become blocks.
 
     `notify` gets one line for each thing done that the author might not expect (resized and cropped,
     inverted). Warns (HintWarning) if the result is blank or looks wrong. Raises HintFileError if the file is
@@ -194,19 +194,26 @@ def _cover(pixels: np.ndarray, target: tuple[int, int], condition: Condition) ->
     height, width = pixels.shape[:2]
     top, left = _margins((height, width), target)
     pixels = np.ascontiguousarray(pixels[top : height - top, left : width - left])
-    shrink = max(pixels.shape[0] / target[0], pixels.shape[1] / target[1])
-    if condition.polarity == "color" and _is_palette(pixels):
+    shrinks = pixels.shape[0] > target[0] or pixels.shape[1] > target[1]
+    if condition.binary and shrinks:
+        return _shrink_lines(pixels, target)
+    if condition.binary or (condition.polarity == "color" and _is_palette(pixels)):
         method = cv2.INTER_NEAREST
-    elif shrink > 1:
-        method = cv2.INTER_AREA
     else:
-        method = cv2.INTER_NEAREST if condition.binary else cv2.INTER_LINEAR
-    resized = cv2.resize(pixels, target[::-1], interpolation=method)
-    if condition.binary and shrink > 1:
-        # A line one pixel wide covers 1 / shrink of the new pixels that it crosses, or half of that where it
-        # lies on the border of two: at this threshold, a hair under the half, it survives and stays thin.
-        resized = (resized >= 0.49 / shrink).astype(np.float32)
-    return resized
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(pixels, target[::-1], interpolation=method)
+
+
+def _shrink_lines(pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    """Binary (h, w, 3) -> binary (*target, 3): white where the centre of any white pixel falls.
+
+    So no line gets a gap, however thin. Averaging would fade thin lines, and a threshold after it would break
+    them where they cross the corners of the new pixels.
+    """
+    (height, width), small = pixels.shape[:2], np.zeros((*target, 3), dtype=np.float32)
+    rows, columns = np.nonzero(pixels[:, :, 0])
+    small[(2 * rows + 1) * target[0] // (2 * height), (2 * columns + 1) * target[1] // (2 * width)] = 1
+    return small
 
 
 def _is_palette(pixels: np.ndarray) -> bool:

@@ -110,6 +110,14 @@ def test_a_shift_of_two_pixels_passes_at_two_pixels_and_fails_at_one():
     assert scores["edge_f1_1px"] < 0.8
 
 
+def test_edges_that_the_hint_lacks_cost_precision_only():
+    hint = hint_of(box())
+    hint[..., 16:] = 0  # the right half of the box is not asked for
+    scores = edge_fidelity(box(), hint, Canny())
+    assert scores["edge_recall_1px"] == 1
+    assert scores["edge_precision_1px"] < 0.8
+
+
 def test_edge_fidelity_refuses_what_it_cannot_compare():
     with pytest.raises(ValueError, match="one shape"):
         edge_fidelity(box(), hint_of(box())[:, :, :16], Canny())

@@ -19,7 +19,7 @@ from torch import Tensor
 from cldm.data.scenes.shapes import sdf
 from cldm.data.scenes.world import KINDS
 
-GRID = 32  # a region is resampled to GRID x GRID cells
+GRID = 28  # a region is resampled to GRID x GRID cells
 CELL = 2 / GRID
 PADDING = 0.22  # of the region's bounding box on each side: room for what is hidden
 START_ANGLES = (-18.0, -9.0, 0.0, 9.0, 18.0)
@@ -75,7 +75,7 @@ def _fit_batch(regions: Sequence[Region]) -> list[Fit]:
 
 
 def _resample(region: Region) -> tuple[np.ndarray, np.ndarray, float, float, float]:
-    """Target and weight (GRID,GRID) in [0,1] of a square crop; its centre and half side on the image plane."""
+    """Target and weight (GRID,GRID) in [0,1] of a square crop; its centre and half side (image plane)."""
     height, width = region.own.shape
     x0, y0, w, h = cv2.boundingRect(region.own.view(np.uint8))
     side = math.ceil(max(w, h) * (1 + 2 * PADDING))

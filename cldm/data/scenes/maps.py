@@ -69,7 +69,7 @@ def ranks(scenes: Sequence[Scene]) -> Tensor:
 
 
 def edges(labels: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """(b,1,h,w) in {0,1}: pixels with a neighbour (of 4) that lies farther: a border belongs to its object."""
+    """(b,1,h,w) in {0,1}: pixels with a farther neighbour (of 4), so that a border belongs to its object."""
     rank = ranks(scenes).gather(1, labels.flatten(1)).view_as(labels)
     edge = torch.zeros_like(labels, dtype=torch.bool)
     edge[:, 1:] |= rank[:, 1:] > rank[:, :-1]

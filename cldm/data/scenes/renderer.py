@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -55,8 +55,8 @@ class Render:
 
     def part(self, start: int, stop: int) -> Render:
         """Views of scenes start..stop-1."""
-        values = [getattr(self, field.name) for field in fields(self)]
-        return Render(*(None if value is None else value[start:stop] for value in values))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: v[start:stop] for name, v in values.items() if v is not None})
 
 
 @dataclass

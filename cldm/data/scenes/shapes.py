@@ -1,7 +1,7 @@
 """Signed distance functions of the kinds, in units of an object's radius (every shape fits the unit circle).
 
-Coordinates u to the right, v DOWN, any shape of tensor; distances are negative inside. They are true distances,
-so that bevels, outlines and shadows made from them are even (a corner's rounding is the distance to a smaller shape).
+Coordinates u to the right, v DOWN, tensors of any shape; distances are negative inside. Corners are rounded
+by taking the distance to a slightly smaller shape. True distances make bevels, outlines and shadows even.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The world of the scenes: what exists in it, and how one scene is drawn at random.
 
-Units: the image plane is [-1, 1]^2 with x to the right and y DOWN; lengths are in these units; angles in degrees,
-clockwise on screen. A scene is a pure function of (seed, index, family), so any worker can make any scene without
-shared state.
+Units: the image plane is [-1, 1]^2 with x to the right and y DOWN; lengths are in these units; angles are in
+degrees, clockwise on screen. A scene is a pure function of (seed, index, family), so any worker can make any
+scene without shared state.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ BACKGROUNDS: dict[str, RGB] = {
     "lavender": (0.80, 0.74, 0.95),
 }
 
-RADII: dict[str, tuple[float, float]] = {"small": (0.22, 0.30), "large": (0.36, 0.48)}
-COUNT_SHARES: tuple[float, ...] = (0.40, 0.48, 0.12)  # one, two, three objects
+RADII: dict[str, tuple[float, float]] = {"small": (0.26, 0.32), "large": (0.42, 0.52)}
+COUNT_SHARES: tuple[float, ...] = (0.44, 0.50, 0.06)  # one, two, three objects
 MAX_OBJECTS = len(COUNT_SHARES)
-MAX_ANGLE = 20.0
+MAX_ANGLE = 15.0
 MARGIN = 0.06  # between an object's circle and the frame
 CLOSENESS = 0.88  # smallest distance of two centres, as a share of the sum of their radii
 DEPTH_LEVELS: tuple[float, ...] = (0.25, 0.50, 0.75)  # floor of an object on the far..near axis 0..1
@@ -60,7 +60,7 @@ HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. It lies inside the circle (x, y, radius); nearer objects have a larger `depth`, in (0, 1)."""
+    """One object. It lies inside the circle (x, y, radius). Nearer objects have a larger `depth` (0..1)."""
 
     kind: str
     color: str
@@ -76,8 +76,8 @@ class SceneObject:
 class Scene:
     """Objects (1 to 3, kinds and colours distinct) on a background.
 
-    `light` is where on screen the light comes from, in degrees clockwise from left (45 = top left); `gradient`
-    is the signed change of background brightness from top to bottom.
+    `light` is where on screen the light comes from, in degrees clockwise from left (45 = top left).
+    `gradient` is the signed change of background brightness from top to bottom.
     """
 
     objects: tuple[SceneObject, ...]
@@ -88,7 +88,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Family:
-    """A set of scenes: kinds that may appear, (kind, colour) pairs that may not, and what must appear once."""
+    """A set of scenes: kinds that may appear, (kind, colour) pairs that may not, what must appear."""
 
     name: str
     kinds: tuple[str, ...] = KINDS

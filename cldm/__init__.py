@@ -1,0 +1,1 @@
+"""ControlNet: everything that exists because there is a hint."""

@@ -1,0 +1,183 @@
+"""Callbacks of the training stages: average of the trained weights, and pictures and figures along the way."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from cldm.pictures import grid, save_atomically
+
+Metrics = Callable[..., dict[str, float]]
+"""(pictures, batch, scenes, condition) -> figures; see cldm.evaluation.metrics."""
+
+Sampling = Callable[..., Tensor]
+"""See cldm.generation.Sampling."""
+
+
+class EMA(Callback):
+    """Exponential moving average of the trainable weights, with warm-up min(decay, (1 + n) / (10 + n)).
+
+    `swapped(module)` lends the averaged weights to the module: previews, metrics and exported files use them.
+    The state is the callback's own, so checkpoints hold it once and the frozen weights never.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"trainer EMA decay must be in [0, 1), got {decay}")
+        self.decay, self.updates = decay, 0
+        self.average: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        current = _trainable(pl_module)
+        if not self.average:
+            self.average = {name: p.detach().clone() for name, p in current.items()}
+        elif self.average.keys() != current.keys():
+            raise ValueError("the checkpoint's EMA belongs to other trainable weights than this run's")
+        self.average = {name: a.to(current[name].device) for name, a in self.average.items()}
+        self.last_step = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.last_step:  # accumulating gradients: the weights have not moved
+            return
+        self.last_step = trainer.global_step
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        current = _trainable(pl_module)
+        torch._foreach_lerp_([self.average[n] for n in current], [*current.values()], 1.0 - decay)
+        self.updates += 1
+
+    @contextmanager
+    def swapped(self, module: pl.LightningModule) -> Iterator[None]:
+        """Within the context `module` holds the averaged weights; afterwards its own again, come what may."""
+        current = _trainable(module)
+        raw = {name: p.detach().clone() for name, p in current.items()}
+        try:
+            _assign(current, self.average or raw)
+            yield
+        finally:
+            _assign(current, raw)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average, self.updates = dict(state_dict["average"]), int(state_dict["updates"])
+
+
+def _trainable(module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _assign(parameters: dict[str, torch.nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+@contextmanager
+def averaged(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+    """The module with its averaged weights if the trainer has an EMA callback, else as it is."""
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+    if ema is None or not ema.average:
+        yield
+    else:
+        with ema.swapped(module):
+            yield
+
+
+class Watch(Callback):
+    """Every `every` optimizer steps: pictures and figures of the same held-out items, with the averaged weights.
+
+    Writes previews/step_*.png with a line in previews/manifest.jsonl, logs the figures as watch/*, and keeps their
+    history (`history["step"]` and one list per figure) for the convergence curve; checkpoints carry it. `key` names
+    the figure that the progress bar shows.
+    """
+
+    def __init__(
+        self, metrics: Metrics, sampling: Sampling, every: int = 500, count: int = 32, shown: int = 12, key: str | None = None
+    ):
+        self.metrics, self.sampling, self.key = metrics, sampling, key
+        self.every, self.count, self.shown = every, count, shown
+        self.history: dict[str, list[float]] = {"step": []}
+        self.last_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._look(trainer, pl_module)
+        self.last_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step != self.last_step and (step % self.every == 0 or step == trainer.max_steps):
+            self._look(trainer, pl_module)
+        self.last_step = step
+
+    @rank_zero_only
+    @torch.no_grad()
+    def _look(self, trainer: pl.Trainer, module: Any) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        items = range(min(self.count, len(data.validation)))
+        batch, scenes = data.validation.__getitems__(items), [data.validation.scenes[i] for i in items]
+        batch = trainer.strategy.batch_to_device(batch)
+        was_training = module.training
+        with averaged(trainer, module):
+            module.eval()
+            pictures = module.pictures(batch, self.sampling)
+        module.train(was_training)
+        found = self.metrics(pictures, batch, scenes, data.condition)
+        self._record(trainer, pictures, batch, found)
+
+    def _record(self, trainer: pl.Trainer, pictures: dict[str, Tensor], batch: Any, found: dict[str, float]) -> None:
+        step = trainer.global_step
+        self.history["step"].append(step)
+        for name, value in found.items():
+            self.history.setdefault(name, []).append(value)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"watch/{name}": value for name, value in found.items()}, step)
+        folder = Path(trainer.default_root_dir) / "previews"
+        captions = batch["caption"][: self.shown]
+        sheet = grid({name: images[: self.shown] for name, images in pictures.items()}, captions)
+        save_atomically(sheet, folder / f"step_{step:07d}.png")
+        with open(folder / "manifest.jsonl", "a") as manifest:
+            ids = batch["id"][: self.shown].tolist()
+            line = {"file": f"step_{step:07d}.png", "step": step, "ids": ids, "captions": captions, **found}
+            manifest.write(json.dumps(line) + "\n")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("preview", [sheet], step=step)
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = {name: list(values) for name, values in state_dict["history"].items()}
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar over optimizer steps, with the loss and the watched figure beside it."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Watch) and callback.key and callback.history.get(callback.key):
+                items[callback.key] = round(callback.history[callback.key][-1], 3)
+        return items
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.unit = "step"
+        return bar
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        # the data never ends, so Lightning would show a bar without an end
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.reset(trainer.max_steps * trainer.accumulate_grad_batches)
+        self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.set_description("training")

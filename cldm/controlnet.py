@@ -1,0 +1,72 @@
+"""ControlNet (Zhang, Rao & Agrawala 2023): a trainable copy of the U-Net's encoder behind zero convolutions."""
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ldm.blocks import zero_module
+from ldm.unet import ControlResiduals, UNet, UNetEncoder
+
+
+def zero_conv(channels: int) -> nn.Conv2d:
+    """1x1 convolution with weight = bias = 0 (paper, section 3.1): silent at first, yet it learns."""
+    return zero_module(nn.Conv2d(channels, channels, 1))
+
+
+class HintEncoder(nn.Sequential):
+    """Hint (b, hint_channels, h, w) in [0, 1] -> features (b, out_channels, h/8, w/8) at the latents' size.
+
+    3x3 convolutions with SiLU between; one stride of 2 per entry of `widths` after the first; the last one is zero.
+    The paper's text says four 4x4 layers; this is what the published weights have (docs/paper_vs_code.md).
+    """
+
+    def __init__(self, out_channels: int, hint_channels: int = 3, widths: Sequence[int] = (16, 32, 96, 256)):
+        layers: list[nn.Module] = [nn.Conv2d(hint_channels, widths[0], 3, padding=1), nn.SiLU()]
+        for a, b in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(a, a, 3, padding=1), nn.SiLU(), nn.Conv2d(a, b, 3, padding=1, stride=2), nn.SiLU()]
+        super().__init__(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
+        self.factor = 2 ** (len(widths) - 1)
+
+
+class ControlNet(nn.Module):
+    """The branch: hint encoder, copy of the encoder and middle, one zero convolution per output.
+
+    y_c = F(z; locked) + Z2(F(z + Z1(hint); copy)), equation 2 of the paper, for every encoder block at once.
+    """
+
+    def __init__(
+        self, encoder: UNetEncoder, hint_channels: int = 3, hint_widths: Sequence[int] = (16, 32, 96, 256)
+    ):
+        super().__init__()
+        self.hint_channels = hint_channels
+        self.hint_encoder = HintEncoder(encoder.out_channels[0], hint_channels, hint_widths)
+        self.encoder = encoder
+        self.zero_convs = nn.ModuleList(zero_conv(channels) for channels in encoder.out_channels)
+        self.zero_conv_middle = zero_conv(encoder.out_channels[-1])
+
+    @classmethod
+    def from_unet(
+        cls, unet: UNet, hint_channels: int = 3, hint_widths: Sequence[int] = (16, 32, 96, 256)
+    ) -> "ControlNet":
+        """A branch that starts as a copy of the U-Net's encoder and changes nothing until it is trained."""
+        encoder = copy.deepcopy(unet.encoder).requires_grad_(True)
+        return cls(encoder, hint_channels, hint_widths).to(unet.encoder.conv_in.weight.device)
+
+    def encode_hint(self, hint: Tensor) -> Tensor:
+        """Hint (b, hint_channels, h, w) in [0, 1] -> (b, c, h/8, w/8), which sampling computes once."""
+        if hint.shape[1] != self.hint_channels:
+            raise ValueError(f"hint has {hint.shape[1]} channels, control.hint_channels is {self.hint_channels}")
+        return self.hint_encoder(hint)
+
+    def residuals(self, z: Tensor, t: Tensor, context: Tensor, features: Tensor) -> ControlResiduals:
+        """The branch on noisy latents z, with the hint already encoded."""
+        encoded = self.encoder.encode(
+            self.encoder.conv_in(z) + features, self.encoder.embed_time(t), context
+        )
+        skips = (conv(skip) for conv, skip in zip(self.zero_convs, encoded.skips, strict=True))
+        return ControlResiduals(tuple(skips), self.zero_conv_middle(encoded.middle))
+
+    def forward(self, z: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> ControlResiduals:
+        """(b, c, h, w), (b,), (b, n, d), (b, hint_channels, 8h, 8w) -> residuals for UNet.forward(control=...)."""
+        return self.residuals(z, t, context, self.encode_hint(hint))

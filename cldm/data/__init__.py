@@ -1,0 +1,1 @@
+"""Data sources; all yield ldm.batch.Batch."""

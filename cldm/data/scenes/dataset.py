@@ -1,0 +1,104 @@
+"""Rendered scenes as a data set held in memory: images or cached latent moments, hints, captions."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from cldm.conditions import Condition, apply_batch
+from cldm.data.scenes.captions import caption
+from cldm.data.scenes.renderer import render
+from cldm.data.scenes.world import Scene, get_family, sample_scene
+from ldm.batch import Batch
+
+CHUNK = 64  # scenes rendered at a time
+
+
+class ScenesDataset(Dataset):
+    """`count` scenes of a family, numbered from `start`, rendered once and kept in memory.
+
+    keep: which of "image", "moments" (needs `encode`: images -> moments) and "hint" (needs `condition`) to hold.
+    With `cache` the tensors are also written below that folder, named by everything they depend on
+    (`fingerprint` names the encoder), so that a restart reads them back.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        size: int = 128,
+        family: str = "base",
+        seed: int = 0,
+        start: int = 0,
+        keep: Sequence[str] = ("image",),
+        condition: Condition | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
+        fingerprint: str = "",
+        cache: str | Path | None = None,
+    ):
+        self.size, self.seed, self.start, self.keep = size, seed, start, tuple(keep)
+        self.condition, self.encode = condition, encode
+        self.scenes = [sample_scene(seed, start + i, get_family(family)) for i in range(count)]
+        key = json.dumps([count, size, family, seed, start, self.keep, repr(condition), fingerprint])
+        name = f"scenes-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
+        self.tensors = self._load(Path(cache) / name if cache else None)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        index = torch.as_tensor(indices)
+        batch = Batch(caption=[self.caption(i) for i in indices], id=index)
+        if "image" in self.tensors:
+            batch["image"] = self.tensors["image"][index].float() / 127.5 - 1.0
+        if "moments" in self.tensors:
+            batch["moments"] = self.tensors["moments"][index].float()
+        if "hint" in self.tensors:
+            batch["hint"] = self.tensors["hint"][index].float() / 255.0
+        return batch
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def caption(self, index: int) -> str:
+        """The scene's caption; always the same for a scene."""
+        return caption(self.scenes[index], self.seed, self.start + index)
+
+    def _load(self, path: Path | None) -> dict[str, Tensor]:
+        if path is not None and path.exists():
+            return torch.load(path, weights_only=True)
+        tensors = self._render_all()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            torch.save(tensors, partial)
+            partial.replace(path)
+        return tensors
+
+    def _render_all(self) -> dict[str, Tensor]:
+        chunks: list[dict[str, Tensor]] = []
+        with tqdm(total=len(self.scenes), desc=f"rendering {self.size} px scenes", unit="img") as bar:
+            for first in range(0, len(self.scenes), CHUNK):
+                scenes = self.scenes[first : first + CHUNK]
+                chunks.append(self._render_chunk(scenes))
+                bar.update(len(scenes))
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in self.keep}
+
+    @torch.no_grad()
+    def _render_chunk(self, scenes: Sequence[Scene]) -> dict[str, Tensor]:
+        image = render(scenes, self.size).image
+        tensors = {"image": ((image + 1.0) * 127.5).round().to(torch.uint8)}
+        image = tensors["image"].float() / 127.5 - 1.0  # hints and moments see the image as it would be stored
+        if "moments" in self.keep:
+            if self.encode is None:
+                raise ValueError("keep=moments needs the autoencoder that encodes them")
+            tensors["moments"] = self.encode(image).half().cpu()
+        if "hint" in self.keep:
+            if self.condition is None:
+                raise ValueError("keep=hint needs a condition")
+            tensors["hint"] = (apply_batch(self.condition, image) * 255.0).round().to(torch.uint8)
+        return {name: tensors[name] for name in self.keep}

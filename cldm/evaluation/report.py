@@ -1,0 +1,122 @@
+"""What a finished run says of itself: figures on held-out scenes, a grid of pictures, the convergence curve."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cldm.conditions import Condition
+from cldm.control import ControlUnit
+from cldm.controlnet import ControlNet
+from cldm.data.scenes import Scene
+from cldm.data.scenes.dataset import ScenesDataset
+from cldm.evaluation.captions import caption_fidelity
+from cldm.evaluation.metrics import autoencoder_metrics, control_scores
+from cldm.pictures import grid, save_atomically
+from ldm.autoencoder import AutoencoderKL
+from ldm.batch import Batch
+from ldm.diffusion import LatentDiffusion
+
+Sampling = Callable[..., Tensor]
+CHUNK = 32  # images sampled at a time
+
+
+def batches(dataset: ScenesDataset, count: int) -> list[tuple[Batch, Sequence[Scene]]]:
+    """The first `count` held-out scenes in chunks, each with its scenes."""
+    count = min(count, len(dataset))
+    ranges = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
+    return [(dataset.__getitems__(r), [dataset.scenes[i] for i in r]) for r in ranges]
+
+
+@torch.no_grad()
+def control_report(
+    diffusion: LatentDiffusion,
+    control: ControlNet,
+    dataset: ScenesDataset,
+    sampling: Sampling,
+    condition: Condition,
+    folder: Path,
+    count: int = 128,
+    shown: int = 16,
+) -> dict[str, dict[str, float]]:
+    """{metric: {"base", "control", "ceiling"}} over `count` held-out scenes; writes grid.png into `folder`.
+
+    base: the locked model without control, same prompts and seeds. ceiling: the real image through the autoencoder.
+    """
+    images: dict[str, list[Tensor]] = {"hint": [], "base": [], "controlled": [], "real": [], "ceiling": []}
+    captions: list[str] = []
+    for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out scenes", unit="batch"):
+        size, seeds, prompts = tuple(batch["image"].shape[-2:]), batch["id"].tolist(), batch["caption"]
+        unit = ControlUnit(control, batch["hint"])
+        images["hint"].append(batch["hint"])
+        images["base"].append(sampling(diffusion, prompts, seeds, size))
+        images["controlled"].append(sampling(diffusion, prompts, seeds, size, control=unit))
+        images["real"].append(batch["image"])
+        images["ceiling"].append(diffusion.decode(diffusion.encode(batch["image"])))
+        captions += prompts
+    sheets = {name: torch.cat(parts) for name, parts in images.items()}
+    columns = {name: sheets[name][:shown] for name in ("base", "controlled", "real")}
+    columns = {"hint": 2.0 * sheets["hint"][:shown] - 1.0, **columns}
+    save_atomically(grid(columns, captions[:shown]), folder / "grid.png")
+    scenes = dataset.scenes[: len(captions)]
+    scores = {
+        name: {
+            **control_scores(sheets[images_of], sheets["hint"], scenes, condition),
+            **{f"caption_{k}": v for k, v in caption_fidelity(sheets[images_of], captions).items()},
+        }
+        for name, images_of in (("base", "base"), ("control", "controlled"), ("ceiling", "ceiling"))
+    }
+    return {metric: {name: scores[name][metric] for name in scores} for metric in scores["base"]}
+
+
+def table(fidelity: dict[str, dict[str, float]], rows: dict[str, str]) -> str:
+    """A plain-text table of the chosen metrics (name -> what it is called)."""
+    columns = [*next(iter(fidelity.values()))]
+    width = max(map(len, rows.values()))
+    lines = [" " * width + "".join(f"{name:>10}" for name in columns)]
+    for metric, title in rows.items():
+        values = "".join(f"{fidelity[metric][name]:10.3f}" for name in columns)
+        lines.append(f"{title:<{width}}{values}")
+    return "\n".join(lines)
+
+
+CONTROL_ROWS = {
+    "edge_f1_1px": "edge F1, 1 px",
+    "edge_f1_2px": "edge F1, 2 px",
+    "shape_iou": "shape IoU",
+    "shape": "shape correct",
+    "color_binding": "colour binding",
+    "background": "background",
+}
+
+
+def base_report(
+    diffusion: LatentDiffusion, dataset: ScenesDataset, sampling: Sampling, folder: Path, count: int = 512
+) -> dict[str, Any]:
+    """Caption fidelity of the base over `count` held-out captions; writes grid.png into `folder`."""
+    samples, captions = [], []
+    for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out captions", unit="batch"):
+        size = tuple(batch["image"].shape[-2:])
+        samples.append(sampling(diffusion, batch["caption"], batch["id"].tolist(), size))
+        captions += batch["caption"]
+    images = torch.cat(samples)
+    save_atomically(grid({"sample": images[:24]}, captions[:24], pairs=6), folder / "grid.png")
+    return dict(caption_fidelity(images, captions))
+
+
+@torch.no_grad()
+def autoencoder_report(
+    autoencoder: AutoencoderKL, dataset: ScenesDataset, condition: Condition
+) -> dict[str, float]:
+    """PSNR in dB and edge scores of the reconstructions of every held-out scene."""
+    found = []
+    for batch, scenes in batches(dataset, len(dataset)):
+        x = batch["image"]
+        y = autoencoder.decode(autoencoder.encode(x)).clamp(-1.0, 1.0)
+        scores = autoencoder_metrics({"image": x, "reconstruction": y}, batch, scenes, condition)
+        found.append((len(x), scores))
+    total = sum(count for count, _ in found)
+    return {name: sum(count * s[name] for count, s in found) / total for name in found[0][1]}

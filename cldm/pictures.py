@@ -1,0 +1,73 @@
+"""Pictures that people look at: grids of images with captions, and curves."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+GAP = 6
+TEXT_SIZE = 11
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3, h, w) in [-1, 1], clamped and rounded."""
+    pixels = ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def grid(columns: Mapping[str, Tensor], captions: Sequence[str], pairs: int = 2) -> Image.Image:
+    """A sheet: one row per item, its images (n, 3, h, w) in [-1, 1] side by side under their names, its caption below.
+
+    `pairs` rows stand side by side, so that a sheet of many items is not a long strip.
+    """
+    names, (height, width) = list(columns), next(iter(columns.values())).shape[-2:]
+    font = ImageFont.load_default(TEXT_SIZE)
+    row_width = len(names) * (width + GAP)
+    lines = [textwrap.wrap(caption, max(row_width // 6, 12)) for caption in captions]
+    text_height = (TEXT_SIZE + 3) * max(map(len, lines), default=0)
+    row_height, header = height + text_height + GAP, TEXT_SIZE + 6
+    rows = -(-len(captions) // pairs)
+    sheet = Image.new("RGB", (pairs * (row_width + 2 * GAP) + GAP, header + rows * row_height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, wrapped in enumerate(lines):
+        row, pair = i % rows, i // rows
+        left, top = GAP + pair * (row_width + 2 * GAP), header + row * row_height
+        for j, name in enumerate(names):
+            x = left + j * (width + GAP)
+            draw.text((x, 2), name, INK, font)
+            sheet.paste(to_pil(columns[name][i]), (x, top))
+        draw.multiline_text((left, top + height), "\n".join(wrapped), INK, font, spacing=2)
+    return sheet
+
+
+def save_atomically(picture: Image.Image, path: str | Path) -> None:
+    """Write a PNG through a temporary file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.png")
+    picture.save(partial)
+    partial.replace(path)
+
+
+def curve(
+    path: str | Path, steps: Sequence[int], series: Mapping[str, Sequence[float]], mark: int | None, title: str
+) -> None:
+    """Line plot of series over optimizer steps, with `mark` (the moment of convergence) as a vertical line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    for name, values in series.items():
+        axes.plot(steps, np.asarray(values, dtype=float), marker=".", label=name)
+    if mark is not None:
+        axes.axvline(mark, color="0.4", linestyle="--", label=f"sudden convergence: step {mark}")
+    axes.set(xlabel="optimizer step", ylabel="share", ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    canvas.draw()
+    save_atomically(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)

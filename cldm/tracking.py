@@ -1,0 +1,77 @@
+"""Loggers and the identity of a run. The run folder is the record; loggers are copies of it."""
+
+import json
+import os
+import subprocess
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B could log in without asking: a key in the environment or in ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc().authenticators("api.wandb.ai") is not None
+    except (FileNotFoundError, NetrcParseError):
+        return False
+
+
+def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
+    """W&B, offline unless a key is set (WANDB_MODE, if set, decides): never a prompt. options: see WandbLogger.
+
+    The run's id is kept in the run folder, so that a resumed run goes on as the same W&B run.
+    """
+    mode = os.environ.get("WANDB_MODE")
+    offline = mode != "online" if mode else not has_wandb_key()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    id_file = Path(save_dir) / "wandb_id"
+    run_id = id_file.read_text().strip() if id_file.exists() else os.urandom(6).hex()
+    id_file.parent.mkdir(parents=True, exist_ok=True)
+    id_file.write_text(run_id)
+    return WandbLogger(save_dir=save_dir, id=run_id, resume="allow", offline=offline, **options)
+
+
+def csv_logger(save_dir: str) -> CSVLogger:
+    """metrics.csv in the run folder; an earlier attempt's file is kept as metrics.1.csv, metrics.2.csv, ..."""
+    path = Path(save_dir) / "metrics.csv"
+    if path.exists():
+        attempt = 1 + len(list(path.parent.glob("metrics.*.csv")))
+        path.rename(path.with_name(f"metrics.{attempt}.csv"))
+    return CSVLogger(save_dir, name="", version="")
+
+
+def commit() -> str:
+    """The checkout's git commit, with "+changes" if files differ from it, or "unknown" outside of git."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically; numbers that do not exist (nan) become null."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

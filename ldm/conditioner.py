@@ -1,0 +1,79 @@
+"""Conditioner: prompts to the context that cross-attention reads. The tokenizer is open_clip's own."""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.text_encoder import TextEncoder
+
+
+@functools.cache
+def _clip_tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer  # imported late: the package takes seconds
+
+    return SimpleTokenizer()
+
+
+class Conditioner(nn.Module):
+    """list[str] -> context (b, context_length, width): start token, the text, end token, padding.
+
+    vocabulary: None for CLIP's 49,408 tokens, or the words a small model knows; their tokens are then numbered
+        0, 1, ... and start and end come last. Words outside of it are left out, with a warning.
+    pad: "end" repeats the end token (Stable Diffusion 1), "zero" pads with token 0 (Stable Diffusion 2).
+    """
+
+    def __init__(
+        self, text_encoder: TextEncoder, vocabulary: Sequence[str] | None = None, pad: str = "end"
+    ):
+        super().__init__()
+        if pad not in ("end", "zero"):
+            raise ValueError(f"model.conditioner.pad must be 'end' or 'zero', got {pad!r}")
+        self.text_encoder, self.pad = text_encoder, pad
+        self.vocabulary = None if vocabulary is None else tuple(vocabulary)
+        self._small_ids = None if vocabulary is None else self._number(self.vocabulary or ())
+        expected = 49408 if self._small_ids is None else len(self._small_ids)
+        if text_encoder.token_embedding.num_embeddings != expected:
+            raise ValueError(
+                f"model.text_encoder.vocab_size is {text_encoder.token_embedding.num_embeddings}, "
+                f"the vocabulary has {expected} tokens (start and end included)"
+            )
+
+    @staticmethod
+    def _number(words: Sequence[str]) -> dict[int, int]:
+        clip = _clip_tokenizer()
+        ids = dict.fromkeys(token for word in words for token in clip.encode(word))
+        return {token: i for i, token in enumerate([*ids, clip.sot_token_id, clip.eot_token_id])}
+
+    def _encode(self, text: str) -> list[int]:
+        tokens = _clip_tokenizer().encode(text)
+        if self._small_ids is None:
+            return tokens
+        unknown = [token for token in tokens if token not in self._small_ids]
+        if unknown:
+            words = _clip_tokenizer().decode(unknown).split()
+            warnings.warn(
+                f"the model does not know {', '.join(map(repr, words))} and leaves it out; it knows: "
+                + " ".join(sorted(self.vocabulary or ())),
+                stacklevel=4,
+            )
+        return [self._small_ids[token] for token in tokens if token in self._small_ids]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> token numbers (b, context_length) int64; what does not fit is cut off."""
+        clip, length = _clip_tokenizer(), self.text_encoder.context_length
+        start, end = clip.sot_token_id, clip.eot_token_id
+        if self._small_ids is not None:
+            start, end = self._small_ids[start], self._small_ids[end]
+        rows = []
+        for text in texts:
+            row = [start, *self._encode(text)[: length - 2], end]
+            rows.append(row + [end if self.pad == "end" else 0] * (length - len(row)))
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        device = self.text_encoder.token_embedding.weight.device
+        return self.text_encoder(self.tokenize(texts).to(device))

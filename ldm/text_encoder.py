@@ -1,0 +1,72 @@
+"""CLIP's text transformer (Radford et al. 2021): pre-norm, causal, learned positions."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI CLIP's approximation x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class TextLayer(nn.Module):
+    """LayerNorm, causal self-attention, add; LayerNorm, MLP of 4 x width, add."""
+
+    def __init__(self, width: int, heads: int, activation: str):
+        super().__init__()
+        self.heads, self.activation = heads, ACTIVATIONS[activation]
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        q, k, v = (
+            rearrange(p(h), "b n (h d) -> b h n d", h=self.heads) for p in (self.to_q, self.to_k, self.to_v)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+
+
+class TextEncoder(nn.Module):
+    """Tokens (b, n) int64, n <= context_length -> embeddings (b, n, width) after the final norm.
+
+    The defaults are the encoder of Stable Diffusion 1.x (CLIP ViT-L/14). `skip_last=1` reads the layer before the
+    last, as Stable Diffusion 2.x does; the final norm is applied either way.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 49408,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        context_length: int = 77,
+        activation: str = "quick_gelu",
+        skip_last: int = 0,
+    ):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"model.text_encoder.activation must be in {[*ACTIVATIONS]}, got {activation!r}")
+        if width % heads:
+            raise ValueError(f"model.text_encoder: width {width} cannot be split into {heads} heads")
+        self.width, self.context_length, self.skip_last = width, context_length, skip_last
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Embedding(context_length, width)
+        self.layers = nn.ModuleList(TextLayer(width, heads, activation) for _ in range(layers))
+        self.final_norm = nn.LayerNorm(width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.01)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
+        for layer in self.layers[: len(self.layers) - self.skip_last]:
+            x = layer(x)
+        return self.final_norm(x)

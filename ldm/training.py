@@ -1,0 +1,174 @@
+"""LightningModules that train the autoencoder and the base diffusion model."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoder import AutoencoderKL
+from ldm.batch import Batch
+from ldm.diffusion import ControlBranch, LatentDiffusion
+from ldm.losses import AutoencoderLoss
+from ldm.random import generator
+
+Sampling = Callable[..., Tensor]
+"""(diffusion, prompts, seeds, size, ...) -> images; see cldm.generation.Sampling."""
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Stage(pl.LightningModule):
+    """What the training stages share: optimizer, learning-rate schedule, and noise as a function of the step.
+
+    optimizer: parameters -> optimizer. The rate warms up over `warmup_steps` optimizer steps, then stays, or falls
+    along a cosine to 2 % at the trainer's max_steps (`cosine=True`).
+    """
+
+    def __init__(self, optimizer: OptimizerFactory, warmup_steps: int = 100, cosine: bool = True, seed: int = 0):
+        super().__init__()
+        self.optimizer_factory, self.warmup_steps, self.cosine, self.seed = optimizer, warmup_steps, cosine, seed
+
+    def trained(self) -> nn.Module:
+        """The module whose weights this stage exists to produce; its exported file holds them."""
+        raise NotImplementedError
+
+    def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
+        """Images (b, 3, h, w) in [-1, 1] to look at, by name, drawn from the current weights."""
+        raise NotImplementedError
+
+    def rate(self, step: int) -> float:
+        """Learning-rate factor at an optimizer step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if not self.cosine:
+            return 1.0
+        total = max(self.trainer.max_steps - self.warmup_steps, 1)
+        progress = min((step - self.warmup_steps) / total, 1.0)
+        return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def step_generator(self, batch_idx: int) -> torch.Generator:
+        """Noise of this step and rank; resuming draws the same, logging in between changes nothing."""
+        return generator(self.seed, self.global_rank, self.global_step, batch_idx, device=self.device)
+
+
+class AutoencoderTraining(Stage):
+    """Trains AutoencoderKL; optionally only its decoder (the latents stay), optionally against a patch GAN."""
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        loss: AutoencoderLoss,
+        optimizer: OptimizerFactory,
+        decoder_only: bool = False,
+        warmup_steps: int = 100,
+        cosine: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__(optimizer, warmup_steps, cosine, seed)
+        self.autoencoder, self.loss, self.decoder_only = autoencoder, loss, decoder_only
+        if decoder_only:
+            autoencoder.encoder.requires_grad_(False)
+            autoencoder.quant_conv.requires_grad_(False)
+
+    def trained(self) -> nn.Module:
+        return nn.ModuleDict({"autoencoder": self.autoencoder})  # named as in LatentDiffusion
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
+        x = batch["image"]
+        return {"image": x, "reconstruction": self.autoencoder.decode(self.autoencoder.encode(x)).clamp(-1, 1)}
+
+    def on_train_end(self) -> None:
+        """Give the latents unit standard deviation, once they are final."""
+        if not self.decoder_only and self.global_rank == 0:
+            batch = next(iter(self.trainer.train_dataloader))
+            set_latent_scale(self.autoencoder, batch["image"].to(self.device))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x = batch["image"]
+        posterior = self.autoencoder.posterior(x)
+        noise = torch.empty_like(posterior.mean).normal_(generator=self.step_generator(batch_idx))
+        y = self.autoencoder.decode(self.autoencoder.scale * posterior.sample(noise))
+        loss, terms = self.loss(x, y, posterior)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        return loss
+
+
+@torch.no_grad()
+def set_latent_scale(autoencoder: AutoencoderKL, images: Tensor) -> None:
+    """scale = 1 / std of the latents of these images (Rombach et al. 2022, appendix G)."""
+    autoencoder.scale.fill_(1.0)
+    autoencoder.scale.copy_(1.0 / autoencoder.encode(images).std())
+
+
+def stratified_timesteps(count: int, steps: int, rng: torch.Generator) -> Tensor:
+    """Uniform timesteps (count,), one from each of `count` equal bands in random order: less noisy gradients."""
+    jitter = torch.rand(count, generator=rng, device=rng.device)
+    bands = torch.randperm(count, generator=rng, device=rng.device)
+    return ((bands + jitter) / count * steps).long().clamp(max=steps - 1)
+
+
+def drop_prompts(prompts: Sequence[str], rate: float, rng: torch.Generator) -> list[str]:
+    """Replace each prompt by "" with probability `rate`."""
+    dropped = torch.rand(len(prompts), generator=rng, device=rng.device) < rate
+    return ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
+
+
+class DiffusionTraining(Stage):
+    """Trains the U-Net and the text encoder on the latents of a fixed autoencoder."""
+
+    def __init__(
+        self,
+        diffusion: LatentDiffusion,
+        optimizer: OptimizerFactory,
+        prompt_dropout: float = 0.1,
+        train_text_encoder: bool = True,
+        warmup_steps: int = 100,
+        cosine: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__(optimizer, warmup_steps, cosine, seed)
+        self.diffusion, self.prompt_dropout = diffusion, prompt_dropout
+        diffusion.autoencoder.requires_grad_(False)
+        diffusion.conditioner.requires_grad_(train_text_encoder)
+
+    def trained(self) -> LatentDiffusion:
+        return self.diffusion
+
+    def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        """Scaled latents drawn from the posterior of the batch's cached moments or images."""
+        autoencoder = self.diffusion.autoencoder
+        with torch.no_grad():
+            moments = batch["moments"] if "moments" in batch else autoencoder.moments(batch["image"])
+            half = moments[:, : moments.shape[1] // 2]
+            noise = torch.empty_like(half).normal_(generator=rng)
+            return autoencoder.latents(moments, noise)
+
+    def branch(self, batch: Batch) -> ControlBranch | None:
+        """The control branch to train with this batch; the base model has none."""
+        return None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        rng = self.step_generator(batch_idx)
+        z0 = self.latents(batch, rng)
+        t = stratified_timesteps(len(z0), self.diffusion.schedule.steps, rng)
+        eps = torch.empty_like(z0).normal_(generator=rng)
+        context = self.diffusion.context(drop_prompts(batch["caption"], self.prompt_dropout, rng))
+        loss = self.diffusion.loss(z0, context, t, eps, self.branch(batch)).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
+        size = batch["image"].shape[-2:]
+        images = sampling(self.diffusion, batch["caption"], batch["id"].tolist(), tuple(size))
+        return {"sample": images, "real": batch["image"]}

@@ -1,0 +1,79 @@
+"""Train a stage: `python train.py` trains a ControlNet on the shipped base model. Config: configs/train.yaml."""
+
+import sys
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from cldm.callbacks import Watch, averaged
+from cldm.runs import finish_run, start_run
+from ldm.weights import load_weights
+
+REPOSITORY = Path(__file__).resolve().parent
+OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
+OmegaConf.register_new_resolver(
+    "run_folder",
+    lambda resume, name: resume or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}",
+    replace=True,
+    use_cache=True,
+)
+
+
+def build_module(cfg: DictConfig, model: torch.nn.Module) -> pl.LightningModule:
+    """The LightningModule of the stage, around the model and, for control, a branch copied from its U-Net."""
+    module = instantiate(cfg.stage.module, _convert_="all")
+    optimizer = instantiate(cfg.optimizer, _convert_="all")
+    if cfg.stage.name == "autoencoder":
+        return module(autoencoder=model.autoencoder, optimizer=optimizer)
+    if cfg.stage.name == "diffusion":
+        return module(diffusion=model, optimizer=optimizer)
+    control = instantiate(cfg.control, _convert_="all")(model.unet)
+    return module(diffusion=model, control=control, optimizer=optimizer)
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Build, fit, report; returns what results.json holds."""
+    began = time.time()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    pl.seed_everything(cfg.seed, verbose=False)
+    run = start_run(cfg)
+    model = instantiate(cfg.model, _convert_="all")
+    if cfg.base and cfg.stage.loads:
+        load_weights(model, cfg.base, cfg.stage.loads)
+    module = build_module(cfg, model)
+    if cfg.init_from:
+        trained = module.trained()
+        load_weights(trained, cfg.init_from, parts=dict(trained.named_children()))
+    condition = instantiate(cfg.condition, _convert_="all")
+    data = instantiate(cfg.data, _convert_="all")(condition=condition, autoencoder=model.autoencoder)
+    loggers = [*instantiate(cfg.logger, _convert_="all").values()]
+    settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
+    trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
+    trainer.fit(module, data, ckpt_path=run.last_checkpoint)
+    if not trainer.is_global_zero:
+        return {}
+    watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
+    sampling = instantiate(cfg.sampler, _convert_="all")
+    with averaged(trainer, module):
+        module.eval()
+        return finish_run(run, cfg, module, data, sampling, watch.history, trainer.global_step, began)
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    train(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
