@@ -1,6 +1,6 @@
 """Train a stage: `python train.py` trains a ControlNet on the shipped base model. Config: configs/train.yaml."""
 
-import sys
+import json
 import time
 import warnings
 from datetime import datetime
@@ -10,11 +10,12 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from cldm.callbacks import Watch, averaged
-from cldm.runs import finish_run, start_run
+from cldm.callbacks import Export, Watch, averaged
+from cldm.runs import finish_run, report, start_run
 from ldm.weights import load_weights
 
 REPOSITORY = Path(__file__).resolve().parent
@@ -65,15 +66,28 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     sampling = instantiate(cfg.sampler, _convert_="all")
     with averaged(trainer, module):
         module.eval()
-        return finish_run(run, cfg, module, data, sampling, watch.history, trainer.global_step, began)
+        results = report(cfg, module, data, sampling, watch.history)
+    export = next(c for c in trainer.callbacks if isinstance(c, Export))
+    export.write(trainer, module, metrics=json.dumps(results["fidelity"]))
+    return finish_run(run, {**results, "steps": trainer.global_step}, began)
+
+
+def train_chain(cfg: DictConfig) -> None:
+    """Run the stages of cfg.chain one after another, each on the weights of the one before."""
+    base = None
+    for overrides in cfg.chain:
+        stage = compose("train", overrides=[*overrides, f"seed={cfg.seed}", f"base={base or 'null'}"])
+        stage.run_dir = str(Path(cfg.run_dir) / stage.stage.name)
+        train(stage)
+        base = Path(stage.run_dir) / f"{stage.stage.name}.safetensors"
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    train(cfg)
+    train_chain(cfg) if cfg.chain else train(cfg)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,7 @@
 """Callbacks of the training stages: average of the trained weights, and pictures and figures along the way."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from cldm.pictures import grid, save_atomically
+from cldm.tracking import commit
+from ldm.weights import save_weights
 
 Metrics = Callable[..., dict[str, float]]
 """(pictures, batch, scenes, condition) -> figures; see cldm.evaluation.metrics."""
@@ -157,6 +160,36 @@ class Watch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = {name: list(values) for name, values in state_dict["history"].items()}
+
+
+class Export(Callback):
+    """Beside every checkpoint: the stage's averaged weights as <stage>.safetensors, ready to sample with.
+
+    metadata: what the file says of itself, such as {"stage": "control", "condition": "canny"}.
+    dtype: "float32", or "float16" for a file of half the size.
+    """
+
+    def __init__(self, folder: str, metadata: dict[str, str], dtype: str = "float32"):
+        if dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"export dtype must be float32, float16 or bfloat16, got {dtype!r}")
+        self.folder, self.metadata, self.dtype = Path(folder), metadata, getattr(torch, dtype)
+
+    @rank_zero_only
+    def write(self, trainer: pl.Trainer, module: Any, **facts: str) -> None:
+        """Write the file, with further facts in its metadata."""
+        metadata = {
+            **{name: str(value) for name, value in self.metadata.items()},
+            **facts,
+            "steps": str(trainer.global_step),
+            "commit": commit(),
+            "command": " ".join(["python", *sys.argv]),
+        }
+        with averaged(trainer, module):
+            path = self.folder / f"{self.metadata['stage']}.safetensors"
+            save_weights(module.trained(), path, metadata, self.dtype)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.write(trainer, pl_module)
 
 
 class Progress(TQDMProgressBar):

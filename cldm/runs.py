@@ -14,7 +14,6 @@ from cldm.evaluation.convergence import convergence_step
 from cldm.evaluation.report import CONTROL_ROWS, autoencoder_report, base_report, control_report, table
 from cldm.pictures import curve
 from cldm.tracking import commit, write_json
-from ldm.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -44,39 +43,33 @@ def start_run(cfg: DictConfig) -> Run:
     return Run(folder, str(last) if cfg.resume else None)
 
 
-def finish_run(
-    run: Run,
-    cfg: DictConfig,
-    module: Any,
-    data: Any,
-    sampling: Any,
-    history: dict[str, list[float]],
-    steps: int,
-    began: float,
+def report(
+    cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """Measure on held-out scenes, write weights, results.json and, last of all, DONE.json; print a summary."""
-    stage, folder = cfg.stage.name, run.folder
-    results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "steps": steps, "seed": cfg.seed}
+    """Measure the stage on held-out scenes, write its pictures, print its table; returns the first part of results."""
+    stage, folder = cfg.stage.name, Path(cfg.run_dir)
+    results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}
     if stage == "control":
-        results["fidelity"] = control_report(
-            module.diffusion, module.control, data.validation, sampling, data.condition, folder
-        )
-        results["convergence_step"] = convergence_step(history["step"], history["edge_f1_1px"])
+        fidelity = control_report(module.diffusion, module.control, data.validation, sampling, data.condition, folder)
+        moment = convergence_step(history["step"], history["edge_f1_1px"])
         series = {name: history[name] for name in ("edge_f1_1px", "edge_f1_2px", "shape_iou")}
-        mark = results["convergence_step"]
-        curve(folder / "convergence.png", history["step"], series, mark, "fidelity to the hint, held-out scenes")
-        print("\n" + table(results["fidelity"], CONTROL_ROWS))
-    elif stage == "diffusion":
-        results["fidelity"] = base_report(module.diffusion, data.validation, sampling, folder)
+        title = "fidelity to the hint, held-out scenes"
+        curve(folder / "convergence.png", history["step"], series, moment, title)
+        print("\n" + table(fidelity, CONTROL_ROWS))
+        return {**results, "fidelity": fidelity, "convergence_step": moment}
+    if stage == "diffusion":
+        scores = base_report(module.diffusion, data.validation, sampling, folder)
     else:
-        results["fidelity"] = autoencoder_report(module.autoencoder, data.validation, data.condition)
-    if stage != "control":
-        print("\n" + "\n".join(f"{name:20} {value:8.3f}" for name, value in results["fidelity"].items()))
-    results |= {"wall_seconds": round(time.time() - began, 1), "commit": commit()}
-    metadata = {name: str(results[name]) for name in ("stage", "condition", "steps", "seed", "commit")}
-    metadata |= {"command": " ".join(["python", *sys.argv])}
-    save_weights(module.trained(), folder / f"{stage}.safetensors", metadata)
-    write_json(folder / "results.json", results)
-    write_json(folder / "DONE.json", {"steps": steps, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    print(f"\nrun folder: {folder}")
+        scores = autoencoder_report(module.autoencoder, data.validation, data.condition)
+    print("\n" + "\n".join(f"{name:20} {value:8.3f}" for name, value in scores.items()))
+    return {**results, "fidelity": scores}
+
+
+def finish_run(run: Run, results: dict[str, Any], began: float) -> dict[str, Any]:
+    """Write results.json and, last of all, DONE.json."""
+    results = {**results, "wall_seconds": round(time.time() - began, 1), "commit": commit()}
+    write_json(run.folder / "results.json", results)
+    finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    write_json(run.folder / "DONE.json", {"steps": results["steps"], "finished": finished})
+    print(f"\nrun folder: {run.folder}")
     return results

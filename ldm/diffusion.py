@@ -41,8 +41,9 @@ class LatentDiffusion(nn.Module):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of an image; ValueError if a side does not divide."""
         factor = self.autoencoder.factor
-        if height % factor or width % factor:
-            raise ValueError(f"image sides must be multiples of {factor}, got {height} x {width}")
+        unit = factor * 2 ** (len(self.unet.config.channel_mult) - 1)  # each U-Net level halves once more
+        if height % unit or width % unit:
+            raise ValueError(f"image sides must be multiples of {unit} for this model, got {height} x {width}")
         return self.autoencoder.z_channels, height // factor, width // factor
 
     def denoise(self, z: Tensor, t: Tensor, context: Tensor, control: ControlResiduals | None = None) -> Tensor:

@@ -1,6 +1,8 @@
 """Losses of the autoencoder: L1, L1 of gradients, KL, and optionally perceptual distance and a patch GAN."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ def gradient_l1(x: Tensor, y: Tensor) -> Tensor:
 class AutoencoderLoss(nn.Module):
     """L1 + gradient * gradient-L1 + kl * KL per latent + perceptual * distance(x, y).
 
-    perceptual_distance: (x, y) in [-1, 1] -> scalar, such as LPIPS with weights from a local file; None leaves it out.
+    perceptual_distance: (x, y) in [-1, 1] -> scalar, such as PerceptualLoss; None leaves it out.
     """
 
     def __init__(
@@ -43,6 +45,113 @@ class AutoencoderLoss(nn.Module):
             terms["perceptual"] = self.perceptual_distance(y, x)
             loss = loss + self.perceptual * terms["perceptual"]
         return loss, {name: term.detach() for name, term in terms.items()}
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VGG16 = (
+    64,
+    64,
+    "pool",
+    128,
+    128,
+    "pool",
+    256,
+    256,
+    256,
+    "pool",
+    512,
+    512,
+    512,
+    "pool",
+    512,
+    512,
+    512,
+    "pool",
+)
+VGG16_LAYERS = (3, 8, 15, 22, 29)  # the last ReLU before each pooling
+
+
+class PerceptualLoss(nn.Module):
+    """Distance of images in the features of a frozen network: LPIPS without learned weights (Zhang et al. 2018).
+
+    At each of `layers` (places in `features`) the squared difference of the feature vectors, each scaled to unit
+    length, averaged over pixels; summed over layers. Images come in [-1, 1]; `features` sees them in [0, 1] less
+    `mean`, divided by `std` (ImageNet's by default).
+
+    The network follows the module's device and precision but is no part of it: its weights are in no state dict,
+    no optimizer and no checkpoint.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        features: nn.Sequential,
+        layers: Sequence[int],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
+        super().__init__()
+        if not layers or not 0 <= min(layers) <= max(layers) < len(features):
+            raise ValueError(f"perceptual layers must be in 0..{len(features) - 1}, got {[*layers]}")
+        self.layers = tuple(sorted(layers))
+        network = features[: self.layers[-1] + 1].eval().requires_grad_(False)
+        for module in network.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # it would overwrite the features of the layer before it
+        self._network = (network,)  # in a tuple: hidden from parameters() and state_dict()
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def vgg16(cls, path: str | Path) -> "PerceptualLoss":
+        """On VGG16's five stages, with weights from a local file: torchvision's state dict of the whole network
+        or of its `features`."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no VGG16 weights at {path}; the perceptual loss needs a local copy of torchvision's vgg16 state dict"
+            )
+        with torch.device("meta"):
+            features = nn.Sequential(*_vgg16_features())
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("features."): w for name, w in state.items() if "classifier" not in name}
+        try:
+            features.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a state dict of torchvision's vgg16: {error}") from error
+        return cls(features, VGG16_LAYERS)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PerceptualLoss":
+        super()._apply(fn, recurse)
+        self._network[0]._apply(fn, recurse)
+        return self
+
+    def _unit_features(self, x: Tensor) -> list[Tensor]:
+        h, found = ((x + 1.0) / 2.0 - self.mean) / self.std, []
+        for i, layer in enumerate(self._network[0]):
+            h = layer(h)
+            if i in self.layers:
+                found.append(F.normalize(h, dim=1))
+        return found
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x and y (b, c, h, w) in [-1, 1] -> mean distance over the batch, >= 0, a scalar."""
+        pairs = zip(self._unit_features(x), self._unit_features(y), strict=True)
+        return torch.stack([(a - b).square().sum(dim=1).mean() for a, b in pairs]).sum()
+
+
+def _vgg16_features() -> list[nn.Module]:
+    layers: list[Any] = []
+    width = 3
+    for step in VGG16:
+        if isinstance(step, int):
+            layers += [nn.Conv2d(width, step, 3, padding=1), nn.ReLU()]
+            width = step
+        else:
+            layers.append(nn.MaxPool2d(2))
+    return layers
 
 
 class PatchDiscriminator(nn.Sequential):

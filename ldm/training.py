@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
-from ldm.losses import AutoencoderLoss
+from ldm.losses import AutoencoderLoss, adaptive_weight, hinge_discriminator_loss
 from ldm.random import generator
 
 Sampling = Callable[..., Tensor]
@@ -27,9 +27,16 @@ class Stage(pl.LightningModule):
     along a cosine to 2 % at the trainer's max_steps (`cosine=True`).
     """
 
-    def __init__(self, optimizer: OptimizerFactory, warmup_steps: int = 100, cosine: bool = True, seed: int = 0):
+    def __init__(
+        self, optimizer: OptimizerFactory, warmup_steps: int = 100, cosine: bool = True, seed: int = 0
+    ):
         super().__init__()
-        self.optimizer_factory, self.warmup_steps, self.cosine, self.seed = optimizer, warmup_steps, cosine, seed
+        self.optimizer_factory, self.warmup_steps, self.cosine, self.seed = (
+            optimizer,
+            warmup_steps,
+            cosine,
+            seed,
+        )
 
     def trained(self) -> nn.Module:
         """The module whose weights this stage exists to produce; its exported file holds them."""
@@ -60,7 +67,14 @@ class Stage(pl.LightningModule):
 
 
 class AutoencoderTraining(Stage):
-    """Trains AutoencoderKL; optionally only its decoder (the latents stay), optionally against a patch GAN."""
+    """Trains AutoencoderKL; optionally only its decoder (the latents stay), optionally against a patch GAN.
+
+    discriminator: images (b, 3, h, w) -> logits, such as PatchDiscriminator; None trains without a GAN. From
+    optimizer step `discriminator_start` on, each step also trains the discriminator, with an optimizer of its own,
+    and adds discriminator_weight * adaptive_weight * adversarial loss to the autoencoder's (Esser et al. 2021).
+    A GAN clips gradients to the norm `gradient_clip` by itself: set trainer.gradient_clip_val=null.
+    `trainer.global_step`, and with it max_steps and all schedules, counts the autoencoder's steps alone.
+    """
 
     def __init__(
         self,
@@ -71,12 +85,40 @@ class AutoencoderTraining(Stage):
         warmup_steps: int = 100,
         cosine: bool = True,
         seed: int = 0,
+        discriminator: nn.Module | None = None,
+        discriminator_start: int = 0,
+        discriminator_weight: float = 0.5,
+        gradient_clip: float = 1.0,
     ):
         super().__init__(optimizer, warmup_steps, cosine, seed)
         self.autoencoder, self.loss, self.decoder_only = autoencoder, loss, decoder_only
+        self.discriminator, self.discriminator_start = discriminator, discriminator_start
+        self.discriminator_weight, self.gradient_clip = discriminator_weight, gradient_clip
+        self.automatic_optimization = discriminator is None  # Lightning's own loop knows one optimizer
         if decoder_only:
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        if self.discriminator is None:
+            return super().configure_optimizers()
+        optimizers = [
+            self.optimizer_factory(p for p in network.parameters() if p.requires_grad)
+            for network in (self.autoencoder, self.discriminator)
+        ]
+        # the discriminator's schedule counts its own steps: it warms up too, then falls as the autoencoder's does
+        rates = [self.rate, lambda step: min(self.rate(step), self.rate(step + self.discriminator_start))]
+        schedulers = [
+            torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+            for optimizer, rate in zip(optimizers, rates, strict=True)
+        ]
+        return optimizers, schedulers
+
+    def on_fit_start(self) -> None:
+        if self.discriminator is not None and self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "stage.module.discriminator does not train in trainer.precision=16-mixed; use bf16-mixed"
+            )
 
     def trained(self) -> nn.Module:
         return nn.ModuleDict({"autoencoder": self.autoencoder})  # named as in LatentDiffusion
@@ -84,7 +126,10 @@ class AutoencoderTraining(Stage):
     @torch.no_grad()
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         x = batch["image"]
-        return {"image": x, "reconstruction": self.autoencoder.decode(self.autoencoder.encode(x)).clamp(-1, 1)}
+        return {
+            "image": x,
+            "reconstruction": self.autoencoder.decode(self.autoencoder.encode(x)).clamp(-1, 1),
+        }
 
     def on_train_end(self) -> None:
         """Give the latents unit standard deviation, once they are final."""
@@ -98,9 +143,45 @@ class AutoencoderTraining(Stage):
         noise = torch.empty_like(posterior.mean).normal_(generator=self.step_generator(batch_idx))
         y = self.autoencoder.decode(self.autoencoder.scale * posterior.sample(noise))
         loss, terms = self.loss(x, y, posterior)
+        if self.discriminator is not None:
+            terms |= self._adversarial_step(self.discriminator, x, y, loss)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         return loss
+
+    def _adversarial_step(
+        self, discriminator: nn.Module, x: Tensor, y: Tensor, loss: Tensor
+    ) -> dict[str, Tensor]:
+        """One optimizer step of the autoencoder for `loss` of its images y; one of the discriminator if it has begun."""
+        # Lightning's wrapped optimizer counts global_step. Stepping the discriminator's bare one keeps it the
+        # number of autoencoder steps, which every schedule, callback and checkpoint goes by.
+        optimizer: Any = self.optimizers()[0]  # type: ignore[index]
+        bare: Any = self.optimizers(use_pl_optimizer=False)
+        schedulers: Any = self.lr_schedulers()
+        begun = self.global_step >= self.discriminator_start
+        terms = {}
+        if begun:
+            discriminator.requires_grad_(False)  # the autoencoder's step needs no gradient of its weights
+            adversarial = -discriminator(y).mean()
+            discriminator.requires_grad_(True)
+            weight = self.discriminator_weight * adaptive_weight(
+                loss, adversarial, self.autoencoder.decoder.conv_out.weight
+            )
+            loss = loss + weight * adversarial
+            terms = {"adversarial": adversarial.detach(), "adversarial_weight": weight}
+        self._descend(optimizer, schedulers[0], loss)
+        if begun:
+            terms["discriminator"] = hinge_discriminator_loss(discriminator(x), discriminator(y.detach()))
+            self._descend(bare[1], schedulers[1], terms["discriminator"])
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _descend(self, optimizer: Any, scheduler: Any, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        optimizer.step()
+        scheduler.step()
 
 
 @torch.no_grad()

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 def save_weights(
-    module: nn.Module, path: str | Path, metadata: dict[str, str] | None = None, dtype: torch.dtype | None = None
+    module: nn.Module,
+    path: str | Path,
+    metadata: dict[str, str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write the state dict of `module`, floating tensors cast to `dtype` if given, through a temporary file."""
     path = Path(path)
@@ -20,8 +23,11 @@ def save_weights(
         for name, tensor in module.state_dict().items()
     }
     partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata)
-    partial.replace(path)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -1,0 +1,102 @@
+"""Draw images that obey a hint with a trained ControlNet. Config: configs/sample.yaml."""
+
+import json
+from pathlib import Path
+
+import hydra
+import torch
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+import train  # noqa: F401  (registers the config resolvers)
+from cldm.conditions.files import HintFileError, load_hint
+from cldm.control import ControlUnit
+from cldm.controlnet import ControlNet
+from cldm.pictures import grid, save_atomically, to_pil
+from ldm.diffusion import LatentDiffusion
+from ldm.weights import load_weights, read_metadata
+
+FILE = "control.safetensors"
+
+
+def find_checkpoint(checkpoint: str | None) -> Path:
+    """The control weights of a run folder or file; None means the newest run. SystemExit says what to run first."""
+    if checkpoint is None:
+        found = sorted(Path("runs").glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise SystemExit("no trained ControlNet in runs/ yet; run `python train.py` first (minutes on a laptop)")
+        return found[-1]
+    path = Path(checkpoint)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise SystemExit(f"checkpoint={checkpoint}: there is no {path}")
+    return path
+
+
+def load_model(path: Path, overrides: list[str]) -> tuple[DictConfig, LatentDiffusion, ControlNet]:
+    """Build base and branch from the config names that the file states, and load both strictly."""
+    metadata = read_metadata(path)
+    names = [f"{group}={metadata[group]}" for group in ("model", "control", "condition") if group in metadata]
+    cfg = compose("train", overrides=[*names, *overrides])
+    diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
+    if cfg.base:
+        load_weights(diffusion, cfg.base)
+    control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
+    load_weights(control, path)
+    return cfg, diffusion.eval(), control.eval()
+
+
+def sample(cfg: DictConfig) -> Path:
+    """Draw the images; returns their folder."""
+    path = find_checkpoint(cfg.checkpoint)
+    if cfg.count < 1:
+        raise SystemExit(f"count must be at least 1, got {cfg.count}")
+    metadata = read_metadata(path)
+    size = compose("train", overrides=[f"model={metadata['model']}", *cfg.overrides]).size
+    try:
+        hint = load_hint(cfg.hint, size, condition=metadata["condition"])
+    except HintFileError as error:
+        raise SystemExit(f"hint={cfg.hint}: {error}") from error
+    _, diffusion, control = load_model(path, list(cfg.overrides))
+    sampling = instantiate(cfg.sampler, _convert_="all")
+    seeds = list(range(cfg.seed, cfg.seed + cfg.count))
+    hints = hint.expand(cfg.count, -1, -1, -1)
+    unit = ControlUnit(control, hints, cfg.scale)
+    with tqdm(total=sampling.steps, desc=f"drawing {cfg.count} images", unit="step") as bar:
+        images = sampling(
+            diffusion,
+            [cfg.prompt] * cfg.count,
+            seeds,
+            tuple(hint.shape[-2:]),
+            control=unit,
+            negative=cfg.negative,
+            callback=lambda *_: bar.update(),
+        )
+    return write(images, hint, seeds, cfg, path)
+
+
+def write(images: torch.Tensor, hint: torch.Tensor, seeds: list[int], cfg: DictConfig, path: Path) -> Path:
+    """One PNG per seed with its settings inside, and sheet.png with the hint beside them."""
+    folder = Path(cfg.out) if cfg.out else path.parent / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {**OmegaConf.to_container(cfg, resolve=True), "checkpoint": str(path)}  # type: ignore[dict-item]
+    for seed, image in zip(seeds, images, strict=True):
+        info = PngInfo()
+        info.add_text("settings", json.dumps({**settings, "seed": seed}))
+        to_pil(image).save(folder / f"seed_{seed}.png", pnginfo=info)
+    columns = {"hint": 2 * hint[None] - 1, **{f"seed {s}": i[None] for s, i in zip(seeds, images, strict=True)}}
+    save_atomically(grid(columns, [cfg.prompt], pairs=1), folder / "sheet.png")
+    print(f"{len(seeds)} images and sheet.png in {folder}")
+    return folder
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="sample")
+def main(cfg: DictConfig) -> None:
+    sample(cfg)
+
+
+if __name__ == "__main__":
+    main()
