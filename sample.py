@@ -20,6 +20,7 @@ from ldm.diffusion import LatentDiffusion
 from ldm.weights import load_weights, read_metadata
 
 FILE = "control.safetensors"
+GROUPS = ("model", "control", "condition")  # config choices that a control file states
 
 
 def find_checkpoint(checkpoint: str | None) -> Path:
@@ -36,17 +37,24 @@ def find_checkpoint(checkpoint: str | None) -> Path:
     return path
 
 
-def load_model(path: Path, overrides: list[str]) -> tuple[DictConfig, LatentDiffusion, ControlNet]:
-    """Build base and branch from the config names that the file states, and load both strictly."""
+def training_config(path: Path, base: str | None) -> DictConfig:
+    """The training config that the file's metadata names; only names of this repository's configs are followed."""
     metadata = read_metadata(path)
-    names = [f"{group}={metadata[group]}" for group in ("model", "control", "condition") if group in metadata]
-    cfg = compose("train", overrides=[*names, *overrides])
+    missing = [group for group in GROUPS if group not in metadata]
+    if missing:
+        raise SystemExit(f"{path} does not say which {', '.join(missing)} it was trained with; is it a control file?")
+    names = [f"{group}={metadata[group]}" for group in GROUPS]
+    return compose("train", overrides=[*names, *([f"base='{base}'"] if base else [])])
+
+
+def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet]:
+    """The locked model and its branch, both loaded strictly."""
     diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
     if cfg.base:
         load_weights(diffusion, cfg.base)
     control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
     load_weights(control, path)
-    return cfg, diffusion.eval(), control.eval()
+    return diffusion.eval(), control.eval()
 
 
 def sample(cfg: DictConfig) -> Path:
@@ -54,13 +62,13 @@ def sample(cfg: DictConfig) -> Path:
     path = find_checkpoint(cfg.checkpoint)
     if cfg.count < 1:
         raise SystemExit(f"count must be at least 1, got {cfg.count}")
-    metadata = read_metadata(path)
-    size = compose("train", overrides=[f"model={metadata['model']}", *cfg.overrides]).size
+    training = training_config(path, cfg.base)
+    condition = instantiate(training.condition, _convert_="all")
     try:
-        hint = load_hint(cfg.hint, size, condition=metadata["condition"])
+        hint = load_hint(cfg.hint, training.size, condition=condition)
     except HintFileError as error:
         raise SystemExit(f"hint={cfg.hint}: {error}") from error
-    _, diffusion, control = load_model(path, list(cfg.overrides))
+    diffusion, control = load_model(path, training)
     sampling = instantiate(cfg.sampler, _convert_="all")
     seeds = list(range(cfg.seed, cfg.seed + cfg.count))
     hints = hint.expand(cfg.count, -1, -1, -1)
@@ -87,7 +95,10 @@ def write(images: torch.Tensor, hint: torch.Tensor, seeds: list[int], cfg: DictC
         info = PngInfo()
         info.add_text("settings", json.dumps({**settings, "seed": seed}))
         to_pil(image).save(folder / f"seed_{seed}.png", pnginfo=info)
-    columns = {"hint": 2 * hint[None] - 1, **{f"seed {s}": i[None] for s, i in zip(seeds, images, strict=True)}}
+    columns = {
+        "hint": 2 * hint[None] - 1,
+        **{f"seed {s}": i[None] for s, i in zip(seeds, images, strict=True)},
+    }
     save_atomically(grid(columns, [cfg.prompt], pairs=1), folder / "sheet.png")
     print(f"{len(seeds)} images and sheet.png in {folder}")
     return folder

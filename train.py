@@ -1,6 +1,5 @@
 """Train a stage: `python train.py` trains a ControlNet on the shipped base model. Config: configs/train.yaml."""
 
-import json
 import time
 import warnings
 from datetime import datetime
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cldm.callbacks import Export, Watch, averaged
 from cldm.runs import finish_run, report, start_run
+from cldm.tracking import to_json
 from ldm.weights import load_weights
 
 REPOSITORY = Path(__file__).resolve().parent
@@ -52,14 +52,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         load_weights(model, cfg.base, cfg.stage.loads)
     module = build_module(cfg, model)
     if cfg.init_from:
-        trained = module.trained()
-        load_weights(trained, cfg.init_from, parts=dict(trained.named_children()))
+        trained, source = module.trained(), Path(cfg.init_from)
+        source = source / f"{cfg.stage.name}.safetensors" if source.is_dir() else source
+        load_weights(trained, source, parts=dict(trained.named_children()))
     condition = instantiate(cfg.condition, _convert_="all")
     data = instantiate(cfg.data, _convert_="all")(condition=condition, autoencoder=model.autoencoder)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]
     settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
-    trainer.fit(module, data, ckpt_path=run.last_checkpoint)
+    trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     if not trainer.is_global_zero:
         return {}
     watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
@@ -68,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         module.eval()
         results = report(cfg, module, data, sampling, watch.history)
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
-    export.write(trainer, module, metrics=json.dumps(results["fidelity"]))
+    export.write(trainer, module, metrics=to_json(results["fidelity"]))
     return finish_run(run, {**results, "steps": trainer.global_step}, began)
 
 

@@ -1,6 +1,5 @@
 """Callbacks of the training stages: average of the trained weights, and pictures and figures along the way."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from cldm.pictures import grid, save_atomically
-from cldm.tracking import commit
+from cldm.tracking import commit, to_json
 from ldm.weights import save_weights
 
 Metrics = Callable[..., dict[str, float]]
@@ -34,7 +33,7 @@ class EMA(Callback):
     def __init__(self, decay: float = 0.999):
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"trainer EMA decay must be in [0, 1), got {decay}")
-        self.decay, self.updates = decay, 0
+        self.decay, self.updates, self.last_step = decay, 0, 0
         self.average: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -44,7 +43,9 @@ class EMA(Callback):
         elif self.average.keys() != current.keys():
             raise ValueError("the checkpoint's EMA belongs to other trainable weights than this run's")
         self.average = {name: a.to(current[name].device) for name, a in self.average.items()}
-        self.last_step = trainer.global_step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.last_step = trainer.global_step  # on_fit_start comes before a resumed run knows its step
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -104,7 +105,13 @@ class Watch(Callback):
     """
 
     def __init__(
-        self, metrics: Metrics, sampling: Sampling, every: int = 500, count: int = 32, shown: int = 12, key: str | None = None
+        self,
+        metrics: Metrics,
+        sampling: Sampling,
+        every: int = 500,
+        count: int = 32,
+        shown: int = 12,
+        key: str | None = None,
     ):
         self.metrics, self.sampling, self.key = metrics, sampling, key
         self.every, self.count, self.shown = every, count, shown
@@ -151,10 +158,11 @@ class Watch(Callback):
         with open(folder / "manifest.jsonl", "a") as manifest:
             ids = batch["id"][: self.shown].tolist()
             line = {"file": f"step_{step:07d}.png", "step": step, "ids": ids, "captions": captions, **found}
-            manifest.write(json.dumps(line) + "\n")
+            manifest.write(to_json(line) + "\n")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("preview", [sheet], step=step)
+
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
 

@@ -1,6 +1,7 @@
 """ControlNet (Zhang, Rao & Agrawala 2023): a trainable copy of the U-Net's encoder behind zero convolutions."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -23,8 +24,13 @@ class HintEncoder(nn.Sequential):
 
     def __init__(self, out_channels: int, hint_channels: int = 3, widths: Sequence[int] = (16, 32, 96, 256)):
         layers: list[nn.Module] = [nn.Conv2d(hint_channels, widths[0], 3, padding=1), nn.SiLU()]
-        for a, b in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(a, a, 3, padding=1), nn.SiLU(), nn.Conv2d(a, b, 3, padding=1, stride=2), nn.SiLU()]
+        for a, b in itertools.pairwise(widths):
+            layers += [
+                nn.Conv2d(a, a, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(a, b, 3, padding=1, stride=2),
+                nn.SiLU(),
+            ]
         super().__init__(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
         self.factor = 2 ** (len(widths) - 1)
 
@@ -35,9 +41,7 @@ class ControlNet(nn.Module):
     y_c = F(z; locked) + Z2(F(z + Z1(hint); copy)), equation 2 of the paper, for every encoder block at once.
     """
 
-    def __init__(
-        self, encoder: UNetEncoder, hint_channels: int = 3, hint_widths: Sequence[int] = (16, 32, 96, 256)
-    ):
+    def __init__(self, encoder: UNetEncoder, hint_channels: int = 3, hint_widths: Sequence[int] = (16, 32, 96, 256)):
         super().__init__()
         self.hint_channels = hint_channels
         self.hint_encoder = HintEncoder(encoder.out_channels[0], hint_channels, hint_widths)
@@ -61,9 +65,7 @@ class ControlNet(nn.Module):
 
     def residuals(self, z: Tensor, t: Tensor, context: Tensor, features: Tensor) -> ControlResiduals:
         """The branch on noisy latents z, with the hint already encoded."""
-        encoded = self.encoder.encode(
-            self.encoder.conv_in(z) + features, self.encoder.embed_time(t), context
-        )
+        encoded = self.encoder.encode(self.encoder.conv_in(z) + features, self.encoder.embed_time(t), context)
         skips = (conv(skip) for conv, skip in zip(self.zero_convs, encoded.skips, strict=True))
         return ControlResiduals(tuple(skips), self.zero_conv_middle(encoded.middle))
 

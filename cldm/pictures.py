@@ -54,7 +54,11 @@ def save_atomically(picture: Image.Image, path: str | Path) -> None:
 
 
 def curve(
-    path: str | Path, steps: Sequence[int], series: Mapping[str, Sequence[float]], mark: int | None, title: str
+    path: str | Path,
+    steps: Sequence[int],
+    series: Mapping[str, Sequence[float]],
+    mark: int | None,
+    title: str,
 ) -> None:
     """Line plot of series over optimizer steps, with `mark` (the moment of convergence) as a vertical line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

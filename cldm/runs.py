@@ -43,9 +43,7 @@ def start_run(cfg: DictConfig) -> Run:
     return Run(folder, str(last) if cfg.resume else None)
 
 
-def report(
-    cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]
-) -> dict[str, Any]:
+def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]) -> dict[str, Any]:
     """Measure the stage on held-out scenes, write its pictures, print its table; returns the first part of results."""
     stage, folder = cfg.stage.name, Path(cfg.run_dir)
     results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}

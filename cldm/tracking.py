@@ -1,6 +1,7 @@
 """Loggers and the identity of a run. The run folder is the record; loggers are copies of it."""
 
 import json
+import math
 import os
 import subprocess
 from netrc import NetrcParseError, netrc
@@ -61,12 +62,17 @@ def _git(*arguments: str) -> str:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON atomically; numbers that do not exist (nan) become null."""
+    """Write JSON atomically; see `to_json`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    partial.write_text(to_json(content, indent=2) + "\n")
     partial.replace(path)
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """JSON that every reader accepts: numbers that do not exist (nan, infinity) become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -74,4 +80,4 @@ def _finite(value: Any) -> Any:
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

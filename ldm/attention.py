@@ -24,14 +24,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     if backend == "einsum":
         weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
         return weights @ v
-    raise ValueError(f"unknown attention backend {backend!r}; model.unet.attention must be one of {BACKENDS}")
+    raise ValueError(f"model.unet.config.backend must be one of {BACKENDS}, got {backend!r}")
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     try:
         from xformers.ops import memory_efficient_attention
     except ImportError as error:
-        raise ImportError("model.unet.attention=xformers needs `pip install -e '.[xformers]'`") from error
+        raise ImportError("model.unet.config.backend=xformers needs `pip install -e '.[xformers]'`") from error
     # xformers wants (b, n, heads, d)
     return memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
@@ -49,7 +49,9 @@ class CrossAttention(nn.Module):
     ):
         super().__init__()
         if channels % heads:
-            raise ValueError(f"{channels} channels cannot be split into {heads} heads (model.unet.heads)")
+            raise ValueError(f"{channels} channels cannot be split into {heads} heads (model.unet.config.heads)")
+        if backend not in BACKENDS:
+            raise ValueError(f"model.unet.config.backend must be one of {BACKENDS}, got {backend!r}")
         self.heads, self.backend = heads, backend
         self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
         self.to_k = nn.Linear(context_channels, channels, bias=qkv_bias)
@@ -123,9 +125,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(channels, context_channels, heads, backend) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(TransformerBlock(channels, context_channels, heads, backend) for _ in range(depth))
         self.proj_out = zero_module(nn.Linear(channels, channels))
 
     def forward(self, h: Tensor, context: Tensor) -> Tensor:

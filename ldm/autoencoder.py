@@ -1,5 +1,6 @@
 """AutoencoderKL: images to latents and back (Rombach et al. 2022, section 3.1; Stable Diffusion's layout)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ class Middle(nn.Sequential):
 
 def _level(in_channels: int, out_channels: int, res_blocks: int, groups: int) -> list[nn.Module]:
     widths = [in_channels] + [out_channels] * res_blocks
-    return [ResBlock(a, b, groups=groups, eps=EPS) for a, b in zip(widths, widths[1:], strict=False)]
+    return [ResBlock(a, b, groups=groups, eps=EPS) for a, b in itertools.pairwise(widths)]
 
 
 class Encoder(nn.Module):

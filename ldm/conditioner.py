@@ -26,9 +26,7 @@ class Conditioner(nn.Module):
     pad: "end" repeats the end token (Stable Diffusion 1), "zero" pads with token 0 (Stable Diffusion 2).
     """
 
-    def __init__(
-        self, text_encoder: TextEncoder, vocabulary: Sequence[str] | None = None, pad: str = "end"
-    ):
+    def __init__(self, text_encoder: TextEncoder, vocabulary: Sequence[str] | None = None, pad: str = "end"):
         super().__init__()
         if pad not in ("end", "zero"):
             raise ValueError(f"model.conditioner.pad must be 'end' or 'zero', got {pad!r}")
@@ -38,7 +36,7 @@ class Conditioner(nn.Module):
         expected = 49408 if self._small_ids is None else len(self._small_ids)
         if text_encoder.token_embedding.num_embeddings != expected:
             raise ValueError(
-                f"model.text_encoder.vocab_size is {text_encoder.token_embedding.num_embeddings}, "
+                f"model.conditioner.text_encoder.vocab_size is {text_encoder.token_embedding.num_embeddings}, "
                 f"the vocabulary has {expected} tokens (start and end included)"
             )
 

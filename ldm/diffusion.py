@@ -17,11 +17,14 @@ ControlBranch = Callable[[Tensor, Tensor, Tensor], ControlResiduals]
 class LatentDiffusion(nn.Module):
     """A complete text-to-image model. Control enters as the optional `control` residuals of the U-Net."""
 
-    def __init__(
-        self, autoencoder: AutoencoderKL, conditioner: Conditioner, unet: UNet, schedule: NoiseSchedule
-    ):
+    def __init__(self, autoencoder: AutoencoderKL, conditioner: Conditioner, unet: UNet, schedule: NoiseSchedule):
         super().__init__()
-        self.autoencoder, self.conditioner, self.unet, self.schedule = autoencoder, conditioner, unet, schedule
+        self.autoencoder, self.conditioner, self.unet, self.schedule = (
+            autoencoder,
+            conditioner,
+            unet,
+            schedule,
+        )
         width, expected = conditioner.text_encoder.width, unet.config.context_channels
         if width != expected:
             raise ValueError(f"model: text encoder width {width}, but unet.context_channels {expected}")
@@ -50,14 +53,12 @@ class LatentDiffusion(nn.Module):
         """eps predicted for noisy latents z at t (b,), whatever the network's own output is."""
         return self.schedule.to_eps(self.unet(z, t, context, control), z, t)
 
-    def loss(
-        self, z0: Tensor, context: Tensor, t: Tensor, eps: Tensor, branch: ControlBranch | None = None
-    ) -> Tensor:
+    def loss(self, z0: Tensor, context: Tensor, t: Tensor, eps: Tensor, branch: ControlBranch | None = None) -> Tensor:
         """||target - network(z_t, t, context)||^2 averaged over each latent: (b,). Target is eps or v.
 
         Where the model is locked no graph is kept of its encoder: nothing that enters it needs a gradient.
         """
-        z = self.schedule.add_noise(z0, eps, t)
+        z = self.schedule.add_noise(z0, eps, t).to(z0.dtype)  # the schedule computes in float32
         output = self.unet(z, t, context, branch(z, t, context) if branch else None)
         target = self.schedule.target(z0, eps, t)
         return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(dim=1)

@@ -1,8 +1,8 @@
 """Losses of the autoencoder: L1, L1 of gradients, KL, and optionally perceptual distance and a patch GAN."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,38 +48,18 @@ class AutoencoderLoss(nn.Module):
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-VGG16 = (
-    64,
-    64,
-    "pool",
-    128,
-    128,
-    "pool",
-    256,
-    256,
-    256,
-    "pool",
-    512,
-    512,
-    512,
-    "pool",
-    512,
-    512,
-    512,
-    "pool",
-)
-VGG16_LAYERS = (3, 8, 15, 22, 29)  # the last ReLU before each pooling
+VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class PerceptualLoss(nn.Module):
-    """Distance of images in the features of a frozen network: LPIPS without learned weights (Zhang et al. 2018).
+    """Distance of images in a frozen network's features: LPIPS without learned weights (Zhang et al. 2018).
 
-    At each of `layers` (places in `features`) the squared difference of the feature vectors, each scaled to unit
-    length, averaged over pixels; summed over layers. Images come in [-1, 1]; `features` sees them in [0, 1] less
-    `mean`, divided by `std` (ImageNet's by default).
+    At each of `layers` (places in `features`) the squared difference of the feature vectors, each scaled to
+    unit length, averaged over pixels; summed over layers. Images come in [-1, 1]; `features` sees them in
+    [0, 1] less `mean`, divided by `std` (ImageNet's by default).
 
-    The network follows the module's device and precision but is no part of it: its weights are in no state dict,
-    no optimizer and no checkpoint.
+    The network follows the module's device and precision but is no part of it: its weights are in no state
+    dict, no optimizer and no checkpoint.
     """
 
     mean: Tensor
@@ -98,7 +78,7 @@ class PerceptualLoss(nn.Module):
         self.layers = tuple(sorted(layers))
         network = features[: self.layers[-1] + 1].eval().requires_grad_(False)
         for module in network.modules():
-            if getattr(module, "inplace", False):
+            if isinstance(module, nn.ReLU | nn.LeakyReLU):
                 module.inplace = False  # it would overwrite the features of the layer before it
         self._network = (network,)  # in a tuple: hidden from parameters() and state_dict()
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
@@ -106,22 +86,22 @@ class PerceptualLoss(nn.Module):
 
     @classmethod
     def vgg16(cls, path: str | Path) -> "PerceptualLoss":
-        """On VGG16's five stages, with weights from a local file: torchvision's state dict of the whole network
-        or of its `features`."""
+        """On the last ReLU of VGG16's five stages; `path` is a local file in torchvision's layout."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"no VGG16 weights at {path}; the perceptual loss needs a local copy of torchvision's vgg16 state dict"
+                f"no VGG16 weights at {path}: the perceptual loss needs a copy of torchvision's vgg16 file"
             )
         with torch.device("meta"):
-            features = nn.Sequential(*_vgg16_features())
+            features = _vgg16_features()
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("features."): w for name, w in state.items() if "classifier" not in name}
+        state = {name: w.float() for name, w in state.items() if not name.startswith("classifier.")}
+        state = {name.removeprefix("features."): w for name, w in state.items()}
         try:
             features.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{path} is not a state dict of torchvision's vgg16: {error}") from error
-        return cls(features, VGG16_LAYERS)
+        return cls(features, [i - 1 for i, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PerceptualLoss":
         super()._apply(fn, recurse)
@@ -142,16 +122,15 @@ class PerceptualLoss(nn.Module):
         return torch.stack([(a - b).square().sum(dim=1).mean() for a, b in pairs]).sum()
 
 
-def _vgg16_features() -> list[nn.Module]:
-    layers: list[Any] = []
+def _vgg16_features() -> nn.Sequential:
+    layers: list[nn.Module] = []
     width = 3
-    for step in VGG16:
-        if isinstance(step, int):
-            layers += [nn.Conv2d(width, step, 3, padding=1), nn.ReLU()]
-            width = step
-        else:
-            layers.append(nn.MaxPool2d(2))
-    return layers
+    for stage in VGG16_WIDTHS:
+        for out in stage:
+            layers += [nn.Conv2d(width, out, 3, padding=1), nn.ReLU()]
+            width = out
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -160,7 +139,7 @@ class PatchDiscriminator(nn.Sequential):
     def __init__(self, channels: int = 64, layers: int = 3, in_channels: int = 3):
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         blocks: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
             stride = 2 if i < layers - 1 else 1
             # GroupNorm instead of the paper's BatchNorm: no statistics shared between images or devices
             blocks += [nn.Conv2d(a, b, 4, stride, 1), nn.GroupNorm(8, b), nn.LeakyReLU(0.2)]
@@ -173,7 +152,7 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """|d reconstruction| / |d adversarial| at the decoder's last layer (Esser et al. 2021, equation 7), <= 1e4."""
+    """|d reconstruction| / |d adversarial| at the decoder's last layer (Esser et al. 2021, eq. 7), <= 1e4."""
     (grad_r,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (grad_a,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (grad_r.norm() / (grad_a.norm() + 1e-4)).clamp(0.0, 1e4).detach()

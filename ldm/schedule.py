@@ -42,9 +42,7 @@ class NoiseSchedule(nn.Module):
         if steps < 1:
             raise ValueError(f"model.schedule.steps must be at least 1, got {steps}")
         if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(
-                f"model.schedule needs 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
-            )
+            raise ValueError(f"model.schedule needs 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
         self.steps = steps
         self.beta_start = beta_start
         self.beta_end = beta_end
@@ -55,9 +53,7 @@ class NoiseSchedule(nn.Module):
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         # float64 first, as in the code that trained Stable Diffusion: a product of 1000 factors drifts
-        roots = torch.linspace(
-            self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64, device="cpu"
-        )
+        roots = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64, device="cpu")
         betas = roots.square()
         return betas.float(), (1 - betas).cumprod(dim=0).float()
 

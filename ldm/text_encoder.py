@@ -27,9 +27,7 @@ class TextLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(x)
-        q, k, v = (
-            rearrange(p(h), "b n (h d) -> b h n d", h=self.heads) for p in (self.to_q, self.to_k, self.to_v)
-        )
+        q, k, v = (rearrange(p(h), "b n (h d) -> b h n d", h=self.heads) for p in (self.to_q, self.to_k, self.to_v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.to_out(rearrange(out, "b h n d -> b n (h d)"))
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
@@ -54,9 +52,11 @@ class TextEncoder(nn.Module):
     ):
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"model.text_encoder.activation must be in {[*ACTIVATIONS]}, got {activation!r}")
+            raise ValueError(
+                f"model.conditioner.text_encoder.activation must be in {[*ACTIVATIONS]}, got {activation!r}"
+            )
         if width % heads:
-            raise ValueError(f"model.text_encoder: width {width} cannot be split into {heads} heads")
+            raise ValueError(f"model.conditioner.text_encoder: width {width} cannot be split into {heads} heads")
         self.width, self.context_length, self.skip_last = width, context_length, skip_last
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(context_length, width)

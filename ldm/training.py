@@ -23,13 +23,11 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 class Stage(pl.LightningModule):
     """What the training stages share: optimizer, learning-rate schedule, and noise as a function of the step.
 
-    optimizer: parameters -> optimizer. The rate warms up over `warmup_steps` optimizer steps, then stays, or falls
-    along a cosine to 2 % at the trainer's max_steps (`cosine=True`).
+    optimizer: parameters -> optimizer. The rate warms up over `warmup_steps` optimizer steps, then stays, or
+    falls along a cosine to 2 % at the trainer's max_steps (`cosine=True`).
     """
 
-    def __init__(
-        self, optimizer: OptimizerFactory, warmup_steps: int = 100, cosine: bool = True, seed: int = 0
-    ):
+    def __init__(self, optimizer: OptimizerFactory, warmup_steps: int = 100, cosine: bool = True, seed: int = 0):
         super().__init__()
         self.optimizer_factory, self.warmup_steps, self.cosine, self.seed = (
             optimizer,
@@ -70,10 +68,10 @@ class AutoencoderTraining(Stage):
     """Trains AutoencoderKL; optionally only its decoder (the latents stay), optionally against a patch GAN.
 
     discriminator: images (b, 3, h, w) -> logits, such as PatchDiscriminator; None trains without a GAN. From
-    optimizer step `discriminator_start` on, each step also trains the discriminator, with an optimizer of its own,
-    and adds discriminator_weight * adaptive_weight * adversarial loss to the autoencoder's (Esser et al. 2021).
-    A GAN clips gradients to the norm `gradient_clip` by itself: set trainer.gradient_clip_val=null.
-    `trainer.global_step`, and with it max_steps and all schedules, counts the autoencoder's steps alone.
+    step `discriminator_start` on, each step also trains the discriminator, with its own optimizer, and adds
+    discriminator_weight * adaptive_weight * adversarial loss to the autoencoder's (Esser et al. 2021). A GAN
+    clips gradients to the norm `gradient_clip` by itself: set trainer.gradient_clip_val=null. `global_step`,
+    and with it max_steps and every schedule, counts the autoencoder's steps alone.
     """
 
     def __init__(
@@ -106,7 +104,7 @@ class AutoencoderTraining(Stage):
             self.optimizer_factory(p for p in network.parameters() if p.requires_grad)
             for network in (self.autoencoder, self.discriminator)
         ]
-        # the discriminator's schedule counts its own steps: it warms up too, then falls as the autoencoder's does
+        # the discriminator's counts its own steps: it warms up too, then falls as the autoencoder's does
         rates = [self.rate, lambda step: min(self.rate(step), self.rate(step + self.discriminator_start))]
         schedulers = [
             torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
@@ -116,9 +114,7 @@ class AutoencoderTraining(Stage):
 
     def on_fit_start(self) -> None:
         if self.discriminator is not None and self.trainer.precision == "16-mixed":
-            raise ValueError(
-                "stage.module.discriminator does not train in trainer.precision=16-mixed; use bf16-mixed"
-            )
+            raise ValueError("stage.module.discriminator needs trainer.precision=bf16-mixed, not 16-mixed")
 
     def trained(self) -> nn.Module:
         return nn.ModuleDict({"autoencoder": self.autoencoder})  # named as in LatentDiffusion
@@ -126,10 +122,8 @@ class AutoencoderTraining(Stage):
     @torch.no_grad()
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         x = batch["image"]
-        return {
-            "image": x,
-            "reconstruction": self.autoencoder.decode(self.autoencoder.encode(x)).clamp(-1, 1),
-        }
+        y = self.autoencoder.decode(self.autoencoder.encode(x))
+        return {"image": x, "reconstruction": y.clamp(-1, 1)}
 
     def on_train_end(self) -> None:
         """Give the latents unit standard deviation, once they are final."""
@@ -149,10 +143,9 @@ class AutoencoderTraining(Stage):
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         return loss
 
-    def _adversarial_step(
-        self, discriminator: nn.Module, x: Tensor, y: Tensor, loss: Tensor
-    ) -> dict[str, Tensor]:
-        """One optimizer step of the autoencoder for `loss` of its images y; one of the discriminator if it has begun."""
+    def _adversarial_step(self, discriminator: nn.Module, x: Tensor, y: Tensor, loss: Tensor) -> dict[str, Tensor]:
+        """One step of the autoencoder, for `loss` and the discriminator's verdict on y; then, once the
+        discriminator has begun, one step of it."""
         # Lightning's wrapped optimizer counts global_step. Stepping the discriminator's bare one keeps it the
         # number of autoencoder steps, which every schedule, callback and checkpoint goes by.
         optimizer: Any = self.optimizers()[0]  # type: ignore[index]
@@ -192,7 +185,7 @@ def set_latent_scale(autoencoder: AutoencoderKL, images: Tensor) -> None:
 
 
 def stratified_timesteps(count: int, steps: int, rng: torch.Generator) -> Tensor:
-    """Uniform timesteps (count,), one from each of `count` equal bands in random order: less noisy gradients."""
+    """Uniform timesteps (count,), one of each of `count` equal bands, in random order: quieter gradients."""
     jitter = torch.rand(count, generator=rng, device=rng.device)
     bands = torch.randperm(count, generator=rng, device=rng.device)
     return ((bands + jitter) / count * steps).long().clamp(max=steps - 1)

@@ -65,8 +65,8 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if len(self.attention) != len(self.channel_mult):
             raise ValueError(
-                f"model.unet.attention has {len(self.attention)} entries, "
-                f"model.unet.channel_mult {len(self.channel_mult)}; they must agree"
+                f"model.unet.config.attention has {len(self.attention)} entries, "
+                f"model.unet.config.channel_mult {len(self.channel_mult)}; they must agree"
             )
         object.__setattr__(self, "widths", tuple(int(self.channels * m) for m in self.channel_mult))
 
@@ -214,9 +214,7 @@ class UNet(nn.Module):
         self.encoder = UNetEncoder(config)
         self.decoder = UNetDecoder(config, self.encoder.out_channels)
 
-    def forward(
-        self, z: Tensor, t: Tensor, context: Tensor, control: ControlResiduals | None = None
-    ) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, context: Tensor, control: ControlResiduals | None = None) -> Tensor:
         encoded = self.encoder(z, t, context)
         if control is not None:
             encoded = encoded + control

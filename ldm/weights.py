@@ -15,7 +15,7 @@ def save_weights(
     metadata: dict[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write the state dict of `module`, floating tensors cast to `dtype` if given, through a temporary file."""
+    """Write the state dict of `module`, floating tensors cast to `dtype` if given, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
@@ -40,11 +40,15 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def load_weights(module: nn.Module, path: str | Path, parts: Iterable[str] | None = None) -> None:
     """Load a file of `save_weights` into `module`, strictly: every name and shape must agree.
 
-    parts: load only the tensors of these direct children, such as ("autoencoder",); all others are left alone.
+    parts: load only the tensors of these direct children, such as ("autoencoder",); others are left alone.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
+    parts = None if parts is None else tuple(parts)
+    children = dict(module.named_children())
+    if parts is not None and (not parts or not children.keys() >= set(parts)):
+        raise ValueError(f"parts to load must be among {[*children]}, got {[*parts]}")
     prefixes = None if parts is None else tuple(f"{part}." for part in parts)
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if prefixes is None or name.startswith(prefixes)]  # noqa: SIM118

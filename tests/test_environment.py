@@ -25,9 +25,7 @@ OURS = {"ldm", "cldm", "train", "sample", "evaluate"}
 
 def declared(*extras: str) -> set[str]:
     """Canonical names of the distributions asked for by the project and by the named extras."""
-    lines = PROJECT["dependencies"] + [
-        line for extra in extras for line in PROJECT["optional-dependencies"][extra]
-    ]
+    lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
@@ -104,9 +102,7 @@ def test_ranges_are_wide(name):
 def test_ci_runs_the_commands_of_the_readme_and_every_linter():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    steps = [
-        line.removeprefix("step ") for line in script.read_text().splitlines() if line.startswith("step ")
-    ]
+    steps = [line.removeprefix("step ") for line in script.read_text().splitlines() if line.startswith("step ")]
     assert steps == [
         "pip install --quiet -e '.[test]'",
         "ruff check .",

@@ -34,9 +34,7 @@ class Condition(ABC):
 
     name: ClassVar[str]
     polarity: ClassVar[Polarity]
-    binary: ClassVar[bool] = (
-        False  # True where every pixel of a map is black or white, so that files are kept crisp
-    )
+    binary: ClassVar[bool] = False  # True where every pixel of a map is black or white, so that files are kept crisp
     needs_weights: ClassVar[bool] = False  # True where a model file must be at hand
 
     @abstractmethod
@@ -118,7 +116,5 @@ def _trouble(hint: Tensor, polarity: Polarity) -> str | None:
     if white > 0.95:
         return f"saturated ({white:.0%} of the pixels are white)"
     if polarity == "white_on_black" and float(hint.mean()) > 0.5:
-        return (
-            f"mostly white (mean {float(hint.mean()):.2f}) where white lines on black are expected: inverted?"
-        )
+        return f"mostly white (mean {float(hint.mean()):.2f}) where white lines on black are expected: inverted?"
     return None

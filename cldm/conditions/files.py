@@ -19,9 +19,7 @@ MAX_ASPECT = 4.0
 _GROUND = 0.0
 """What transparency means: "nothing here", which is black in lines, depth, poses and label maps alike."""
 
-_PALETTE_COLORS = (
-    256  # a colour map with no more colours than this is a label map: its colours must not be mixed
-)
+_PALETTE_COLORS = 256  # a colour map with no more colours than this is a label map: its colours must not be mixed
 
 
 class HintFileError(ValueError):
@@ -82,9 +80,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             frames = getattr(picture, "n_frames", 1)
-            if (
-                frames > 1 and picture.format != "MPO"
-            ):  # MPO: a phone's JPEG with a second view of the same scene
+            if frames > 1 and picture.format != "MPO":  # MPO: a phone's JPEG with a second view of the same scene
                 raise HintFileError(
                     f"cannot use hint {path}: it has {frames} frames or layers; save the one to use as a PNG"
                 )
@@ -102,9 +98,7 @@ def _to_float(picture: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarray 
         values = np.asarray(picture, dtype=np.float32) / (1 if picture.mode == "F" else 65535)
         if not (values.min() >= 0 and values.max() <= 1):  # also catches NaN
             expected = "[0, 1]" if picture.mode == "F" else "16 bits"
-            raise HintFileError(
-                f"cannot use hint {path}: its values lie outside {expected}; rescale them first"
-            )
+            raise HintFileError(f"cannot use hint {path}: its values lie outside {expected}; rescale them first")
         return np.repeat(values[:, :, None], 3, axis=2), None
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         array = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255
@@ -155,9 +149,7 @@ def _flatten(
     return pixels * weight + ground * (1 - weight), dark_strokes
 
 
-def _should_invert(
-    pixels: np.ndarray, dark_strokes: bool, polarity: Polarity, invert: bool | None
-) -> tuple[bool, str]:
+def _should_invert(pixels: np.ndarray, dark_strokes: bool, polarity: Polarity, invert: bool | None) -> tuple[bool, str]:
     """Whether to invert, and why, in words. Only line maps show their polarity: a drawing is mostly paper."""
     if dark_strokes:
         return True, "dark strokes on a transparent ground"

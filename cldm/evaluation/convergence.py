@@ -11,6 +11,7 @@ def convergence_step(steps: Sequence[int], fidelity: Sequence[float], jump: floa
     The change point splits the curve into two constant levels with the least squared error.
     """
     values = np.asarray(fidelity, dtype=float)
+    steps, values = np.asarray(steps)[np.isfinite(values)].tolist(), values[np.isfinite(values)]
     splits = range(1, len(values))
     errors = [values[:k].var() * k + values[k:].var() * (len(values) - k) for k in splits]
     if not errors:

@@ -62,9 +62,7 @@ def edge_fidelity(images: Tensor, hints: Tensor, condition: Condition) -> dict[s
     if condition.polarity != "white_on_black":
         raise ValueError(f"edge fidelity needs a map of white lines on black, {condition.name!r} is none")
     if images.shape != hints.shape or len(images) == 0:
-        raise ValueError(
-            f"images and hints must share one shape, got {tuple(images.shape)}, {tuple(hints.shape)}"
-        )
+        raise ValueError(f"images and hints must share one shape, got {tuple(images.shape)}, {tuple(hints.shape)}")
     prediction = (apply_batch(condition, images) > 0.5).any(dim=1)
     target = (hints > 0.5).any(dim=1).to(prediction.device)
     near, wide = (edge_scores(prediction, target, tolerance).mean() for tolerance in (1, 2))

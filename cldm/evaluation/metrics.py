@@ -38,8 +38,6 @@ def control_metrics(
     return control_scores(pictures["controlled"], batch["hint"], scenes, condition)
 
 
-def control_scores(
-    images: Tensor, hints: Tensor, scenes: Sequence[Scene], condition: Condition
-) -> dict[str, float]:
+def control_scores(images: Tensor, hints: Tensor, scenes: Sequence[Scene], condition: Condition) -> dict[str, float]:
     """Edge scores of images against hints (b, 3, h, w) in [0, 1], and scores against the known scenes."""
     return {**edge_fidelity(images, hints, condition), **scene_fidelity(images, scenes)}

@@ -108,9 +108,7 @@ def base_report(
 
 
 @torch.no_grad()
-def autoencoder_report(
-    autoencoder: AutoencoderKL, dataset: ScenesDataset, condition: Condition
-) -> dict[str, float]:
+def autoencoder_report(autoencoder: AutoencoderKL, dataset: ScenesDataset, condition: Condition) -> dict[str, float]:
     """PSNR in dB and edge scores of the reconstructions of every held-out scene."""
     found = []
     for batch, scenes in batches(dataset, len(dataset)):

@@ -331,9 +331,7 @@ def test_thin_lines_survive_shrinking_binary_without_gaps_and_in_place(side, sav
     assert set(np.unique(hint)) == {0.0, 1.0}
     parts, _ = cv2.connectedComponents(hint.astype(np.uint8), connectivity=8)
     assert parts == 2  # the ground, and one drawing without gaps
-    rows, columns = (
-        (np.indices((64, 64)) + 0.5) * side / 64 - side // 2 - 0.5
-    )  # where the new pixels lie in the old
+    rows, columns = (np.indices((64, 64)) + 0.5) * side / 64 - side // 2 - 0.5  # where the new pixels lie in the old
     from_circle = np.abs(np.hypot(rows, columns) - side // 3)
     drawn = np.minimum(from_circle, np.abs(columns)) * 64 / side
     assert not hint[drawn > 1.4].any()  # a pixel apart at most, diagonally

@@ -263,9 +263,7 @@ def test_nearer_objects_have_higher_depth_and_the_background_none(rendered, scen
 
 def test_the_nearer_object_wins_where_two_overlap():
     scene = overlapping_scene()
-    swapped = dataclasses.replace(
-        scene, objects=(dataclasses.replace(scene.objects[0], depth=0.2), scene.objects[1])
-    )
+    swapped = dataclasses.replace(scene, objects=(dataclasses.replace(scene.objects[0], depth=0.2), scene.objects[1]))
     over, under = render([scene, swapped], 128, MAPS).labels
     both = (over == 1) & (under == 2)
     assert both.sum() > 400  # the overlap goes to whichever is nearer

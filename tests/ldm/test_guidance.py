@@ -40,9 +40,7 @@ def test_scale_one_is_the_conditional_model_alone(inputs):
 
 
 def test_scale_zero_is_the_negative_prompt(inputs):
-    torch.testing.assert_close(
-        guided(inputs, 0.0), RecordingModel()(inputs["z"], inputs["t"], inputs["negative"])
-    )
+    torch.testing.assert_close(guided(inputs, 0.0), RecordingModel()(inputs["z"], inputs["t"], inputs["negative"]))
 
 
 def test_guidance_is_linear_in_the_scale(inputs):
@@ -72,12 +70,8 @@ def test_a_half_precision_model_is_combined_in_float32(inputs):
     def model(z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return RecordingModel()(z, t, context).bfloat16()
 
-    eps = classifier_free_guidance(model, inputs["context"], inputs["negative"], 7.5)(
-        inputs["z"], inputs["t"]
-    )
-    eps_uc, eps_c = (
-        model(inputs["z"], inputs["t"], inputs[name]).float() for name in ("negative", "context")
-    )
+    eps = classifier_free_guidance(model, inputs["context"], inputs["negative"], 7.5)(inputs["z"], inputs["t"])
+    eps_uc, eps_c = (model(inputs["z"], inputs["t"], inputs[name]).float() for name in ("negative", "context"))
     assert eps.dtype == torch.float32
     assert torch.equal(eps, eps_uc + 7.5 * (eps_c - eps_uc))
 

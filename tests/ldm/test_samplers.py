@@ -103,9 +103,7 @@ def test_ddim_converges_to_the_data_at_first_order(final_alpha):
     errors = []
     for n in (10, 20, 50, 100, 200, 500, 1000):
         timesteps = SCHEDULE.timesteps(n, "trailing")
-        scale, shift = run_affine(
-            lambda z, grid=timesteps: ddim(denoiser, z, grid, SCHEDULE, final_alpha=final_alpha)
-        )
+        scale, shift = run_affine(lambda z, grid=timesteps: ddim(denoiser, z, grid, SCHEDULE, final_alpha=final_alpha))
         assert shift + scale * ABAR[-1] ** 0.5 * MEAN == pytest.approx(end**0.5 * MEAN, rel=1e-9)
         std = scale * marginal_variance(ABAR[-1]) ** 0.5
         errors.append(abs(std / marginal_variance(end) ** 0.5 - 1))
@@ -244,9 +242,7 @@ def test_step_noise_depends_on_the_seed_and_step_alone():
     for ours, theirs in draws:
         assert torch.equal(ours[[2, 0]], theirs)
     everything = torch.cat([initial_noise([5, 6, 7], TINY), *(ours for ours, _ in draws)])
-    assert len({image.sum().item() for image in everything}) == 12, (
-        "a draw repeats another or the initial noise"
-    )
+    assert len({image.sum().item() for image in everything}) == 12, "a draw repeats another or the initial noise"
 
 
 def sample_ddpm(seeds: list[int]) -> Tensor:

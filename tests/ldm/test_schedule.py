@@ -67,9 +67,7 @@ def test_velocity_matches_diffusers():
     z0, eps, t = triple()
     schedule = NoiseSchedule()
     torch.testing.assert_close(schedule.add_noise(z0, eps, t), reference.add_noise(z0, eps, t))
-    torch.testing.assert_close(
-        schedule.velocity(z0, eps, t), reference.get_velocity(z0, eps, t), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(schedule.velocity(z0, eps, t), reference.get_velocity(z0, eps, t), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

@@ -25,9 +25,7 @@ WORDS: tuple[str, ...] = tuple(sorted(_GRAMMAR_WORDS.union(KINDS, SIZES, COLORS,
 """Every word that a caption can contain, in lower case, sorted; the comma is a word of its own."""
 
 _STREAM = 0x63617074  # keeps the draws of captions apart from those of scenes with the same (seed, index)
-_OBJECT = re.compile(
-    rf"an? (?:(?P<size>{'|'.join(SIZES)}) )?(?P<color>{'|'.join(COLORS)}) (?P<kind>{'|'.join(KINDS)})"
-)
+_OBJECT = re.compile(rf"an? (?:(?P<size>{'|'.join(SIZES)}) )?(?P<color>{'|'.join(COLORS)}) (?P<kind>{'|'.join(KINDS)})")
 _BACKGROUND = re.compile(rf"(?P<objects>.+) on an? (?P<background>{'|'.join(BACKGROUNDS)}) background")
 _BETWEEN = re.compile(rf" ({'|'.join(RELATIONS)}) ")
 
@@ -93,8 +91,7 @@ def parse_caption(text: str) -> CaptionSpec:
     outer = _BACKGROUND.fullmatch(clean)
     if outer is None:
         raise ValueError(
-            f"caption {text!r} does not end in 'on a <background> background' with one of: "
-            f"{', '.join(BACKGROUNDS)}"
+            f"caption {text!r} does not end in 'on a <background> background' with one of: {', '.join(BACKGROUNDS)}"
         )
     body, relation = outer["objects"], None
     between = _BETWEEN.search(body)

@@ -1,0 +1,215 @@
+"""Promises of the callbacks: the average is the formula, weights come back, looking disturbs nothing."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import nn
+
+from cldm.callbacks import EMA, Export, Watch, averaged
+from cldm.data.datamodule import DataModule
+from ldm.batch import Batch
+from ldm.weights import read_metadata
+
+
+class Toy(pl.LightningModule):
+    """One trained and one frozen layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.frozen = nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)
+
+    def trained(self):
+        return self.layer
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch["moments"][:, :2, 0, 0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([*self.layer.parameters()], lr=0.1)
+
+    def pictures(self, batch, sampling):
+        self.drawn_with = self.layer.weight.detach().clone(), self.training
+        return {"sample": torch.zeros(len(batch["caption"]), 3, 8, 8)}
+
+
+class Pictures:
+    """A held-out set: captions and scenes."""
+
+    scenes = ("scene",) * 5
+
+    def __len__(self):
+        return 5
+
+    def __getitems__(self, indices):
+        return Batch(caption=[f"item {i}" for i in indices], id=torch.as_tensor([*indices]))
+
+
+def at(step: int, *callbacks: pl.Callback) -> SimpleNamespace:
+    return SimpleNamespace(global_step=step, callbacks=[*callbacks])
+
+
+def run_ema(ema: EMA, module: Toy, steps: range) -> list[dict[str, torch.Tensor]]:
+    """Drive the hooks by hand with known weights; returns the weights of each step."""
+    weights = []
+    for step in steps:
+        with torch.no_grad():
+            for p in module.layer.parameters():
+                p.fill_(float(step * step))
+        weights.append({n: p.detach().clone() for n, p in module.named_parameters()})
+        ema.on_train_batch_end(at(step), module)
+    return weights
+
+
+def test_the_average_is_the_formula_over_trainable_weights_only():
+    module, ema = Toy(), EMA(decay=0.4)
+    expected = module.layer.weight.detach().clone()
+    ema.on_fit_start(at(0), module)
+    for n, weights in enumerate(run_ema(ema, module, range(1, 12))):
+        decay = min(0.4, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weights["layer.weight"]
+    assert ema.average.keys() == {"layer.weight", "layer.bias"}
+    assert ema.updates == 11
+    torch.testing.assert_close(ema.average["layer.weight"], expected)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_that_averages_nothing_is_refused(decay):
+    with pytest.raises(ValueError, match="must be in"):
+        EMA(decay)
+
+
+def test_swapping_lends_the_average_and_returns_the_weights_even_after_an_exception():
+    module, ema = Toy(), EMA()
+    ema.on_fit_start(at(0), module)
+    run_ema(ema, module, range(1, 4))
+    raw = module.layer.weight.detach().clone()
+    frozen = module.frozen.weight.detach().clone()
+
+    def look():
+        with averaged(at(3, ema), module):
+            assert torch.equal(module.layer.weight, ema.average["layer.weight"])
+            assert not torch.equal(module.layer.weight, raw)
+            raise RuntimeError("the picture failed")
+
+    with pytest.raises(RuntimeError, match="the picture failed"):
+        look()
+    assert torch.equal(module.layer.weight, raw)
+    assert torch.equal(module.frozen.weight, frozen)
+
+
+def test_the_state_makes_a_round_trip_and_goes_on_with_the_same_average(tmp_path):
+    module, straight = Toy(), EMA(decay=0.9)
+    straight.on_fit_start(at(0), module)
+    run_ema(straight, module, range(1, 4))
+    torch.save(straight.state_dict(), tmp_path / "state")
+    resumed = EMA(decay=0.9)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    resumed.on_fit_start(at(3), module)
+    for ema in (straight, resumed):
+        run_ema(ema, module, range(4, 7))
+    assert resumed.updates == straight.updates == 6
+    assert all(torch.equal(resumed.average[name], straight.average[name]) for name in straight.average)
+
+
+def test_an_average_of_other_weights_is_refused():
+    ema = EMA()
+    ema.load_state_dict({"average": {"other": torch.zeros(1)}, "updates": 3})
+    with pytest.raises(ValueError, match="other trainable weights"):
+        ema.on_fit_start(at(0), Toy())
+
+
+def fit_toy(random_items, steps, *callbacks, ckpt_path=None, accumulate=1, **options):
+    torch.manual_seed(0)
+    module = Toy()
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=accumulate,
+        callbacks=[*callbacks], **options,
+    )  # fmt: skip
+    data = DataModule(random_items(12), Pictures(), batch_size=2)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+    return trainer, module
+
+
+def test_accumulated_batches_count_once_also_after_a_resume(random_items, tmp_path):
+    straight, half, resumed = EMA(), EMA(), EMA()
+    _, expected = fit_toy(random_items, 6, straight, accumulate=2)
+    assert straight.updates == 6
+    fit_toy(random_items, 3, half, accumulate=2)[0].save_checkpoint(tmp_path / "half.ckpt")
+    _, module = fit_toy(random_items, 6, resumed, accumulate=2, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(module.layer.weight, expected.layer.weight)
+    assert resumed.updates == 6
+    assert all(torch.equal(resumed.average[name], straight.average[name]) for name in straight.average)
+
+
+def watched(tmp_path, random_items, steps=5, metrics=None, **options):
+    looks = []
+
+    def spy(pictures, batch, scenes, condition):
+        looks.append((list(batch["caption"]), [*scenes]))
+        return {"score": 0.1 * len(looks)}
+
+    watch = Watch(metrics or spy, sampling=None, count=3, shown=2, **options)
+    ema = EMA()
+    trainer, module = fit_toy(random_items, steps, ema, watch, default_root_dir=tmp_path)
+    return watch, looks, trainer, module
+
+
+def test_watch_looks_at_the_same_items_at_the_start_on_schedule_and_at_the_end(random_items, tmp_path):
+    watch, looks, *_ = watched(tmp_path, random_items, steps=5, every=2)
+    assert watch.history["step"] == [0, 2, 4, 5]
+    assert watch.history["score"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert looks == [(["item 0", "item 1", "item 2"], ["scene"] * 3)] * 4
+    lines = [json.loads(line) for line in (tmp_path / "previews" / "manifest.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 5]
+    assert all(line["ids"] == [0, 1] and line["captions"] == ["item 0", "item 1"] for line in lines)
+    for line in lines:
+        Image.open(tmp_path / "previews" / line["file"]).verify()
+
+
+def test_watch_draws_with_the_averaged_weights_in_eval_mode_and_puts_both_back(random_items, tmp_path):
+    _, _, trainer, module = watched(tmp_path, random_items, steps=4, every=4)
+    drawn, training = module.drawn_with
+    ema = trainer.callbacks[0]
+    assert torch.equal(drawn, ema.average["layer.weight"])
+    assert not torch.equal(module.layer.weight, drawn)
+    assert training is False
+    assert module.training is True
+
+
+def test_a_figure_that_does_not_exist_leaves_a_manifest_that_every_json_reader_accepts(random_items, tmp_path):
+    watched(tmp_path, random_items, steps=1, metrics=lambda *_: {"score": float("nan")})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = (tmp_path / "previews" / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse)["score"] for line in lines] == [None, None]
+
+
+def test_the_history_travels_in_the_checkpoint(random_items, tmp_path):
+    watch, *_ = watched(tmp_path, random_items, steps=2, every=1)
+    other = Watch(lambda *_: {}, None)
+    other.load_state_dict(watch.state_dict())
+    assert other.history == {"step": [0, 1, 2], "score": pytest.approx([0.1, 0.2, 0.3])}
+
+
+def test_export_writes_the_averaged_weights_beside_each_checkpoint(random_items, tmp_path):
+    ema, export = EMA(), Export(str(tmp_path), {"stage": "toy", "base": None, "seed": 1})
+    trainer, module = fit_toy(random_items, 3, ema, export)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "toy.safetensors")
+    assert weights.keys() == {"weight", "bias"}
+    assert torch.equal(weights["weight"], ema.average["layer.weight"])
+    assert not torch.equal(weights["weight"], module.layer.weight)
+    facts = read_metadata(tmp_path / "toy.safetensors")
+    assert facts["stage"] == "toy"
+    assert facts["steps"] == "3"
+    assert facts["seed"] == "1"
+    assert {"commit", "command"} <= facts.keys()

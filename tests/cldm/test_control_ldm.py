@@ -1,0 +1,180 @@
+"""Promises of the Lightning module: the base stays locked, prompts drop, checkpoints are small."""
+
+import hashlib
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from cldm.callbacks import Export
+from cldm.control_ldm import ControlLDM
+from cldm.controlnet import ControlNet
+from cldm.data.datamodule import DataModule
+from ldm.weights import load_weights, read_metadata
+
+WIDTHS = (4, 4, 8, 8)
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+
+
+def digest(module: torch.nn.Module) -> str:
+    """A hash of every parameter and buffer."""
+    found = hashlib.blake2b()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        found.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@pytest.fixture
+def module(diffusion):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return ControlLDM(diffusion, ControlNet.from_unet(diffusion.unet, hint_widths=WIDTHS), adamw)
+
+
+@pytest.fixture
+def fit(random_items):
+    def run(module, steps, ckpt_path=None, callbacks=None):
+        data = DataModule(random_items(6), random_items(2), batch_size=2)
+        trainer = pl.Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
+        )  # fmt: skip
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+        return trainer
+
+    return run
+
+
+def test_training_leaves_the_locked_model_alone_and_moves_the_whole_branch(module, fit):
+    locked, branch = digest(module.diffusion), {n: p.clone() for n, p in module.control.named_parameters()}
+    fit(module, 3)
+    assert digest(module.diffusion) == locked
+    moved = {n for n, p in module.control.named_parameters() if not torch.equal(p, branch[n])}
+    assert moved == branch.keys()
+
+
+def test_locked_means_no_gradient_and_eval_mode_whatever_is_asked(module):
+    assert not any(p.requires_grad for p in module.diffusion.parameters())
+    for mode in (True, False):
+        module.train(mode)
+        assert not any(m.training for m in module.diffusion.modules())
+        assert all(m.training is mode for m in module.control.modules())
+    trained = {id(p) for group in module.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    assert trained == {id(p) for p in module.control.parameters()}
+
+
+def test_lightning_trains_with_the_locked_model_in_eval_mode(module, fit):
+    modes = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            modes.append((pl_module.diffusion.unet.training, pl_module.control.training))
+
+    fit(module, 2, callbacks=[Look()])
+    assert modes == [(False, True)] * 2
+
+
+def test_no_graph_is_kept_of_the_locked_encoder_and_the_locked_decoder_has_one(module, random_items):
+    seen = {}
+
+    def keep(name):
+        return lambda _, __, output: seen.update({name: output})
+
+    module.diffusion.unet.encoder.register_forward_hook(keep("encoded"))
+    module.diffusion.unet.decoder.register_forward_hook(keep("decoded"))
+    module.control.encoder.blocks[0].register_forward_hook(keep("copied"))
+    module.train()
+    batch = random_items(2).__getitems__([0, 1])
+    branch = module.branch(batch)
+    context = module.diffusion.context(batch["caption"])
+    z = batch["moments"][:, :4]
+    loss = module.diffusion.loss(z, context, torch.tensor([10, 500]), torch.randn(z.shape), branch)
+    encoded = seen["encoded"]
+    assert not any(x.requires_grad for x in (*encoded.skips, encoded.middle, encoded.emb, context))
+    assert seen["copied"].requires_grad
+    assert seen["decoded"].requires_grad
+    assert loss.requires_grad
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_prompts_are_dropped_at_their_rate(module, random_items, rate, monkeypatch):
+    prompts = []
+    monkeypatch.setattr(module.diffusion, "context", lambda texts: prompts.extend(texts))
+    monkeypatch.setattr(module.diffusion, "loss", lambda *_: torch.zeros(16))
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    module.prompt_dropout = rate
+    batch = random_items(16).__getitems__(range(16))
+    for i in range(200):
+        module.training_step(batch, i)
+    assert len(prompts) == 3200
+    assert set(prompts) <= {"", batch["caption"][0]}
+    share = prompts.count("") / len(prompts)
+    assert share == pytest.approx(rate, abs=0.04 if rate == 0.5 else 0)  # 0.04 is 4.5 standard deviations
+
+
+def test_half_of_the_prompts_are_dropped_unless_told_otherwise(composed):
+    cfg = composed("model=tiny")
+    assert cfg.stage.module._target_ == "cldm.control_ldm.ControlLDM"
+    assert cfg.stage.module.prompt_dropout == 0.5
+    assert ControlLDM.__init__.__defaults__[0] == 0.5
+
+
+def test_a_checkpoint_holds_the_trainable_weights_only_and_goes_on(module, fit, make_diffusion, tmp_path):
+    trainer = fit(module, 2)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    expected = {f"control.{name}": value for name, value in module.control.state_dict().items()}
+    assert checkpoint["state_dict"].keys() == expected.keys()
+    assert all(torch.equal(checkpoint["state_dict"][name], expected[name]) for name in expected)
+    other = make_diffusion()
+    fresh = ControlLDM(other, ControlNet.from_unet(other.unet, hint_widths=WIDTHS), adamw)
+    assert fit(fresh, 2, ckpt_path=tmp_path / "a.ckpt").global_step == 2  # nothing left to do: weights as loaded
+    assert digest(fresh.control) == digest(module.control)
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"), [((4, 4, 8), "does not fit this control branch"), ((4, 4, 8, 4), "size mismatch")]
+)
+def test_a_checkpoint_of_another_branch_is_refused(module, fit, make_diffusion, tmp_path, widths, message):
+    fit(module, 1).save_checkpoint(tmp_path / "a.ckpt")
+    other = make_diffusion()
+    stranger = ControlLDM(other, ControlNet.from_unet(other.unet, hint_widths=widths), adamw)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        fit(stranger, 2, ckpt_path=tmp_path / "a.ckpt")
+
+
+@torch.no_grad()
+def test_the_exported_file_reloads_and_gives_the_same_residuals(module, fit, make_diffusion, random_items, tmp_path):
+    export = Export(str(tmp_path), {"stage": "control", "condition": "canny", "seed": 3})
+    trainer = fit(module, 2)
+    export.write(trainer, module)
+    other = make_diffusion()
+    reloaded = ControlNet.from_unet(other.unet, hint_widths=WIDTHS)
+    load_weights(reloaded, tmp_path / "control.safetensors")
+    batch = random_items(2).__getitems__([0, 1])
+    arguments = (batch["moments"][:, :4], torch.tensor([10, 500]), torch.randn(2, 24, 16), batch["hint"])
+    a, b = module.control(*arguments), reloaded(*arguments)
+    assert a.middle.any()
+    assert torch.equal(a.middle, b.middle)
+    assert all(torch.equal(x, y) for x, y in zip(a.skips, b.skips, strict=True))
+    facts = read_metadata(tmp_path / "control.safetensors")
+    assert {"stage": "control", "condition": "canny", "seed": "3", "steps": "2"}.items() <= facts.items()
+
+
+def test_noise_is_a_function_of_the_step_and_not_of_what_was_drawn_before(module, random_items, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module.diffusion, "loss", lambda z0, c, t, eps, b: drawn.append((z0, t, eps)) or z0.mean())
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    batch = random_items(4).__getitems__(range(4))
+    for i in (0, 1, 0):
+        torch.randn(3)
+        module.training_step(batch, i)
+    first, second, again = drawn
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    monkeypatch.setattr(type(module), "global_rank", 1)
+    module.training_step(batch, 0)
+    assert not any(torch.equal(a, b) for a, b in zip(first, drawn[-1], strict=True))

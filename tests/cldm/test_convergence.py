@@ -1,0 +1,49 @@
+"""Promises of the convergence watcher."""
+
+import numpy as np
+import pytest
+
+from cldm.evaluation.convergence import convergence_step
+
+STEPS = list(range(0, 1000, 50))
+
+
+@pytest.mark.parametrize("at", [1, 2, 7, 19])
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_a_planted_jump_is_found(at, noise):
+    values = np.where(np.arange(20) < at, 0.3, 0.8) + noise * np.random.default_rng(at).standard_normal(20)
+    assert convergence_step(STEPS, values.tolist()) == STEPS[at]
+
+
+def test_the_step_is_read_from_the_steps_and_not_from_their_number():
+    assert convergence_step([0, 7, 1000, 1001], [0.1, 0.1, 0.9, 0.9]) == 1000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.5] * 20,
+        [0.5 + 0.002 * i for i in range(20)],  # 0.04 in all
+        (0.5 + 0.01 * np.random.default_rng(0).standard_normal(20)).tolist(),
+        [0.8] * 10 + [0.3] * 10,  # it got worse
+    ],
+    ids=["flat", "slow", "noise", "fall"],
+)
+def test_no_convergence_where_fidelity_does_not_rise(values):
+    assert convergence_step(STEPS, values) is None
+
+
+def test_the_jump_that_counts_can_be_chosen():
+    values = [0.3] * 10 + [0.45] * 10
+    assert convergence_step(STEPS, values) == 500
+    assert convergence_step(STEPS, values, jump=0.2) is None
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_curve_of_less_than_two_points_has_no_jump(count):
+    assert convergence_step(STEPS[:count], [0.5] * count) is None
+
+
+def test_a_missing_figure_does_not_hide_the_jump():
+    values = [float("nan"), *[0.3] * 9, *[0.8] * 10]
+    assert convergence_step(STEPS, values) == 500

@@ -1,0 +1,131 @@
+"""Promises of the record: offline without a key, JSON for every reader, a commit that tells the truth."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cldm import tracking
+from cldm.tracking import commit, csv_logger, has_wandb_key, wandb_logger, write_json
+
+
+@pytest.fixture
+def nobody(monkeypatch, tmp_path):
+    """A user without any W&B key or setting; returns the home folder."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SILENT"):
+        monkeypatch.setenv(name, "")  # so that what the logger sets is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def test_wandb_is_offline_without_a_key(nobody, tmp_path):
+    assert not has_wandb_key()
+    assert wandb_logger(str(tmp_path / "run"), project="p")._offline
+
+
+def test_a_key_in_the_environment_or_in_netrc_takes_it_online(nobody, tmp_path, monkeypatch):
+    (nobody / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password " + "0" * 40 + "\n")
+    (nobody / ".netrc").chmod(0o600)
+    assert has_wandb_key()
+    assert not wandb_logger(str(tmp_path / "run"), project="p")._offline
+    (nobody / ".netrc").write_text("machine example.org\n  login user\n  password x\n")
+    assert not has_wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert has_wandb_key()
+
+
+def test_an_unreadable_netrc_is_no_key(nobody):
+    (nobody / ".netrc").write_text("no such format\n")
+    assert not has_wandb_key()
+
+
+@pytest.mark.parametrize(("mode", "offline"), [("online", False), ("offline", True), ("disabled", True)])
+def test_the_mode_of_the_environment_decides(nobody, tmp_path, monkeypatch, mode, offline):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert wandb_logger(str(tmp_path / "run"), project="p")._offline is offline
+
+
+def test_a_resumed_run_keeps_its_wandb_id_and_another_run_has_another(nobody, tmp_path):
+    first, again, other = (wandb_logger(str(tmp_path / run), project="p")._id for run in ("a", "a", "b"))
+    assert first == again
+    assert first != other
+    assert (tmp_path / "a" / "wandb_id").read_text() == first
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_metrics_lie_in_the_run_folder_and_earlier_ones_are_kept(tmp_path):
+    for value in (1.0, 2.0, 3.0):
+        logger = csv_logger(str(tmp_path))
+        logger.log_metrics({"loss": value}, step=0)
+        logger.save()
+    found = {path.name: path.read_text() for path in tmp_path.glob("metrics*.csv")}
+    assert found.keys() == {"metrics.csv", "metrics.1.csv", "metrics.2.csv"}
+    assert [found[name].split()[1].split(",")[0] for name in sorted(found)] == ["1.0", "2.0", "3.0"]
+
+
+# ------------------------------------------------------------------ JSON
+
+
+def test_numbers_that_do_not_exist_become_null_at_any_depth(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    write_json(tmp_path / "new" / "a.json", {"a": nan, "b": [1.5, nan, (nan, 2)], "c": {"d": -inf}, "e": None})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    found = json.loads((tmp_path / "new" / "a.json").read_text(), parse_constant=refuse)
+    assert found == {"a": None, "b": [1.5, None, [None, 2]], "c": {"d": None}, "e": None}
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+    def fail(self, text):
+        with open(self, "w") as file:
+            file.write(text[:3])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+# ------------------------------------------------------------------ commit
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_says_whether_files_differ_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() == "unknown"
+    git(tmp_path, "init", "-q")
+    assert commit() == "unknown"  # no commit yet
+    (tmp_path / "a").write_text("1")
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "-qm", "first")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert re.fullmatch(r"[0-9a-f]{40}", head)
+    assert commit() == head
+    (tmp_path / "untracked").write_text("1")
+    assert commit() == head
+    (tmp_path / "a").write_text("2")
+    assert commit() == head + "+changes"
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == "unknown"

@@ -1,0 +1,184 @@
+"""The autoencoder's losses: values that can be worked out by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ldm.autoencoder import DiagonalGaussian
+from ldm.losses import (
+    AutoencoderLoss,
+    PatchDiscriminator,
+    PerceptualLoss,
+    adaptive_weight,
+    gradient_l1,
+    hinge_discriminator_loss,
+)
+
+
+def images(seed: int = 0, size: int = 16) -> torch.Tensor:
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def posterior(mean: float, logvar: float) -> DiagonalGaussian:
+    return DiagonalGaussian(torch.full((2, 4, 2, 2), mean), torch.full((2, 4, 2, 2), logvar))
+
+
+# ------------------------------------------------------------------ L1, gradients, KL
+
+
+def test_gradient_l1_ignores_a_constant_offset_and_measures_a_ramp():
+    x = images()
+    assert gradient_l1(x, x + 0.7).item() == pytest.approx(0.0, abs=1e-6)
+    ramp = 0.1 * torch.arange(16.0).expand(16, 16)
+    assert gradient_l1(x, x + ramp).item() == pytest.approx(0.1, rel=1e-4)
+    assert gradient_l1(x, x + ramp + 2 * ramp.T).item() == pytest.approx(0.3, rel=1e-4)
+
+
+def test_the_terms_add_up_with_their_weights():
+    x, y = images(0), images(1)
+    loss = AutoencoderLoss(gradient=0.5, kl=0.01, perceptual=2.0, perceptual_distance=F.mse_loss)
+    total, terms = loss(x, y, posterior(3.0, 0.0))
+    assert terms["l1"] == F.l1_loss(x, y)
+    assert terms["kl"].item() == pytest.approx(4.5)  # mean^2 / 2 nats in each latent
+    assert terms["gradient"] == gradient_l1(x, y)
+    assert terms["perceptual"] == F.mse_loss(x, y)
+    expected = terms["l1"] + 0.5 * terms["gradient"] + 0.01 * terms["kl"] + 2.0 * terms["perceptual"]
+    torch.testing.assert_close(total, expected)
+
+
+def test_terms_of_weight_zero_are_left_out_and_terms_carry_no_graph():
+    x, y = images(0), images(1).requires_grad_()
+    total, terms = AutoencoderLoss(gradient=0.0)(x, y, posterior(0.0, 0.0))
+    assert terms.keys() == {"l1", "kl"}
+    assert total.requires_grad
+    assert not any(term.requires_grad for term in terms.values())
+
+
+# ------------------------------------------------------------------ patch GAN
+
+
+def test_hinge_loss_values():
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.5])
+    # real: 0 and 1; fake: 0 and 1.5
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx(0.5 * (0.5 + 0.75))
+    assert hinge_discriminator_loss(torch.tensor([1.0]), torch.tensor([-1.0])).item() == 0.0
+
+
+def test_the_adaptive_weight_is_the_ratio_of_gradient_norms():
+    weight = torch.tensor([1.0, 2.0], requires_grad=True)
+    vector = torch.tensor([3.0, 4.0])
+    reconstruction, adversarial = (6.0 * vector * weight).sum(), (-0.5 * vector * weight).sum()
+    ratio = adaptive_weight(reconstruction, adversarial, weight)
+    assert ratio.item() == pytest.approx(12.0, rel=1e-3)
+    assert not ratio.requires_grad
+    reconstruction.backward()  # the graph is still there
+    assert weight.grad is not None
+
+
+def test_the_adaptive_weight_is_bounded_where_the_discriminator_has_no_slope():
+    weight = torch.ones(2, requires_grad=True)
+    assert adaptive_weight((1e3 * weight).sum(), (0.0 * weight).sum(), weight).item() == 1e4
+
+
+@pytest.mark.parametrize(("size", "layers", "patches"), [(256, 3, 30), (128, 3, 14), (64, 2, 14), (32, 1, 14)])
+def test_the_discriminator_judges_patches(size, layers, patches):
+    """Isola et al.'s 70-pixel patches: 30 x 30 logits of a 256-pixel image at three layers."""
+    discriminator = PatchDiscriminator(channels=8, layers=layers)
+    with torch.no_grad():
+        assert discriminator(torch.zeros(1, 3, size, size)).shape == (1, 1, patches, patches)
+
+
+def test_the_discriminator_judges_each_image_alone():
+    discriminator, x = PatchDiscriminator(channels=8, layers=1), images()
+    with torch.no_grad():
+        torch.testing.assert_close(discriminator(x)[:1], discriminator(x[:1]))
+        assert not torch.allclose(discriminator(x)[0], discriminator(x)[1])
+
+
+# ------------------------------------------------------------------ perceptual distance
+
+
+def features(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True)
+    )
+
+
+def test_equal_images_have_no_perceptual_distance_others_have():
+    loss, x = PerceptualLoss(features(), (1, 4)), images(0)
+    assert loss(x, x.clone()).item() == 0.0
+    assert loss(x, images(1)).item() > 0.01
+    torch.testing.assert_close(loss(x, images(1)), loss(images(1), x))
+
+
+def test_the_distance_is_that_of_unit_normalised_features():
+    """An identity network on constant images: every pixel's feature vector is its colour in [0, 1]."""
+    loss = PerceptualLoss(nn.Sequential(nn.Identity()), (0,), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    red = torch.tensor([1.0, -1.0, -1.0]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4)
+    dark_red = torch.tensor([0.0, -1.0, -1.0]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4)
+    yellow = torch.tensor([1.0, 1.0, -1.0]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert loss(red, dark_red).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss(red, yellow).item() == pytest.approx(2 - 2 / 2**0.5, rel=1e-5)  # 45 degrees apart
+
+
+def test_layers_add_up_and_in_place_activations_do_not_overwrite_them():
+    x, y = images(0), images(1)
+    parts = [PerceptualLoss(features(), (i,))(x, y) for i in (0, 4)]
+    torch.testing.assert_close(PerceptualLoss(features(), (4, 0))(x, y), sum(parts))
+    assert (PerceptualLoss(features(), (0,))(x, y) - PerceptualLoss(features(), (1,))(x, y)).abs() > 1e-3
+
+
+def test_gradients_flow_to_the_image_and_not_to_the_network():
+    network = features()
+    loss, y = PerceptualLoss(network, (1, 4)), images(1).requires_grad_()
+    loss(images(0), y).backward()
+    assert y.grad.abs().amax(dim=(1, 2, 3)).min() > 0
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_the_network_is_no_part_of_the_loss_but_follows_its_precision():
+    loss = PerceptualLoss(features(), (1, 4)).train()
+    assert not [*loss.parameters()]
+    assert not loss.state_dict()
+    assert loss.double()(images(0).double(), images(1).double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("layers", [(), (5,), (-1, 2)])
+def test_layers_that_the_network_has_not_are_refused(layers):
+    with pytest.raises(ValueError, match=r"perceptual layers must be in 0\.\.4"):
+        PerceptualLoss(features(), layers)
+
+
+def test_vgg16_reads_a_local_file_of_torchvision(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        published = torchvision.models.vgg16(weights=None, init_weights=False).features
+    published = published.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for p in published.parameters():
+        scale = (2 / p[0].numel()) ** 0.5 if p.ndim > 1 else 0.1
+        p.data = (scale * torch.randn(p.shape, generator=generator)).half()
+    state = {f"features.{name}": p for name, p in published.state_dict().items()}
+    torch.save({**state, "classifier.0.bias": torch.zeros(9)}, tmp_path / "vgg16.pth")
+    published = published.float().eval()
+    x, y = images(0, 32), images(1, 32)
+    with torch.no_grad():
+        found = PerceptualLoss.vgg16(tmp_path / "vgg16.pth")(x, y)
+        # LPIPS' own constants for images in [-1, 1], and its five layers
+        shift, scale = (torch.tensor(v).reshape(3, 1, 1) for v in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
+        expected, a, b = 0.0, (x - shift) / scale, (y - shift) / scale
+        for i, layer in enumerate(published):
+            a, b = layer(a), layer(b)
+            if i in (3, 8, 15, 22, 29):
+                expected += (F.normalize(a) - F.normalize(b)).square().sum(dim=1).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
+def test_vgg16_without_its_file_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no VGG16 weights at .*vgg16\.pth: .*torchvision's vgg16"):
+        PerceptualLoss.vgg16(tmp_path / "vgg16.pth")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth is not a state dict of torchvision's vgg16"):
+        PerceptualLoss.vgg16(tmp_path / "other.pth")

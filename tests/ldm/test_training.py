@@ -1,0 +1,290 @@
+"""The training stages on a CPU: schedules, what trains and what stays, the patch GAN."""
+
+import functools
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ldm.autoencoder import AutoencoderKL
+from ldm.losses import AutoencoderLoss, PatchDiscriminator
+from ldm.training import AutoencoderTraining, Stage, set_latent_scale
+
+SGD = functools.partial(torch.optim.SGD, lr=0.1)
+ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+]
+
+
+def trainer(steps: int, callbacks: tuple[pl.Callback, ...] = (), **options) -> pl.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    checkpoints = {"enable_checkpointing": any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in callbacks)}
+    return pl.Trainer(accelerator="cpu", max_steps=steps, callbacks=[*callbacks], **{**quiet, **checkpoints, **options})
+
+
+def autoencoder(seed: int = 0) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    return AutoencoderKL(channels=8, channel_mult=(1, 1), res_blocks=1, groups=4)
+
+
+def data(batches: int = 1) -> DataLoader:
+    """One batch of two images per epoch and `batches`."""
+    images = torch.rand(2 * batches, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return DataLoader([{"image": image} for image in images], batch_size=2)
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def distance(module: nn.Module, before: dict[str, torch.Tensor]) -> float:
+    return sum((p - before[name]).square().sum().item() for name, p in module.named_parameters()) ** 0.5
+
+
+class Rates(pl.Callback):
+    """The learning rates of each optimizer step, one list per optimizer."""
+
+    def __init__(self):
+        self.seen: list[list[float]] = [[], []]
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen[trainer.optimizers.index(optimizer)].append(optimizer.param_groups[0]["lr"])
+
+
+# ------------------------------------------------------------------ learning-rate schedule
+
+
+class Toy(Stage):
+    def __init__(self, **options):
+        super().__init__(SGD, **options)
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch["image"].mean().reshape(1, 1)).sum()
+
+
+def rates(steps: int, accumulate: int = 1, **options) -> list[float]:
+    seen = Rates()
+    trainer(steps, (seen,), accumulate_grad_batches=accumulate).fit(Toy(**options), data(4))
+    return [rate / 0.1 for rate in seen.seen[0]]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_rate_warms_up_linearly_then_falls_along_a_cosine_to_two_percent(accumulate):
+    """Over optimizer steps, whatever number of batches one takes."""
+    cosine = [0.02 + 0.98 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
+    found = rates(12, accumulate, warmup_steps=4, cosine=True)
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, *cosine])
+    assert found[8] == pytest.approx(0.51)  # half way
+
+
+def test_the_rate_ends_at_two_percent_and_stays():
+    stage = Toy(warmup_steps=4)
+    stage.trainer = trainer(12)
+    assert [stage.rate(step) for step in (12, 13, 100)] == pytest.approx([0.02] * 3)
+
+
+def test_without_cosine_the_rate_stays_and_without_warmup_it_starts_there():
+    assert rates(5, warmup_steps=2, cosine=False) == pytest.approx([0.5, 1, 1, 1, 1])
+    assert rates(2, warmup_steps=0, cosine=False) == pytest.approx([1, 1])
+
+
+# ------------------------------------------------------------------ the autoencoder
+
+
+def stage(**options) -> AutoencoderTraining:
+    defaults = {"optimizer": ADAM, "loss": AutoencoderLoss(gradient=0.5), "warmup_steps": 0, "cosine": False}
+    return AutoencoderTraining(autoencoder(), **{**defaults, **options})
+
+
+def test_training_changes_every_weight_and_lowers_the_loss():
+    module = stage()
+    before, batch = snapshot(module.autoencoder), next(iter(data()))
+    with torch.no_grad():
+        first = module.loss(batch["image"], module.pictures(batch, None)["reconstruction"], zero_posterior())[0]
+    trainer(12).fit(module, data())
+    with torch.no_grad():
+        last = module.loss(batch["image"], module.pictures(batch, None)["reconstruction"], zero_posterior())[0]
+    assert last < 0.9 * first
+    # softmax does not see a constant added to every key's score
+    assert {n for n in before.keys() - changed(module.autoencoder, before) if not n.endswith("to_k.bias")} == set()
+
+
+def zero_posterior():
+    from ldm.autoencoder import DiagonalGaussian
+
+    return DiagonalGaussian(torch.zeros(2, 1), torch.zeros(2, 1))
+
+
+def test_after_training_the_latents_have_unit_standard_deviation():
+    module = stage()
+    trainer(3).fit(module, data())
+    with torch.no_grad():
+        z = module.autoencoder.encode(next(iter(data()))["image"])
+    assert z.std().item() == pytest.approx(1.0, abs=1e-5)
+    assert module.autoencoder.scale.item() != pytest.approx(0.18215)
+
+
+def test_set_latent_scale_forgets_the_scale_before():
+    first, second = autoencoder(), autoencoder()
+    second.scale.fill_(50.0)
+    for model in (first, second):
+        set_latent_scale(model, next(iter(data()))["image"])
+    assert torch.equal(first.scale, second.scale)
+
+
+def test_decoder_only_trains_the_decoder_and_leaves_the_latents():
+    module = stage(decoder_only=True)
+    before, x = snapshot(module.autoencoder), next(iter(data()))["image"]
+    with torch.no_grad():
+        z = module.autoencoder.encode(x)
+    trainer(3).fit(module, data())
+    found = changed(module.autoencoder, before)
+    assert {name.split(".")[0] for name in found} == {"decoder", "post_quant_conv"}
+    assert "decoder.conv_out.weight" in found
+    with torch.no_grad():
+        assert torch.equal(module.autoencoder.encode(x), z)
+
+
+def test_the_noise_of_a_step_depends_on_the_seed_and_not_on_what_was_drawn_before():
+    results = []
+    for seed, disturb in ((0, False), (0, True), (1, False)):
+        module = stage(seed=seed)
+        torch.manual_seed(123 if disturb else 0)
+        trainer(2).fit(module, data())
+        results.append(module.autoencoder.decoder.conv_out.weight.detach().clone())
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+# ------------------------------------------------------------------ the patch GAN
+
+
+def gan(**options) -> AutoencoderTraining:
+    torch.manual_seed(1)
+    return stage(discriminator=PatchDiscriminator(channels=8, layers=1), **options)
+
+
+class Moves(pl.Callback):
+    """After each step: which of the two networks have changed during it."""
+
+    def __init__(self):
+        self.seen: list[tuple[bool, bool]] = []
+
+    def networks(self, module):
+        return module.autoencoder, module.discriminator
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.before = [snapshot(network) for network in self.networks(pl_module)]
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.seen.append(
+            tuple(bool(changed(*pair)) for pair in zip(self.networks(pl_module), self.before, strict=True))
+        )
+
+
+def test_gan_training_changes_both_networks_in_each_of_its_steps_and_counts_them_once():
+    module, moves = gan(), Moves()
+    run = trainer(4, (moves,))
+    run.fit(module, data())
+    assert moves.seen == [(True, True)] * 4
+    assert run.global_step == 4
+    assert len(run.optimizers) == 2
+    assert all(p.requires_grad for p in module.discriminator.parameters())
+
+
+def test_the_discriminator_starts_at_its_step_with_a_warm_up_of_its_own():
+    module, moves = gan(discriminator_start=2, warmup_steps=2, cosine=True, optimizer=SGD), Moves()
+    run = trainer(6, (moves,))
+    critic = []
+    descend = module._descend
+
+    def watched(optimizer, scheduler, loss):
+        index = 0 if optimizer.param_groups is run.optimizers[0].param_groups else 1
+        critic.append((index, optimizer.param_groups[0]["lr"] / 0.1))
+        descend(optimizer, scheduler, loss)
+
+    module._descend = watched
+    run.fit(module, data())
+    assert moves.seen == [(True, False)] * 2 + [(True, True)] * 4
+    cosine = [0.02 + 0.98 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]
+    assert [rate for index, rate in critic if index == 0] == pytest.approx([0.5, 1.0, *cosine])
+    assert [rate for index, rate in critic if index == 1] == pytest.approx([0.5, *cosine[1:]])
+
+
+def test_before_the_discriminator_starts_training_is_that_without_one():
+    plain, late = stage(optimizer=SGD), gan(optimizer=SGD, discriminator_start=10)
+    trainer(3, gradient_clip_val=1.0).fit(plain, data())
+    trainer(3).fit(late, data())
+    assert changed(late.autoencoder, snapshot(plain.autoencoder)) == set()
+
+
+def test_the_discriminator_learns_to_tell_real_from_reconstructed():
+    module = gan()
+    x = next(iter(data()))["image"]
+    trainer(15).fit(module, data())
+    with torch.no_grad():
+        y = module.autoencoder.decode(module.autoencoder.encode(x))
+        assert module.discriminator(x).mean() > module.discriminator(y).mean() + 0.5
+
+
+def test_the_adversarial_loss_pulls_the_autoencoder_elsewhere():
+    with_gan, without = gan(optimizer=SGD), gan(optimizer=SGD, discriminator_weight=0.0)
+    for module in (with_gan, without):
+        trainer(1).fit(module, data())
+    assert "decoder.conv_out.weight" in changed(with_gan.autoencoder, snapshot(without.autoencoder))
+
+
+def test_gradients_of_both_networks_are_clipped():
+    module = gan(optimizer=SGD, gradient_clip=1e-3)
+    before = snapshot(module.autoencoder), snapshot(module.discriminator)
+    trainer(1).fit(module, data())
+    for network, old in zip((module.autoencoder, module.discriminator), before, strict=True):
+        assert distance(network, old) == pytest.approx(0.1 * 1e-3, rel=0.02)  # lr x norm
+
+
+def test_a_gan_exports_the_autoencoder_alone_and_its_checkpoint_holds_both():
+    module = gan()
+    trained = module.trained().state_dict()
+    assert trained.keys() == {f"autoencoder.{name}" for name in module.autoencoder.state_dict()}
+    assert trained.keys() == stage().trained().state_dict().keys()
+    assert any(name.startswith("discriminator.") for name in module.state_dict())
+    assert not any(name.startswith("discriminator.") for name in stage().state_dict())
+
+
+def test_a_gan_resumed_half_way_is_the_run_that_never_stopped(tmp_path):
+    def run(steps: int, resume: bool) -> AutoencoderTraining:
+        module = gan(discriminator_start=1, warmup_steps=3)
+        checkpoint = pl.callbacks.ModelCheckpoint(tmp_path, filename=f"{steps}", every_n_train_steps=steps)
+        trainer(steps, (checkpoint,)).fit(module, data(), ckpt_path=tmp_path / "2.ckpt" if resume else None)
+        return module
+
+    run(2, resume=False)
+    whole, resumed = run(4, resume=False), run(4, resume=True)
+    assert changed(resumed, snapshot(whole)) == set()
+
+
+def test_without_a_discriminator_lightning_optimizes_by_itself():
+    module = stage()
+    assert module.automatic_optimization
+    run = trainer(1)
+    run.fit(module, data())
+    assert len(run.optimizers) == 1
+
+
+def test_half_precision_with_a_gan_is_refused():
+    module = gan()
+    module.trainer = trainer(1)
+    module.trainer.strategy.precision_plugin.precision = "16-mixed"
+    with pytest.raises(ValueError, match=r"discriminator needs trainer\.precision=bf16-mixed"):
+        module.on_fit_start()

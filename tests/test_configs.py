@@ -1,0 +1,191 @@
+"""Promises of the configuration: every file composes and builds its object, and no key is ever ignored."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import train
+from cldm.callbacks import EMA, Export, Watch
+from cldm.conditions import Condition
+from cldm.data.datamodule import DataModule
+from cldm.data.scenes import WORDS
+from cldm.generation import Sampling
+from ldm.batch import Batch
+from ldm.diffusion import LatentDiffusion
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def files(group: str) -> list[str]:
+    """Names of the files of a group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def build(config, **keywords):
+    return instantiate(config, _convert_="all", **keywords)
+
+
+def test_every_group_is_covered_here():
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml"))}
+    known = {"model", "condition", "data", "control", "sampler", "trainer", "logger", "stage", "experiment"}
+    assert groups <= known, f"no test builds the configs of {groups - known}"
+
+
+@pytest.mark.parametrize("name", files("model"))
+def test_a_model_builds_and_draws_its_size(composed, name):
+    cfg = composed(f"model={name}")
+    model = build(cfg.model)
+    assert isinstance(model, LatentDiffusion)
+    c, h, w = model.latent_shape(cfg.size, cfg.size)
+    with torch.no_grad():
+        out = model.denoise(torch.randn(1, c, h, w), torch.tensor([5]), model.context(["a red star"]))
+    assert out.shape == (1, c, h, w)
+    assert cfg.base is None or cfg.base.endswith(".safetensors")
+
+
+def test_the_scenes_model_knows_exactly_the_words_of_the_captions(composed):
+    conditioner = composed("model=scenes").model.conditioner
+    assert tuple(conditioner.vocabulary) == WORDS
+    built = build(conditioner)  # refuses a vocab_size that is not the number of tokens
+    assert conditioner.text_encoder.vocab_size == len(WORDS) + 2
+    assert built.text_encoder.token_embedding.num_embeddings == conditioner.text_encoder.vocab_size
+
+
+@pytest.mark.parametrize("name", files("condition"))
+def test_a_condition_builds_and_is_called_like_its_file(composed, name):
+    condition = build(composed("model=tiny", f"condition={name}").condition)
+    assert isinstance(condition, Condition)
+    assert condition.name == name
+
+
+@pytest.mark.parametrize("name", files("control"))
+def test_a_branch_builds_on_the_models_unet_and_answers_it(composed, name):
+    cfg = composed("model=tiny", f"control={name}")
+    model = build(cfg.model)
+    branch = build(cfg.control)(model.unet)
+    with torch.no_grad():
+        z, t, context = torch.randn(1, 4, 8, 8), torch.tensor([5]), model.context(["a red star"])
+        residuals = branch(z, t, context, torch.rand(1, cfg.control.hint_channels, 64, 64))
+        assert model.unet(z, t, context, residuals).shape == z.shape
+
+
+@pytest.mark.parametrize("name", files("data"))
+def test_data_builds_from_the_condition_and_the_autoencoder(composed, name):
+    cfg = composed("model=tiny", f"data={name}", "data.train_count=2", "data.val_count=1", "batch_size=2",
+                   "data.cache=null")  # fmt: skip
+    data = build(cfg.data)(condition=build(cfg.condition), autoencoder=build(cfg.model).autoencoder)
+    assert isinstance(data, DataModule)
+    assert data.batch_size == 2
+    batch = data.train.__getitems__([0, 1])
+    assert batch.keys() <= Batch.__annotations__.keys()
+    assert {*cfg.data["keep"], "caption", "id"} == batch.keys()
+
+
+@pytest.mark.parametrize("name", files("sampler"))
+def test_a_sampler_draws(composed, diffusion, name):
+    cfg = composed("model=tiny", f"sampler={name}", "sampler.steps=2")
+    sampling = build(cfg.sampler)
+    assert isinstance(sampling, Sampling)
+    assert sampling.steps == 2
+    assert sampling(diffusion, ["a red star"], [1], (64, 64)).shape == (1, 3, 64, 64)
+    assert build(composed(f"sampler={name}", name="sample").sampler).spacing == sampling.spacing
+
+
+@pytest.mark.parametrize("name", files("trainer"))
+def test_a_trainer_builds_with_its_callbacks(composed, tmp_path, name):
+    cfg = composed("model=tiny", f"trainer={name}", f"run_dir={tmp_path}", "steps=7")
+    settings = build(cfg.trainer, _partial_=True)
+    callbacks = [*settings.keywords["callbacks"].values()]
+    assert {EMA, Watch, Export} <= {type(callback) for callback in callbacks}
+    assert settings.keywords["max_steps"] == 7
+    assert settings.keywords["default_root_dir"] == str(tmp_path)
+    if settings.keywords["accelerator"] == "cpu" or torch.cuda.is_available():
+        trainer = settings(logger=False, callbacks=callbacks)
+        assert isinstance(trainer, pl.Trainer)
+        assert trainer.max_steps == 7
+
+
+@pytest.mark.parametrize("name", files("logger"))
+def test_loggers_build_and_metrics_csv_is_always_among_them(composed, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    loggers = build(composed("model=tiny", f"logger={name}", f"run_dir={tmp_path}").logger)
+    assert all(isinstance(logger, pl.loggers.Logger) for logger in loggers.values())
+    assert isinstance(loggers["csv"], pl.loggers.CSVLogger)
+
+
+@pytest.mark.parametrize("name", files("stage"))
+def test_a_stage_builds_its_module_and_an_optimizer_over_what_it_trains(composed, name):
+    cfg = composed("model=tiny", f"stage={name}")
+    model = build(cfg.model)
+    module = train.build_module(cfg, model)
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert optimizer.defaults["lr"] == cfg.optimizer.lr
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in module.trained().parameters() if p.requires_grad}
+    assert set(cfg.stage.loads) <= {name for name, _ in model.named_children()}
+    metrics = build(cfg.trainer.callbacks.watch.metrics)
+    assert callable(metrics)
+    assert cfg.steps > 0
+
+
+@pytest.mark.parametrize("name", files("experiment"))
+def test_an_experiment_composes_resolves_and_is_short(composed, tmp_path, name):
+    cfg = composed(f"experiment={name}", f"run_dir={tmp_path}")
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    for stage in resolved["chain"] or []:
+        OmegaConf.resolve(composed(*stage, f"run_dir={tmp_path}"))
+    assert len((CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()) <= 20
+
+
+def test_the_experiment_comes_last_and_names_the_run(composed):
+    cfg = composed("experiment=scenes_from_scratch")
+    assert cfg.name == "scenes_from_scratch"
+    assert cfg.chain
+
+
+@pytest.mark.parametrize("stage", files("stage"))
+def test_the_whole_configuration_resolves(composed, tmp_path, stage):
+    cfg = composed("model=tiny", f"stage={stage}", f"run_dir={tmp_path}", "seed=3")
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    facts = resolved["trainer"]["callbacks"]["export"]["metadata"]
+    assert facts["model"] == "tiny"
+    assert facts["stage"] == stage
+    assert resolved["stage"]["module"]["seed"] == 3
+    assert resolved["trainer"]["callbacks"]["watch"]["sampling"] == resolved["sampler"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["foo=1", "data.foo=1", "model.foo=1", "trainer.foo=1", "optimizer.foo=1", "control.foo=1", "stage.foo=1",
+     "sampler.foo=1", "trainer.callbacks.watch.foo=1", "no_group=tiny"],
+)  # fmt: skip
+def test_an_unknown_key_fails(composed, override):
+    with pytest.raises(ConfigCompositionException, match="Could not override"):
+        composed("model=tiny", override)
+
+
+@pytest.mark.parametrize("override", ["model=none_such", "data=none_such", "stage=none_such"])
+def test_an_unknown_choice_fails(composed, override):
+    with pytest.raises(ConfigCompositionException, match="none_such"):
+        composed(override)
+
+
+@pytest.mark.parametrize("group", ["sampler", "condition", "model"])
+def test_a_key_that_is_forced_in_fails_at_its_object(composed, group):
+    cfg = composed("model=tiny", f"+{group}.foo=1")
+    with pytest.raises(InstantiationException, match="foo"):
+        build(cfg[group])
+
+
+def test_a_run_folder_is_named_once_and_resume_takes_the_old_one(composed):
+    cfg = composed("model=tiny")
+    assert cfg.run_dir == cfg.run_dir == cfg.trainer.default_root_dir
+    assert cfg.run_dir.startswith("runs/")
+    assert cfg.run_dir.endswith("-control-canny")
+    assert composed("model=tiny", "resume=runs/old").run_dir == "runs/old"

@@ -1,0 +1,114 @@
+"""sample.py: finds the newest run, takes hints of any kind, names images by seed, refuses in one sentence."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+import sample
+import train
+from ldm.weights import load_weights, save_weights
+
+CONFIGS = str(train.REPOSITORY / "configs")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with the weights of a tiny base and of a branch that is no longer silent."""
+    folder = tmp_path_factory.mktemp("work") / "runs" / "a"
+    torch.manual_seed(0)
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("train", overrides=["model=tiny"])
+    base = instantiate(cfg.model, _convert_="all")
+    for parameter in base.parameters():
+        if not parameter.any():  # layers that start at zero would hide everything
+            torch.nn.init.normal_(parameter, std=0.1)
+    control = instantiate(cfg.control, _convert_="all")(base.unet)
+    for parameter in control.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_weights(base, folder / "base.safetensors")
+    metadata = {"stage": "control", "model": "tiny", "control": "controlnet", "condition": "canny"}
+    save_weights(control, folder / sample.FILE, metadata)
+    return folder
+
+
+def draw(run: Path, *overrides: str) -> Path:
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("sample", overrides=["sampler.steps=2", f"base={run}/base.safetensors", *overrides])
+        return sample.sample(cfg)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_a_seed_names_an_image_whatever_the_batch(run: Path, tmp_path: Path) -> None:
+    many = draw(run, f"checkpoint={run}", "count=3", f"out={tmp_path}/many")
+    one = draw(run, f"checkpoint={run}", "count=1", "seed=2", f"out={tmp_path}/one")
+    # batched kernels may round differently, by one grey level at most
+    assert np.abs(pixels(many / "seed_2.png") - pixels(one / "seed_2.png")).max() <= 1
+    assert np.abs(pixels(many / "seed_0.png") - pixels(many / "seed_1.png")).max() > 1
+
+
+def test_the_newest_run_is_taken_and_images_tell_how_they_were_made(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = run.parent / "older" / sample.FILE
+    older.parent.mkdir(exist_ok=True)
+    older.write_bytes(b"not weights")
+    os.utime(older, (0, 0))
+    monkeypatch.chdir(run.parent.parent)
+    folder = draw(run, "count=1")
+    assert folder.resolve() == run / "samples"
+    settings = json.loads(Image.open(folder / "seed_0.png").text["settings"])  # type: ignore[attr-defined]
+    assert settings["seed"] == 0
+    assert "red star" in settings["prompt"]
+    assert (folder / "sheet.png").exists()
+
+
+def test_without_any_run_it_says_what_to_run_first(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"run `python train.py` first"):
+        draw(run)
+
+
+def test_a_missing_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="there is no"):
+        draw(run, f"checkpoint={tmp_path}/nothing")
+
+
+@pytest.mark.parametrize(("mode", "size"), [("RGBA", (90, 70)), ("L", (40, 60)), ("P", (64, 64)), ("1", (100, 100))])
+def test_a_drawn_hint_of_any_mode_and_size_works(run: Path, tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+    drawing = Image.new("L", size, 0)
+    drawing.paste(255, (10, 10, 30, 12))
+    drawing.convert(mode).save(tmp_path / "drawing.png")
+    folder = draw(run, f"checkpoint={run}", "count=1", f"hint={tmp_path}/drawing.png", f"out={tmp_path}/out")
+    assert pixels(folder / "seed_0.png").shape == (64, 64, 3)
+
+
+def test_what_is_no_picture_is_refused_before_weights_are_read(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hint.png").write_text("not a picture")
+    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("weights were read first"))
+    with pytest.raises(SystemExit, match=r"hint.png"):
+        draw(run, f"checkpoint={run}", f"hint={tmp_path}/hint.png")
+
+
+def test_scale_zero_draws_what_the_base_alone_draws(run: Path, tmp_path: Path) -> None:
+    silent = draw(run, f"checkpoint={run}", "count=1", "scale=0", f"out={tmp_path}/silent")
+    loud = draw(run, f"checkpoint={run}", "count=1", "scale=1", f"out={tmp_path}/loud")
+    assert np.abs(pixels(silent / "seed_0.png") - pixels(loud / "seed_0.png")).max() > 1
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("sample", overrides=["sampler.steps=2"])
+        model_cfg = compose("train", overrides=["model=tiny"])
+    base = instantiate(model_cfg.model, _convert_="all")
+    load_weights(base, run / "base.safetensors")
+    image = instantiate(cfg.sampler, _convert_="all")(base.eval(), [cfg.prompt], [0], (64, 64))[0]
+    expected = np.asarray(sample.to_pil(image)).astype(int)
+    assert np.array_equal(pixels(silent / "seed_0.png"), expected)

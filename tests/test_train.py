@@ -1,0 +1,294 @@
+"""Promises of the entry point: resuming, looking and logging change nothing, and a run folder tells all."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file
+
+import train
+from cldm.control_ldm import ControlLDM
+from ldm.training import AutoencoderTraining, DiffusionTraining
+from ldm.weights import read_metadata
+
+ROOT = Path(__file__).resolve().parents[1]
+EVERY_TWO = ["trainer.callbacks.watch.every=2", "trainer.callbacks.checkpoint.every_n_train_steps=2"]
+
+STAGES = {"control": ControlLDM, "diffusion": DiffusionTraining, "autoencoder": AutoencoderTraining}
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def state(run: Path, callback: str) -> dict[str, Any]:
+    """What a callback left in the last checkpoint."""
+    (name,) = (name for name in checkpoint(run)["callbacks"] if name.startswith(callback))
+    return checkpoint(run)["callbacks"][name]
+
+
+def assert_equal_tensors(a: Any, b: Any) -> None:
+    """Nested containers that agree in everything, tensors bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_equal_tensors(a[name], b[name])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal_tensors(x, y)
+    else:
+        assert a == b
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """The same weights, optimizer state and average, bit for bit."""
+    assert checkpoint(a)["global_step"] == checkpoint(b)["global_step"]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal_tensors(checkpoint(a)[part], checkpoint(b)[part])
+    assert_equal_tensors(state(a, "EMA"), state(b, "EMA"))
+
+
+@contextmanager
+def power_cut(module: type, step: int) -> Iterator[None]:
+    """Training dies in optimizer step `step`."""
+
+    original = module.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == step:
+            raise RuntimeError("power cut")
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "training_step", training_step)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(composed, small, tmp_path_factory):
+    """`run(name, *overrides)` trains in process and returns the run folder; `resume=True` goes on in it."""
+    base = tmp_path_factory.mktemp("runs")
+
+    def go(name: str, *overrides: str, resume: bool = False) -> Path:
+        folder = base / name
+        place = f"resume={folder}" if resume else f"run_dir={folder}"
+        train.train(composed(*small, *overrides, place))
+        return folder
+
+    go.base = base
+    return go
+
+
+@pytest.fixture(scope="module")
+def straight(run) -> Path:
+    """Four optimizer steps of the main job without any interruption."""
+    return run("straight", "steps=4", *EVERY_TWO)
+
+
+def test_training_moves_the_branch_and_the_average_follows(straight):
+    weights, average = checkpoint(straight)["state_dict"], state(straight, "EMA")["average"]
+    assert weights.keys() == average.keys()
+    assert all(name.startswith("control.") for name in weights)
+    zero = [name for name in weights if "zero_conv" in name]
+    assert len(zero) == 26
+    assert all(weights[name].any() for name in zero)
+    assert not any(torch.equal(weights[name], average[name]) for name in zero)
+
+
+def test_the_exported_file_is_the_average_and_says_what_it_is(straight):
+    exported = load_file(straight / "control.safetensors")
+    average = state(straight, "EMA")["average"]
+    assert_equal_tensors({f"control.{name}": value for name, value in exported.items()}, average)
+    facts = read_metadata(straight / "control.safetensors")
+    expected = {
+        "stage": "control",
+        "model": "tiny",
+        "control": "controlnet",
+        "condition": "canny",
+        "steps": "4",
+    }
+    assert expected.items() <= facts.items()
+    assert set(facts) >= {"seed", "base", "commit", "command"}
+
+
+def test_two_and_two_steps_are_four_bit_for_bit(run, straight):
+    half = run("half", "steps=2", *EVERY_TWO)
+    assert checkpoint(half)["global_step"] == 2
+    run("half", "steps=4", *EVERY_TWO, resume=True)
+    assert_same_training(straight, half)
+    assert_equal_tensors(state(half, "Watch"), state(straight, "Watch"))
+    assert_equal_tensors(load_file(half / "control.safetensors"), load_file(straight / "control.safetensors"))
+    assert {p.name for p in half.glob("metrics*.csv")} == {"metrics.csv", "metrics.1.csv"}
+    results = [json.loads((folder / "results.json").read_text()) for folder in (half, straight)]
+    assert results[0]["fidelity"] == results[1]["fidelity"]
+    assert results[0]["steps"] == results[1]["steps"] == 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_died_goes_on_as_if_it_had_not(run, straight, stage):
+    options = [f"stage={stage}", "steps=4", *EVERY_TWO]
+    expected = straight if stage == "control" else run(stage, *options)
+    with power_cut(STAGES[stage], step=3), pytest.raises(RuntimeError, match="power cut"):
+        run(f"cut_{stage}", *options)
+    cut = run.base / f"cut_{stage}"
+    assert checkpoint(cut)["global_step"] == 2  # step 3 is lost and done again
+    assert not (cut / "DONE.json").exists()
+    run(f"cut_{stage}", *options, resume=True)
+    assert_same_training(expected, cut)
+    exported = [load_file(folder / f"{stage}.safetensors") for folder in (expected, cut)]
+    assert_equal_tensors(*exported)
+    assert state(cut, "Watch") == state(expected, "Watch")
+    assert state(cut, "Watch")["history"]["step"] == [0, 2, 4]
+    assert (cut / "DONE.json").exists()
+
+
+def test_looking_and_logging_do_not_disturb_training(run, straight):
+    seldom = run(
+        "seldom", "steps=4", "trainer.callbacks.watch.every=1000", "trainer.callbacks.watch.count=1",
+        "trainer.log_every_n_steps=1", "trainer.callbacks.checkpoint.every_n_train_steps=1000",
+    )  # fmt: skip
+    often = run("often", "steps=4", "trainer.callbacks.watch.every=1", "trainer.log_every_n_steps=2")
+    assert state(seldom, "Watch")["history"]["step"] == [0, 4]
+    assert state(often, "Watch")["history"]["step"] == [0, 1, 2, 3, 4]
+    assert_same_training(seldom, straight)
+    assert_same_training(often, straight)
+
+
+def test_the_seed_is_the_training(run, straight):
+    other = run("other", "steps=4", "seed=1")
+    assert not torch.equal(
+        load_file(other / "control.safetensors")["zero_conv_middle.weight"],
+        load_file(straight / "control.safetensors")["zero_conv_middle.weight"],
+    )
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_init_from_starts_at_those_weights(run, straight, what):
+    source = straight if what == "folder" else straight / "control.safetensors"
+    # a rate of zero leaves the weights as they were read
+    run(f"init_{what}", "steps=1", f"init_from={source}", "optimizer.lr=0")
+    weights = load_file(run.base / f"init_{what}" / "control.safetensors")
+    assert_equal_tensors(weights, load_file(straight / "control.safetensors"))
+
+
+def test_resuming_what_never_was_is_refused(composed, small, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        train.train(composed(*small, f"resume={tmp_path / 'none'}"))
+
+
+def test_the_three_stages_in_a_chain_build_on_each_other(composed, small, tmp_path):
+    cfg = composed("model=tiny", f"run_dir={tmp_path}", "seed=5")
+    short = [*small, "steps=1"]
+    cfg.chain = [[f"stage={stage}", *short] for stage in ("autoencoder", "diffusion", "control")]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        train.train_chain(cfg)
+    files = {name: load_file(tmp_path / name / f"{name}.safetensors") for name in ("autoencoder", "diffusion")}
+    trained = files["autoencoder"]
+    assert trained["autoencoder.scale"] != 0.18215
+    assert_equal_tensors(trained, {name: files["diffusion"][name] for name in trained})
+    for stage in ("autoencoder", "diffusion", "control"):
+        results = json.loads((tmp_path / stage / "results.json").read_text())
+        assert results["stage"] == stage
+        assert results["seed"] == 5
+        assert results["fidelity"]
+    assert OmegaConf.load(tmp_path / "control" / "config.yaml").base == str(
+        tmp_path / "diffusion" / "diffusion.safetensors"
+    )
+
+
+def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SILENT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked something"))
+    train.train(composed(*small, "logger=wandb", "steps=1", f"run_dir={tmp_path / 'run'}"))
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert offline.name.endswith((tmp_path / "run" / "wandb_id").read_text())
+    assert [*offline.glob("*.wandb")]
+    assert (tmp_path / "run" / "metrics.csv").exists()
+    import wandb
+
+    wandb.finish(quiet=True)
+
+
+# ------------------------------------------------------------------ the command
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900,
+    )  # fmt: skip
+
+
+def test_an_unknown_key_stops_the_command(tmp_path):
+    done = command("foo=1", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Could not override 'foo'" in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_main_job_end_to_end_in_short(small, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*small, "steps=6", "sampler.steps=3", "data.cache=cache", f"run_dir={folder}"]
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = {"config.yaml", "provenance.json", "results.json", "DONE.json", "control.safetensors", "grid.png",
+             "convergence.png", "metrics.csv"}  # fmt: skip
+    assert files <= {path.name for path in folder.iterdir()}
+    assert not [*folder.rglob("*.partial*")]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "cache"}  # nothing outside
+
+    results = json.loads((folder / "results.json").read_text())
+    assert {"condition", "fidelity", "steps", "wall_seconds", "commit"} <= results.keys()
+    assert results["condition"] == "canny"
+    assert results["steps"] == 6
+    assert results["wall_seconds"] > 0
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", results["commit"])
+    shown = {"edge_f1_1px", "edge_f1_2px", "shape_iou", "shape", "color_binding", "background"}
+    assert shown <= results["fidelity"].keys()
+    for scores in results["fidelity"].values():
+        assert scores.keys() == {"base", "control", "ceiling"}
+        assert all(value is None or 0 <= value <= 1 for value in scores.values())
+
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert {"command", "commit", "python", "torch", "started"} <= provenance.keys()
+    assert "steps=6" in provenance["command"]
+    cfg = OmegaConf.load(folder / "config.yaml")
+    assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)["steps"] == 6
+    assert "${" not in (folder / "config.yaml").read_text()
+    assert json.loads((folder / "DONE.json").read_text())["steps"] == 6
+    assert (folder / "DONE.json").stat().st_mtime_ns >= (folder / "results.json").stat().st_mtime_ns
+
+    assert checkpoint(folder)["global_step"] == 6
+    for picture in [folder / "grid.png", folder / "convergence.png", *(folder / "previews").glob("*.png")]:
+        Image.open(picture).verify()
+    lines = [json.loads(line) for line in (folder / "previews" / "manifest.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 6]
+    assert all((folder / "previews" / line["file"]).exists() for line in lines)
+    with open(folder / "metrics.csv") as file:
+        rows = [*csv.DictReader(file)]
+    assert any(row.get("watch/edge_f1_1px") for row in rows)
+
+    for told in ("edge F1, 1 px", "shape correct", "base", "control", "ceiling", f"run folder: {folder}"):
+        assert told in done.stdout
+    assert "Traceback" not in done.stderr
