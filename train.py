@@ -54,7 +54,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.init_from:
         trained, source = module.trained(), Path(cfg.init_from)
         source = source / f"{cfg.stage.name}.safetensors" if source.is_dir() else source
-        load_weights(trained, source, parts=dict(trained.named_children()))
+        # what the stage does not train stays as it came from `base`
+        load_weights(trained, source, [name for name, _ in trained.named_children() if name not in cfg.stage.loads])
     condition = instantiate(cfg.condition, _convert_="all")
     data = instantiate(cfg.data, _convert_="all")(condition=condition, autoencoder=model.autoencoder)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]

@@ -58,6 +58,7 @@ class ResBlock(nn.Module):
         """(b, in_channels, h, w), (b, emb_channels) -> (b, out_channels, h, w)."""
         r = self.conv1(F.silu(self.norm1(h)))
         if self.emb_proj is not None:
+            assert emb is not None
             r = r + rearrange(self.emb_proj(F.silu(emb)), "b c -> b c 1 1")
         r = self.conv2(F.silu(self.norm2(r)))
         return self.skip(h) + r

@@ -126,9 +126,11 @@ class AutoencoderTraining(Stage):
         return {"image": x, "reconstruction": y.clamp(-1, 1)}
 
     def on_train_end(self) -> None:
-        """Give the latents unit standard deviation, once they are final."""
+        """Give the latents unit standard deviation, once they are final; measured on the same items every time."""
         if not self.decoder_only and self.global_rank == 0:
-            batch = next(iter(self.trainer.train_dataloader))
+            loader: Any = self.trainer.train_dataloader
+            items = loader.dataset
+            batch = items.__getitems__(range(min(64, len(items))))
             set_latent_scale(self.autoencoder, batch["image"].to(self.device))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -215,7 +217,7 @@ class DiffusionTraining(Stage):
         diffusion.autoencoder.requires_grad_(False)
         diffusion.conditioner.requires_grad_(train_text_encoder)
 
-    def trained(self) -> LatentDiffusion:
+    def trained(self) -> nn.Module:
         return self.diffusion
 
     def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @torch.no_grad()
-def fill_zeros(module: nn.Module) -> None:
+def _fill_zeros(module: nn.Module) -> None:
     """Give random values to parameters that start as zero.
 
     A fresh U-Net silences its output, its ResBlocks and its transformers, and would hide what a control does.
@@ -33,6 +33,11 @@ def fill_zeros(module: nn.Module) -> None:
     for parameter in module.parameters():
         if not parameter.any():
             parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+
+
+@pytest.fixture(scope="session")
+def fill_zeros() -> Callable[[nn.Module], None]:
+    return _fill_zeros
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +54,7 @@ def make_diffusion() -> Callable[..., LatentDiffusion]:
                 UNet(config),
                 NoiseSchedule(prediction=prediction),
             )
-            fill_zeros(diffusion.unet)
+            _fill_zeros(diffusion.unet)
         return diffusion.eval()
 
     return make

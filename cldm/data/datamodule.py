@@ -59,6 +59,7 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
+        assert trainer is not None
         sampler = StepSampler(
             len(self.train),
             self.batch_size,

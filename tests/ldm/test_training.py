@@ -19,6 +19,9 @@ ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
 ]
 
 
@@ -34,8 +37,9 @@ def autoencoder(seed: int = 0) -> AutoencoderKL:
 
 
 def data(batches: int = 1) -> DataLoader:
-    """One batch of two images per epoch and `batches`."""
-    images = torch.rand(2 * batches, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    """Epochs of `batches` batches of two smooth images."""
+    coarse = torch.rand(2 * batches, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.nn.functional.interpolate(coarse, scale_factor=8.0, mode="bilinear")
     return DataLoader([{"image": image} for image in images], batch_size=2)
 
 
@@ -110,20 +114,16 @@ def stage(**options) -> AutoencoderTraining:
 def test_training_changes_every_weight_and_lowers_the_loss():
     module = stage()
     before, batch = snapshot(module.autoencoder), next(iter(data()))
-    with torch.no_grad():
-        first = module.loss(batch["image"], module.pictures(batch, None)["reconstruction"], zero_posterior())[0]
-    trainer(12).fit(module, data())
-    with torch.no_grad():
-        last = module.loss(batch["image"], module.pictures(batch, None)["reconstruction"], zero_posterior())[0]
-    assert last < 0.9 * first
+
+    def error() -> float:
+        pictures = module.pictures(batch, None)
+        return (pictures["image"] - pictures["reconstruction"]).abs().mean().item()
+
+    first = error()
+    trainer(20).fit(module, data())
+    assert error() < 0.8 * first
     # softmax does not see a constant added to every key's score
     assert {n for n in before.keys() - changed(module.autoencoder, before) if not n.endswith("to_k.bias")} == set()
-
-
-def zero_posterior():
-    from ldm.autoencoder import DiagonalGaussian
-
-    return DiagonalGaussian(torch.zeros(2, 1), torch.zeros(2, 1))
 
 
 def test_after_training_the_latents_have_unit_standard_deviation():
