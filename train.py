@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from cldm.callbacks import Export, Watch, averaged
 from cldm.runs import finish_run, report, start_run
 from cldm.tracking import to_json
+from ldm.diffusion import LatentDiffusion
+from ldm.training import Stage
 from ldm.weights import load_weights
 
 REPOSITORY = Path(__file__).resolve().parent
@@ -28,7 +30,7 @@ OmegaConf.register_new_resolver(
 )
 
 
-def build_module(cfg: DictConfig, model: torch.nn.Module) -> pl.LightningModule:
+def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
     """The LightningModule of the stage, around the model and, for control, a branch copied from its U-Net."""
     module = instantiate(cfg.stage.module, _convert_="all")
     optimizer = instantiate(cfg.optimizer, _convert_="all")
@@ -66,8 +68,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return {}
     watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
     sampling = instantiate(cfg.sampler, _convert_="all")
+    module.to(trainer.strategy.root_device).eval()  # Lightning has moved it to the CPU
     with averaged(trainer, module):
-        module.eval()
         results = report(cfg, module, data, sampling, watch.history)
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     export.write(trainer, module, metrics=to_json(results["fidelity"]))

@@ -135,11 +135,11 @@ class Watch(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         items = range(min(self.count, len(data.validation)))
         batch, scenes = data.validation.__getitems__(items), [data.validation.scenes[i] for i in items]
-        batch = trainer.strategy.batch_to_device(batch)
+        on_device = trainer.strategy.batch_to_device(batch)
         was_training = module.training
         with averaged(trainer, module):
             module.eval()
-            pictures = module.pictures(batch, self.sampling)
+            pictures = {name: p.cpu() for name, p in module.pictures(on_device, self.sampling).items()}
         module.train(was_training)
         found = self.metrics(pictures, batch, scenes, data.condition)
         self._record(trainer, pictures, batch, found)

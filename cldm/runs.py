@@ -49,10 +49,11 @@ def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict
     results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}
     if stage == "control":
         fidelity = control_report(module.diffusion, module.control, data.validation, sampling, data.condition, folder)
-        moment = convergence_step(history["step"], history["edge_f1_1px"])
+        steps = [int(step) for step in history["step"]]
+        moment = convergence_step(steps, history["edge_f1_1px"])
         series = {name: history[name] for name in ("edge_f1_1px", "edge_f1_2px", "shape_iou")}
         title = "fidelity to the hint, held-out scenes"
-        curve(folder / "convergence.png", history["step"], series, moment, title)
+        curve(folder / "convergence.png", steps, series, moment, title)
         print("\n" + table(fidelity, CONTROL_ROWS))
         return {**results, "fidelity": fidelity, "convergence_step": moment}
     if stage == "diffusion":

@@ -50,12 +50,13 @@ def control_report(
     captions: list[str] = []
     for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out scenes", unit="batch"):
         size, seeds, prompts = tuple(batch["image"].shape[-2:]), batch["id"].tolist(), batch["caption"]
-        unit = ControlUnit(control, batch["hint"])
+        device = diffusion.schedule.betas.device
+        unit = ControlUnit(control, batch["hint"].to(device))
         images["hint"].append(batch["hint"])
-        images["base"].append(sampling(diffusion, prompts, seeds, size))
-        images["controlled"].append(sampling(diffusion, prompts, seeds, size, control=unit))
+        images["base"].append(sampling(diffusion, prompts, seeds, size).cpu())
+        images["controlled"].append(sampling(diffusion, prompts, seeds, size, control=unit).cpu())
         images["real"].append(batch["image"])
-        images["ceiling"].append(diffusion.decode(diffusion.encode(batch["image"])))
+        images["ceiling"].append(diffusion.decode(diffusion.encode(batch["image"].to(device))).cpu())
         captions += prompts
     sheets = {name: torch.cat(parts) for name, parts in images.items()}
     columns = {name: sheets[name][:shown] for name in ("base", "controlled", "real")}
@@ -100,7 +101,7 @@ def base_report(
     samples, captions = [], []
     for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out captions", unit="batch"):
         size = tuple(batch["image"].shape[-2:])
-        samples.append(sampling(diffusion, batch["caption"], batch["id"].tolist(), size))
+        samples.append(sampling(diffusion, batch["caption"], batch["id"].tolist(), size).cpu())
         captions += batch["caption"]
     images = torch.cat(samples)
     save_atomically(grid({"sample": images[:24]}, captions[:24], pairs=6), folder / "grid.png")
@@ -113,7 +114,7 @@ def autoencoder_report(autoencoder: AutoencoderKL, dataset: ScenesDataset, condi
     found = []
     for batch, scenes in batches(dataset, len(dataset)):
         x = batch["image"]
-        y = autoencoder.decode(autoencoder.encode(x)).clamp(-1.0, 1.0)
+        y = autoencoder.decode(autoencoder.encode(x.to(autoencoder.scale.device))).clamp(-1.0, 1.0).cpu()
         scores = autoencoder_metrics({"image": x, "reconstruction": y}, batch, scenes, condition)
         found.append((len(x), scores))
     total = sum(count for count, _ in found)

@@ -175,6 +175,8 @@ def test_noise_is_a_function_of_the_step_and_not_of_what_was_drawn_before(module
     first, second, again = drawn
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    monkeypatch.setattr(type(module), "global_rank", 1)
-    module.training_step(batch, 0)
-    assert not any(torch.equal(a, b) for a, b in zip(first, drawn[-1], strict=True))
+    for target, name, value in ((type(module), "global_rank", 1), (module, "seed", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            module.training_step(batch, 0)
+        assert not any(torch.equal(a, b) for a, b in zip(first, drawn[-1], strict=True))

@@ -126,7 +126,10 @@ def test_the_distance_is_that_of_unit_normalised_features():
 def test_layers_add_up_and_in_place_activations_do_not_overwrite_them():
     x, y = images(0), images(1)
     parts = [PerceptualLoss(features(), (i,))(x, y) for i in (0, 4)]
-    torch.testing.assert_close(PerceptualLoss(features(), (4, 0))(x, y), sum(parts))
+    y.requires_grad_()
+    both = PerceptualLoss(features(), (4, 0))(x, y)
+    torch.testing.assert_close(both, sum(parts))
+    both.backward()  # the ReLU behind layer 0 would have overwritten what this needs
     assert (PerceptualLoss(features(), (0,))(x, y) - PerceptualLoss(features(), (1,))(x, y)).abs() > 1e-3
 
 

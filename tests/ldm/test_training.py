@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ldm.autoencoder import AutoencoderKL
 from ldm.losses import AutoencoderLoss, PatchDiscriminator
@@ -36,11 +36,24 @@ def autoencoder(seed: int = 0) -> AutoencoderKL:
     return AutoencoderKL(channels=8, channel_mult=(1, 1), res_blocks=1, groups=4)
 
 
+class Images(Dataset):
+    """Hands out whole batches, as the data sets of this project do."""
+
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices) -> dict[str, torch.Tensor]:
+        return {"image": self.images[list(indices)]}
+
+
 def data(batches: int = 1) -> DataLoader:
     """Epochs of `batches` batches of two smooth images."""
     coarse = torch.rand(2 * batches, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     images = torch.nn.functional.interpolate(coarse, scale_factor=8.0, mode="bilinear")
-    return DataLoader([{"image": image} for image in images], batch_size=2)
+    return DataLoader(Images(images), batch_size=2, collate_fn=lambda batch: batch)
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
