@@ -35,8 +35,9 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 def state(run: Path, callback: str) -> dict[str, Any]:
     """What a callback left in the last checkpoint."""
-    (name,) = (name for name in checkpoint(run)["callbacks"] if name.startswith(callback))
-    return checkpoint(run)["callbacks"][name]
+    callbacks = checkpoint(run)["callbacks"]
+    (name,) = (name for name in callbacks if name.startswith(callback))
+    return callbacks[name]
 
 
 def assert_equal_tensors(a: Any, b: Any) -> None:
@@ -58,9 +59,9 @@ def assert_equal_tensors(a: Any, b: Any) -> None:
 
 def assert_same_training(a: Path, b: Path) -> None:
     """The same weights, optimizer state and average, bit for bit."""
-    assert checkpoint(a)["global_step"] == checkpoint(b)["global_step"]
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert_equal_tensors(checkpoint(a)[part], checkpoint(b)[part])
+    one, other = checkpoint(a), checkpoint(b)
+    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal_tensors(one[part], other[part])
     assert_equal_tensors(state(a, "EMA"), state(b, "EMA"))
 
 
