@@ -17,7 +17,7 @@ from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.pictures import grid, save_atomically, to_pil
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import load_weights, read_metadata
+from ldm.weights import fingerprint, load_weights, read_metadata
 
 FILE = "control.safetensors"
 GROUPS = ("model", "control", "condition")  # config choices that a control file states
@@ -52,6 +52,9 @@ def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet
     diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
     if cfg.base:
         load_weights(diffusion, cfg.base)
+    trained_on, loaded = read_metadata(path).get("base_fingerprint"), fingerprint(diffusion)
+    if trained_on not in (None, loaded):
+        print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
     control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
     load_weights(control, path)
     return diffusion.eval(), control.eval()

@@ -10,6 +10,7 @@ import hydra
 import pytorch_lightning as pl
 import torch
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -79,8 +80,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def train_chain(cfg: DictConfig) -> None:
     """Run the stages of cfg.chain one after another, each on the weights of the one before."""
     base = None
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = [item for item in typed if not item.startswith(("experiment=", "run_dir=", "base=", "stage="))]
     for overrides in cfg.chain:
-        stage = compose("train", overrides=[*overrides, f"seed={cfg.seed}", f"base={base or 'null'}"])
+        stage = compose("train", overrides=[*overrides, f"seed={cfg.seed}", *typed, f"base={base or 'null'}"])
         stage.run_dir = str(Path(cfg.run_dir) / stage.stage.name)
         train(stage)
         base = Path(stage.run_dir) / f"{stage.stage.name}.safetensors"
@@ -90,6 +93,7 @@ def train_chain(cfg: DictConfig) -> None:
 def main(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
     train_chain(cfg) if cfg.chain else train(cfg)
 
 

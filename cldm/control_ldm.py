@@ -10,6 +10,7 @@ from cldm.controlnet import ControlNet
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
 from ldm.training import DiffusionTraining, OptimizerFactory, Sampling
+from ldm.weights import fingerprint
 
 
 class ControlLDM(DiffusionTraining):
@@ -32,6 +33,7 @@ class ControlLDM(DiffusionTraining):
         super().__init__(diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed)
         self.control = control
         diffusion.requires_grad_(False)
+        self.base_fingerprint = fingerprint(diffusion)  # it is locked: the same before and after training
         self.strict_loading = False  # checkpoints hold the trainable weights only
 
     def trained(self) -> ControlNet:
@@ -63,10 +65,16 @@ class ControlLDM(DiffusionTraining):
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trainable}
+        checkpoint["base_fingerprint"] = self.base_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """strict_loading is off, so say here what a strict load would have said."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
+        if checkpoint["base_fingerprint"] != self.base_fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained on base {checkpoint['base_fingerprint']}, but `base` now names "
+                f"{self.base_fingerprint}; resume with the base it was started with"
+            )
         found = set(checkpoint["state_dict"])
         if found != trainable:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Weights in safetensors files: written atomically with metadata, read strictly."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def save_weights(
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hex digits that change with any weight of the module: names the base that a branch was trained on."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

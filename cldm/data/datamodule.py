@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from cldm.conditions import Condition
 from ldm.random import generator
@@ -39,7 +39,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class DataModule(pl.LightningDataModule):
-    """Training and validation sets behind one pair of loaders.
+    """A training set behind an endless loader, and a validation set that callbacks and reports index directly.
 
     A data set's `__getitems__(indices)` returns a whole ldm.batch.Batch, so there is nothing left to collate.
     """
@@ -68,13 +68,7 @@ class DataModule(pl.LightningDataModule):
             trainer.world_size,
             start=trainer.global_step * trainer.accumulate_grad_batches,
         )
-        return self._loader(self.train, batch_sampler=sampler)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation, batch_size=self.batch_size)
-
-    def _loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
-        return DataLoader(dataset, num_workers=self.workers, collate_fn=_already_a_batch, **kwargs)
+        return DataLoader(self.train, batch_sampler=sampler, num_workers=self.workers, collate_fn=_already_a_batch)
 
 
 def _already_a_batch(batch: Any) -> Any:

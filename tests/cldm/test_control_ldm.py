@@ -146,6 +146,16 @@ def test_a_checkpoint_of_another_branch_is_refused(module, fit, make_diffusion, 
         fit(stranger, 2, ckpt_path=tmp_path / "a.ckpt")
 
 
+def test_resuming_on_another_base_is_refused(module, fit, make_diffusion, tmp_path):
+    fit(module, 1).save_checkpoint(tmp_path / "a.ckpt")
+    other = make_diffusion()
+    with torch.no_grad():
+        next(other.unet.parameters()).add_(1e-3)
+    moved = ControlLDM(other, ControlNet.from_unet(other.unet, hint_widths=WIDTHS), adamw)
+    with pytest.raises(ValueError, match="was trained on base"):
+        fit(moved, 2, ckpt_path=tmp_path / "a.ckpt")
+
+
 @torch.no_grad()
 def test_the_exported_file_reloads_and_gives_the_same_residuals(module, fit, make_diffusion, random_items, tmp_path):
     export = Export(str(tmp_path), {"stage": "control", "condition": "canny", "seed": 3})

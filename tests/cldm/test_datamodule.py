@@ -74,11 +74,6 @@ def test_the_loader_goes_on_where_the_trainer_stands_and_gives_each_rank_its_own
     assert not set(itertools.chain(*first)) & set(itertools.chain(*second))
 
 
-def test_validation_comes_whole_and_in_order(random_items):
-    data = DataModule(random_items(24), random_items(5), batch_size=2)
-    assert [batch["id"].tolist() for batch in data.val_dataloader()] == [[0, 1], [2, 3], [4]]
-
-
 # ------------------------------------------------------------------ scenes
 
 

@@ -6,7 +6,7 @@ from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.scenes.dataset import ScenesDataset
 from ldm.autoencoder import AutoencoderKL
-from ldm.random import stable_seed
+from ldm.weights import fingerprint
 
 HELD_OUT_START = 10_000_000  # validation scenes are numbered from here; no training set is that long
 
@@ -34,16 +34,10 @@ def scenes_data(
         keep=keep,
         condition=condition,
         encode=autoencoder.moments,
-        fingerprint=fingerprint(autoencoder) if "moments" in keep else "",
+        fingerprint=fingerprint(autoencoder.encoder) + fingerprint(autoencoder.quant_conv),
         cache=cache,
     )
     validation = ScenesDataset(
         val_count, size, family, seed, HELD_OUT_START, ("image", "hint"), condition=condition, cache=cache
     )
     return DataModule(train, validation, batch_size, seed, condition=condition)
-
-
-def fingerprint(autoencoder: AutoencoderKL) -> str:
-    """A name for the encoder's weights: cached moments belong to it."""
-    parameters = [*autoencoder.encoder.parameters(), *autoencoder.quant_conv.parameters()]
-    return str(stable_seed(*[f"{p.detach().double().sum().item():.9e}" for p in parameters]))
