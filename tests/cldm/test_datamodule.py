@@ -10,7 +10,7 @@ from cldm.conditions import apply_batch
 from cldm.conditions.canny import Canny
 from cldm.data.datamodule import DataModule, StepSampler
 from cldm.data.scenes import dataset as dataset_module
-from cldm.data.scenes.datamodule import fingerprint, scenes_data
+from cldm.data.scenes.datamodule import encoder_fingerprint, scenes_data
 from cldm.data.scenes.dataset import ScenesDataset
 from cldm.data.scenes.world import HELD_OUT_KINDS, HELD_OUT_PAIRS
 
@@ -146,14 +146,14 @@ def test_a_second_construction_reads_the_cache(tmp_path, monkeypatch):
 
 def test_the_fingerprint_names_the_encoder_and_nothing_else(make_diffusion):
     autoencoder = make_diffusion().autoencoder
-    name = fingerprint(autoencoder)
-    assert fingerprint(make_diffusion().autoencoder) == name
+    name = encoder_fingerprint(autoencoder)
+    assert encoder_fingerprint(make_diffusion().autoencoder) == name
     with torch.no_grad():
         autoencoder.decoder.conv_in.weight.add_(1)
-    assert fingerprint(autoencoder) == name
+    assert encoder_fingerprint(autoencoder) == name
     with torch.no_grad():
         autoencoder.encoder.conv_in.weight[0, 0, 0, 0] += 1e-3
-    assert fingerprint(autoencoder) != name
+    assert encoder_fingerprint(autoencoder) != name
 
 
 @pytest.fixture(scope="module")

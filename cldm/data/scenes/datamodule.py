@@ -34,10 +34,15 @@ def scenes_data(
         keep=keep,
         condition=condition,
         encode=autoencoder.moments,
-        fingerprint=fingerprint(autoencoder.encoder) + fingerprint(autoencoder.quant_conv),
+        fingerprint=encoder_fingerprint(autoencoder) if "moments" in keep else "",
         cache=cache,
     )
     validation = ScenesDataset(
         val_count, size, family, seed, HELD_OUT_START, ("image", "hint"), condition=condition, cache=cache
     )
     return DataModule(train, validation, batch_size, seed, condition=condition)
+
+
+def encoder_fingerprint(autoencoder: AutoencoderKL) -> str:
+    """A name for the encoder's weights: cached moments belong to it, whatever the decoder."""
+    return fingerprint(autoencoder.encoder) + fingerprint(autoencoder.quant_conv)

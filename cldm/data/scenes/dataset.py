@@ -56,9 +56,7 @@ class ScenesDataset(Dataset):
         self.size, self.seed, self.start, self.keep = size, seed, start, tuple(keep)
         self.condition, self.encode = condition, encode
         self.scenes = [sample_scene(seed, start + i, get_family(family)) for i in range(count)]
-        key = json.dumps(
-            [count, size, family, seed, start, self.keep, repr(condition), fingerprint if "moments" in keep else ""]
-        )
+        key = json.dumps([count, size, family, seed, start, self.keep, repr(condition), fingerprint])
         name = f"scenes-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
         self.tensors = self._load(Path(cache) / name if cache else None)
 
