@@ -39,7 +39,7 @@ def control_report(
     sampling: Sampling,
     condition: Condition,
     folder: Path,
-    count: int = 128,
+    count: int = 64,
     shown: int = 16,
 ) -> dict[str, dict[str, float]]:
     """{metric: {"base", "control", "ceiling"}} over `count` held-out scenes; writes grid.png into `folder`.
