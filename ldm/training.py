@@ -89,7 +89,9 @@ class AutoencoderTraining(Stage):
         gradient_clip: float = 1.0,
     ):
         super().__init__(optimizer, warmup_steps, cosine, seed)
-        self.autoencoder, self.loss, self.decoder_only = autoencoder, loss, decoder_only
+        # convolutions of images are a fifth faster so on CPU, and tensor cores want it too
+        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss, self.decoder_only = loss, decoder_only
         self.discriminator, self.discriminator_start = discriminator, discriminator_start
         self.discriminator_weight, self.gradient_clip = discriminator_weight, gradient_clip
         self.automatic_optimization = discriminator is None  # Lightning's own loop knows one optimizer
