@@ -90,7 +90,7 @@ class AutoencoderTraining(Stage):
     ):
         super().__init__(optimizer, warmup_steps, cosine, seed)
         # convolutions of images are a fifth faster so on CPU, and tensor cores want it too
-        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
         self.loss, self.decoder_only = loss, decoder_only
         self.discriminator, self.discriminator_start = discriminator, discriminator_start
         self.discriminator_weight, self.gradient_clip = discriminator_weight, gradient_clip
