@@ -26,7 +26,7 @@ GROUPS = ("model", "control", "condition")  # config choices that a control file
 def find_checkpoint(checkpoint: str | None) -> Path:
     """The control weights of a run folder or file; None means the newest run. SystemExit says what to run first."""
     if checkpoint is None:
-        found = sorted(Path("runs").glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+        found = sorted(Path("runs").glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise SystemExit("no trained ControlNet in runs/ yet; run `python train.py` first (minutes on a laptop)")
         return found[-1]

@@ -1,5 +1,6 @@
 """Promises of the configuration: every file composes and builds its object, and no key is ever ignored."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -184,9 +185,20 @@ def test_a_key_that_is_forced_in_fails_at_its_object(composed, group):
         build(cfg[group])
 
 
-def test_a_run_folder_is_named_once_and_resume_takes_the_old_one(composed):
+def test_a_run_folder_is_named_by_what_it_holds_and_resume_takes_the_old_one(composed):
     cfg = composed("model=tiny")
-    assert cfg.run_dir == cfg.run_dir == cfg.trainer.default_root_dir
-    assert cfg.run_dir.startswith("runs/")
-    assert cfg.run_dir.endswith("-control-canny")
+    assert cfg.run_dir == cfg.trainer.default_root_dir == composed("model=tiny").run_dir
+    assert re.fullmatch(r"runs/control-canny-model-tiny-[0-9a-f]{8}/seed-0", cfg.run_dir)
     assert composed("model=tiny", "resume=runs/old").run_dir == "runs/old"
+
+
+@pytest.mark.parametrize(
+    "same", ["seed=7", "logger=csv", "threads=1", "data.cache=null", "trainer.callbacks.progress.refresh_rate=0"]
+)
+def test_what_does_not_change_a_result_does_not_change_its_folder(composed, same):
+    assert Path(composed("model=tiny").run_dir).parent == Path(composed("model=tiny", same).run_dir).parent
+
+
+@pytest.mark.parametrize("other", ["steps=7", "optimizer.lr=3e-4", "condition.low=10", "data.train_count=9"])
+def test_another_configuration_has_another_folder(composed, other):
+    assert Path(composed("model=tiny").run_dir).parent != Path(composed("model=tiny", other).run_dir).parent
