@@ -46,6 +46,8 @@ class UNetConfig:
     attention: per level, whether a SpatialTransformer follows each ResBlock (the middle always has one).
     heads: heads of every attention, or None to give each head `head_channels` channels (SD2: 64).
     backend: attention backend, see ldm.attention.
+    linear_projections: how published files hold proj_in and proj_out of a SpatialTransformer: 1x1 convolutions (SD1) or
+        linear layers (SD2). The module is the same; ldm.interop reads and writes by it.
     """
 
     in_channels: int = 4
@@ -60,6 +62,7 @@ class UNetConfig:
     depth: int = 1
     groups: int = 32
     backend: str = "auto"
+    linear_projections: bool = False
     widths: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
