@@ -54,7 +54,8 @@ def to_ours(state: Mapping[str, Tensor], table: list[Spelling], shapes: Mapping[
     """Tensors of a file, under the names and in the shapes that they have here. No tensor is copied."""
     ours: dict[str, Tensor] = {}
     for spelling in table:
-        pieces = state[spelling.name].chunk(len(spelling.ours))  # q, k, v: equal parts
+        tensor, count = state[spelling.name], len(spelling.ours)
+        pieces = tensor.chunk(count) if count > 1 else [tensor]  # q, k, v: equal parts
         ours |= {name: piece.reshape(shapes[name]) for name, piece in zip(spelling.ours, pieces, strict=True)}
     return ours
 
