@@ -26,26 +26,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print what is found; ValueError, after it, if a part does not fit its module."""
     published = read(args.file)
-    print(f"{args.file}\n  layout      {published.layout}")
+    print(f"{args.file}\n  layout        {published.layout}")
     problems = []
     for name, part in published.parts.items():
         count = sum(tensor.numel() for tensor in part.state.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in part.state.values()})
-        head = f"  {CALLED.get(name, 'model'):<12}{count:,} parameters in {len(part.state)} tensors, {', '.join(kinds)}"
+        head = f"  {CALLED.get(name, 'model'):<14}{count:,} parameters in {len(part.state)} tensors, {', '.join(kinds)}"
         try:
             print(f"{head}{_details(published, name, args.base)}")
         except ValueError as error:
             print(head)
             problems.append(str(error))
-    print(f"  prediction  {published.prediction or _usual_prediction(published)}")
+    print(f"  prediction    {published.prediction or _usual_prediction(published)}")
     if published.ema:
-        print(f"  averages    {len(published.ema)} tensors (convert --ema takes them)")
+        print(f"  averages      {len(published.ema)} tensors (convert --ema takes them)")
     for key, value in sorted(published.metadata.items()):
         if key not in ("format", SETTINGS):
-            print(f"  {key:<12}{value}")
+            print(f"  {key:<13} {value}")
     if problems:
         raise ValueError("; ".join(dict.fromkeys(problems)))
-    print("  problems    none")
+    print("  problems      none")
 
 
 def _details(published: Published, name: str, base: Path | None) -> str:
@@ -61,14 +61,14 @@ def _details(published: Published, name: str, base: Path | None) -> str:
 def _told(part: Understood) -> str:
     module = part.module
     if isinstance(module, UNet):
-        return f"\n{'':14}{_unet(module.config)}"
+        return f"\n{'':16}{_unet(module.config)}"
     if isinstance(module, ControlNet):
-        return f"\n{'':14}{_unet(module.encoder.config)}, hint of {module.hint_channels} channels"
+        return f"\n{'':16}{_unet(module.encoder.config)}, hint of {module.hint_channels} channels"
     if isinstance(module, AutoencoderKL):
-        return f"\n{'':14}{module.z_channels} latent channels, factor {module.factor}"
+        return f"\n{'':16}{module.z_channels} latent channels, factor {module.factor}"
     assert isinstance(module, TextEncoder)
     kind = "OpenCLIP" if module.activation == "gelu" else "CLIP"
-    return f"\n{'':14}{kind}, width {module.width}, {len(module.layers)} layers, last {module.skip_last} not read"
+    return f"\n{'':16}{kind}, width {module.width}, {len(module.layers)} layers, last {module.skip_last} not read"
 
 
 def _unet(config: UNetConfig) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,10 +62,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error: ")[-1].split("\n")[0].strip()
+        # torch's own message advises to load without care; it is not passed on
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else "it is no plain dict of tensors"
         raise ValueError(
-            f"{path} is a pickle that holds more than tensors and is not loaded, because loading could run code: "
-            f"{reason}; take the .safetensors edition of the file"
+            f"{path} is a pickle that holds more than tensors ({reason}); loading it could run code, so it is refused: "
+            "take the .safetensors edition of the file"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         reason = str(error).split("\n")[0]

@@ -239,9 +239,8 @@ def same(a: Understood, b: Understood) -> bool:
 
 def test_old_files_may_carry_position_ids_training_losses_and_averages(originals, tmp_path):
     state = load_file(originals["sd1"])
-    ema = {k: v + 1 for k, v in state.items() if k.startswith("model.diffusion_model.")}
-    state |= {"model_ema." + k.removeprefix("model.").replace(".", "").replace("diffusion_model", "diffusion_model", 1): v
-              for k, v in ema.items()}  # fmt: skip
+    unet = {k.removeprefix("model.diffusion_model."): v for k, v in state.items() if ".diffusion_model." in k}
+    state |= {f"model_ema.diffusion_model{k.replace('.', '')}": v + 1 for k, v in unet.items()}
     state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
     state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     state["first_stage_model.loss.logvar"] = torch.zeros(())
@@ -281,7 +280,7 @@ def test_a_sharded_folder_is_the_whole(reference, folders, tmp_path):
     sharded = read(tmp_path / "unet")
     assert same(understand(sharded, "unet"), understand(read(folders["sd1"]), "unet"))
     next((tmp_path / "unet").glob("*-00002-*.safetensors")).unlink()
-    with pytest.raises(FileNotFoundError, match="no weights at .*00002"):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*00002"):
         read(tmp_path / "unet")
 
 
@@ -352,17 +351,18 @@ def test_a_folder_whose_scheduler_says_v_is_not_taken_for_eps(folders, tmp_path)
         load_base(model, folder)
 
 
-def test_weights_of_the_other_family_end_in_one_clear_sentence(folders, reference, tmp_path):
-    wide = reference("unet", "sd2")
+def test_weights_of_the_other_family_end_in_one_clear_sentence(folders):
     model = pretrained(str(folders["sd1"]))
     with pytest.raises(ValueError, match=r"the U-Net of .* does not fit this model: .* of another shape"):
         load_base(model, folders["sd2"], ["unet"])
     with torch.device("meta"):
         model.unet = UNet(UNetConfig(context_channels=768))
-    with pytest.raises(ValueError, match=r"is Stable Diffusion 2\.x \(context of 64 channels\), this model is Stable "
-                       r"Diffusion 1\.x \(context of 768 channels\); choose the model that fits: model=sd15"):  # fmt: skip
+    theirs, ours = (
+        r"is Stable Diffusion 2\.x \(context of 64 chan",
+        r"this model is Stable Diffusion 1\.x \(context of 768",
+    )
+    with pytest.raises(ValueError, match=rf"{theirs}.*{ours}.*; choose the model that fits: model=sd15"):
         load_base(model, folders["sd2"], ["unet"])
-    assert wide.config.use_linear_projection
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed_and_nothing_is_loaded(originals, tmp_path):
