@@ -15,9 +15,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cldm.callbacks import Export, Watch, averaged
-from cldm.runs import finish_run, report, start_run
+from cldm.runs import base_of, finish_run, report, start_run
 from cldm.tracking import to_json
 from ldm.diffusion import LatentDiffusion
+from ldm.interop import load_base
 from ldm.training import Stage
 from ldm.weights import load_weights
 
@@ -49,10 +50,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, verbose=False)
+    base = base_of(cfg)
     run = start_run(cfg)
     model = instantiate(cfg.model, _convert_="all")
-    if cfg.base and cfg.stage.loads:
-        load_weights(model, cfg.base, cfg.stage.loads)
+    if cfg.stage.loads:
+        load_base(model, base, cfg.stage.loads)
     module = build_module(cfg, model)
     if cfg.init_from:
         trained, source = module.trained(), Path(cfg.init_from)
@@ -64,6 +66,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]
     settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
+    export = next(c for c in trainer.callbacks if isinstance(c, Export))
+    export.metadata |= {"extractor": repr(condition), "polarity": condition.polarity}
     trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     if not trainer.is_global_zero:
         return {}
@@ -72,7 +76,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     module.to(trainer.strategy.root_device).eval()  # Lightning has moved it to the CPU
     with averaged(trainer, module):
         results = report(cfg, module, data, sampling, watch.history)
-    export = next(c for c in trainer.callbacks if isinstance(c, Export))
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
     return finish_run(run, {**results, "steps": trainer.global_step}, began)
 

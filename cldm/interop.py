@@ -65,7 +65,7 @@ def understand_control(published: Published, base: Published | None = None) -> U
     widths, hint_channels = _hint_sizes(state, part.layout, what)
     with torch.device("meta"):
         control = ControlNet(UNetEncoder(config), hint_channels, widths)
-    settings = {**sizes.untold(config), "pooling": bool(part.settings.get("pooling", False))}
+    settings = {**config.untold(), "pooling": bool(part.settings.get("pooling", False))}
     return Understood(control, translate(state, control_table(control, part.layout), control, what), settings)
 
 

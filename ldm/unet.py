@@ -6,6 +6,7 @@ locked encoder can run without a graph while gradients flow through the locked d
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,10 @@ class UNetConfig:
                 f"model.unet.config.channel_mult {len(self.channel_mult)}; they must agree"
             )
         object.__setattr__(self, "widths", tuple(int(self.channels * m) for m in self.channel_mult))
+
+    def untold(self) -> dict[str, Any]:
+        """What the shapes of the weights do not tell; files carry it in their metadata."""
+        return {key: getattr(self, key) for key in ("heads", "head_channels", "groups", "linear_projections")}
 
     @property
     def emb_channels(self) -> int:

@@ -326,7 +326,7 @@ def _unet(part: Part, what: str) -> Understood:
     with torch.device("meta"):
         unet = UNet(sizes.unet_config(part.state, part.layout, part.settings, what))
     state = translate(part.state, names.unet_table(unet, part.layout), unet, what)
-    return Understood(unet, state, sizes.untold(unet.config))
+    return Understood(unet, state, unet.config.untold())
 
 
 def _autoencoder(part: Part, what: str) -> Understood:

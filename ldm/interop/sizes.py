@@ -78,11 +78,6 @@ def unet_config(state: State, layout: str, settings: Settings, what: str) -> UNe
     return config
 
 
-def untold(config: UNetConfig) -> dict[str, Any]:
-    """What the shapes of a U-Net or branch do not tell."""
-    return {key: getattr(config, key) for key in ("heads", "head_channels", "groups", "linear_projections")}
-
-
 NOT_SDXL = "and this project reads Stable Diffusion 1.x and 2.x"
 
 
