@@ -15,11 +15,12 @@ import train  # noqa: F401  (registers the config resolvers)
 from cldm.conditions.files import HintFileError, load_hint
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
+from cldm.interop import load_control
 from cldm.pictures import grid, save_atomically, to_pil
 from cldm.runs import base_of
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import load_base
-from ldm.weights import fingerprint, load_weights, read_metadata
+from ldm.weights import fingerprint, read_metadata
 
 FILE = "control.safetensors"
 GROUPS = ("model", "control", "condition")  # config choices that a control file states
@@ -59,7 +60,7 @@ def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet
     if trained_on not in (None, loaded):
         print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
     control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
-    load_weights(control, path)
+    load_control(control, path)
     return diffusion.eval(), control.eval()
 
 

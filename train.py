@@ -15,6 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cldm.callbacks import Export, Watch, averaged
+from cldm.controlnet import ControlNet
+from cldm.interop import load_control
 from cldm.runs import base_of, finish_run, report, start_run
 from cldm.tracking import to_json
 from ldm.diffusion import LatentDiffusion
@@ -59,8 +61,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.init_from:
         trained, source = module.trained(), Path(cfg.init_from)
         source = source / f"{cfg.stage.name}.safetensors" if source.is_dir() else source
-        # what the stage does not train stays as it came from `base`
-        load_weights(trained, source, [name for name, _ in trained.named_children() if name not in cfg.stage.loads])
+        if isinstance(trained, ControlNet):
+            load_control(trained, source)
+        else:  # what the stage does not train stays as it came from `base`
+            load_weights(trained, source, [name for name, _ in trained.named_children() if name not in cfg.stage.loads])
     condition = instantiate(cfg.condition, _convert_="all")
     data = instantiate(cfg.data, _convert_="all")(condition=condition, autoencoder=model.autoencoder)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]

@@ -18,7 +18,7 @@ from ldm.interop.files import write_json, write_tensors
 from ldm.interop.published import Part, Published, Understood, read, translate, understand
 from ldm.interop.write import unet_config
 from ldm.unet import UNet, UNetConfig, UNetEncoder
-from ldm.weights import check_shapes, shapes
+from ldm.weights import check_shapes, load_weights, shapes
 
 PREFIX = "control_model."
 HINT = {"original": "input_hint_block.0", "diffusers": "controlnet_cond_embedding.conv_in", "own": "hint_encoder.0"}
@@ -117,6 +117,9 @@ def _with_lora(state: Mapping[str, Tensor], name: str, base: Mapping[str, Tensor
 def load_control(control: ControlNet, path: str | Path, base: str | Path | None = None) -> None:
     """Load a branch's weights of any known form into `control`, strictly."""
     published = read(path)
+    if published.layout == "own":
+        load_weights(control, path)
+        return
     found = understand_control(published, None if base is None else read(base))
     assert isinstance(found.module, ControlNet)
     ours, theirs = control.encoder.config, found.module.encoder.config
