@@ -122,6 +122,8 @@ def load_control(control: ControlNet, path: str | Path, base: str | Path | None 
         return
     found = understand_control(published, None if base is None else read(base))
     assert isinstance(found.module, ControlNet)
+    if found.settings["pooling"]:
+        raise ValueError(f"{path} averages its residuals over space (shuffle models do), which this project does not")
     ours, theirs = control.encoder.config, found.module.encoder.config
     if ours.context_channels != theirs.context_channels:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Weights in safetensors files: written atomically with metadata, read strictly."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -28,10 +29,18 @@ def save_weights(
     partial = path.with_name(path.name + ".partial")
     try:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata)
+        make_readable(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the mode of the user's other new files; safetensors makes its own readable by the owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def fingerprint(module: nn.Module) -> str:

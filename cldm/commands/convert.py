@@ -95,7 +95,7 @@ def understood_parts(published: Published, part: str, base: Published | None) ->
     names = [*published.parts] if part == "all" else [PARTS[part]]
     parts = {}
     for name in (bar := tqdm(names, desc="reading", unit="part", leave=False)):
-        bar.set_postfix_str(CALLED.get(name, name))
+        bar.set_postfix_str(CALLED[name])
         parts[name] = understand_control(published, base) if name == "control" else understand(published, name)
     return parts
 

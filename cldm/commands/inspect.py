@@ -16,6 +16,8 @@ EXAMPLES = """\
   python -m cldm inspect control_v11p_sd15_canny.pth
   python -m cldm inspect sd15/"""
 
+SHOWN = ("unet", "autoencoder", "text", "control")
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
@@ -31,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     for name, part in published.parts.items():
         count = sum(tensor.numel() for tensor in part.state.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in part.state.values()})
-        head = f"  {CALLED.get(name, 'model'):<14}{count:,} parameters in {len(part.state)} tensors, {', '.join(kinds)}"
+        shown = CALLED[name] if name in SHOWN else "model"
+        head = f"  {shown:<14}{count:,} parameters in {len(part.state)} tensors, {', '.join(kinds)}"
         try:
             print(f"{head}{_details(published, name, args.base)}")
         except ValueError as error:
@@ -41,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if published.ema:
         print(f"  averages      {len(published.ema)} tensors (convert --ema takes them)")
     for key, value in sorted(published.metadata.items()):
-        if key not in ("format", SETTINGS):
+        if key not in ("format", "prediction", SETTINGS):
             print(f"  {key:<13} {value}")
     if problems:
         raise ValueError("; ".join(dict.fromkeys(problems)))
@@ -49,8 +52,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _details(published: Published, name: str, base: Path | None) -> str:
-    if name not in CALLED:
-        return ", a base model of this project"
+    if name not in SHOWN:
+        return f", a {CALLED[name]}"
     if name == "control":
         if published.parts[name].layout in ("lora", "difference") and base is None:
             return f", a {published.layout} (its base tells the rest: --base FILE)"

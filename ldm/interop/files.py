@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.weights import make_readable
+
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")  # stems of the weights in diffusers' folders
 
 
@@ -146,6 +148,7 @@ def write_tensors(
     """Write a safetensors file, floating tensors cast to `dtype` if given. See `atomic`."""
     cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in tensors.items()}
     save_file({name: t.contiguous() for name, t in cast.items()}, path, {"format": "pt", **metadata})
+    make_readable(path)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -84,6 +84,8 @@ def load_base(model: LatentDiffusion, path: str | Path | None, parts: Iterable[s
         load_weights(model, path, parts)
         return
     published = read(path)
+    if "unet" in published.parts:
+        _same_family(model, published)
     states = {part: _state(model, published, part) for part in (PARTS if parts is None else parts)}
     for part, state in states.items():  # after all of them have been found to fit
         _root(model, part).load_state_dict(state)
@@ -102,9 +104,6 @@ def _state(model: LatentDiffusion, published: Published, part: str) -> dict[str,
     name, module = PARTS[part], _root(model, part)
     found = understand(published, name)
     wanted, state = module.state_dict(), dict(found.state)
-    if isinstance(module, UNet):
-        assert isinstance(found.module, UNet)
-        _same_family(module, found.module, published, model.schedule.prediction)
     if isinstance(module, TextEncoder):
         # diffusers' files of Stable Diffusion 2.x lack what forward never reads
         state |= {key: torch.zeros_like(t) for key, t in wanted.items() if key not in state and not module.reads(key)}
@@ -112,16 +111,19 @@ def _state(model: LatentDiffusion, published: Published, part: str) -> dict[str,
     return state
 
 
-def _same_family(ours: UNet, theirs: UNet, published: Published, prediction: str) -> None:
+def _same_family(model: LatentDiffusion, published: Published) -> None:
     """One clear sentence for the mix-ups of Stable Diffusion 1 and 2."""
-    if ours.config.context_channels != theirs.config.context_channels:
+    theirs = understand(published, "unet").module
+    assert isinstance(theirs, UNet)
+    if model.unet.config.context_channels != theirs.config.context_channels:
         raise ValueError(
-            f"{published.path} is {_described(theirs)}, this model is {_described(ours)}; "
+            f"{published.path} is {_described(theirs)}, this model is {_described(model.unet)}; "
             "choose the model that fits: model=sd15, model=sd21 (v), model=sd21_base (eps) or model=pretrained"
         )
-    if published.prediction not in (None, prediction):
+    if published.prediction not in (None, model.schedule.prediction):
         raise ValueError(
-            f"{published.path} predicts {published.prediction}, this model {prediction} (model.schedule.prediction)"
+            f"{published.path} predicts {published.prediction}, this model {model.schedule.prediction} "
+            "(model.schedule.prediction)"
         )
 
 

@@ -28,7 +28,13 @@ PREFIXES = {
     "control_model.": "control",
 }
 FOLDERS = {"unet": "unet", "vae": "autoencoder", "text_encoder": "text", "controlnet": "control"}
-CALLED = {"unet": "U-Net", "autoencoder": "autoencoder", "text": "text encoder", "control": "ControlNet"}
+CALLED = {
+    "unet": "U-Net",
+    "autoencoder": "autoencoder",
+    "text": "text encoder",
+    "control": "ControlNet",
+    "model": "base model of this project",
+}
 EMA = "model_ema."
 UNUSED_TEXT = "openclip_unused.safetensors"
 """Beside a text encoder in diffusers' layout: OpenCLIP's last layer and contrastive head, for which that layout has no
@@ -111,7 +117,7 @@ def _read_file(path: Path) -> Published:
         for name, part in parts.items()
     }
     ema = {name: tensor for name, tensor in tensors.items() if name.startswith(EMA)}
-    prediction, pad = told.get("schedule", {}).get("prediction"), told.get("conditioner", {}).get("pad")
+    prediction, pad = told.get("schedule", metadata).get("prediction"), told.get("conditioner", {}).get("pad")
     return Published(path, layout, parts, metadata, prediction, pad, ema, unknown)
 
 
@@ -316,6 +322,8 @@ SCHEDULE_BUFFERS = (
 def understand(published: Published, name: str) -> Understood:
     """The U-Net, autoencoder or text encoder of a checkpoint; ValueError lists what does not fit."""
     part, what = published.part(name), published.what(name)
+    if name not in _UNDERSTAND:
+        raise ValueError(f"{published.path} is a {CALLED[name]}, which has no published form")
     try:
         return _UNDERSTAND[name](part, what)
     except TypeError as error:

@@ -257,6 +257,8 @@ def test_pooling_survives_both_ways(folders, tmp_path):
     assert convert(folder, tmp_path / "a.safetensors", "--to", "original") == 0
     assert convert(tmp_path / "a.safetensors", tmp_path / "back", "--to", "diffusers") == 0
     assert json.loads((tmp_path / "back" / "config.json").read_text())["global_pool_conditions"] is True
+    with pytest.raises(ValueError, match="averages its residuals over space"):  # not silently a different model
+        load_control(branch(folders["sd1"]), folder)
 
 
 @pytest.mark.parametrize(
@@ -476,6 +478,16 @@ def test_inspect_tells_layout_parts_counts_family_and_prediction(originals, caps
         assert text in printed
     assert main(["inspect", str(originals["sd2"])]) == 0
     assert "prediction    not said by the file" in capsys.readouterr().out
+
+
+def test_inspect_tells_what_stands_on_a_base_and_what_is_our_own(originals, tmp_path, capsys):
+    assert main(["inspect", str(forms(originals, tmp_path / "forms")["difference"])]) == 0
+    assert "a difference (its base tells the rest: --base FILE)" in capsys.readouterr().out
+    shipped = Path(__file__).resolve().parents[2] / "configs" / "model" / "scenes.safetensors"
+    assert main(["inspect", str(shipped)]) == 0
+    assert "a base model of this project" in capsys.readouterr().out
+    assert convert(shipped, tmp_path / "a.safetensors", "--to", "original") == 1
+    assert "which has no published form" in capsys.readouterr().err
 
 
 def test_inspect_lists_what_does_not_fit(originals, tmp_path, capsys):
