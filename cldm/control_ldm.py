@@ -47,6 +47,7 @@ class ControlLDM(DiffusionTraining):
             "base_fingerprint": self.base_fingerprint,
             "prediction": self.diffusion.schedule.prediction,
             "channels": str(self.control.hint_channels),
+            "pooling": "false",
             "settings": json.dumps({"control": self.control.encoder.config.untold()}),
         }
 

@@ -48,6 +48,7 @@ def test_a_branch_trained_on_downloaded_weights_goes_to_diffusers_and_to_the_ori
     assert facts["polarity"] == "white_on_black"
     assert "Canny(low=100" in facts["extractor"]
     assert facts["resolution"] == "64"
+    assert facts["pooling"] == "false"
     for to, name in (("original", "mine.safetensors"), ("diffusers", "mine")):
         assert main(["convert", str(trained), str(run / name), "--to", to]) == 0
     theirs = diffusers.ControlNetModel.from_pretrained(run / "mine").state_dict()

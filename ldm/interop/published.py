@@ -7,7 +7,7 @@ are understood by cldm.interop.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,10 @@ FOREIGN: tuple[tuple[Callable[[str], bool], str], ...] = (
             name.startswith(("conditioner.embedders.", "lora_te2_")) or "add_embedding." in name or "label_emb." in name
         ),
         f"is a Stable Diffusion XL model, {sizes.NOT_SDXL}",
+    ),
+    (
+        lambda name: name.startswith("control.hint_encoder."),
+        "is a training checkpoint of this project; take the control.safetensors of its run folder",
     ),
     (
         lambda name: "double_blocks." in name or "joint_blocks." in name,
@@ -397,4 +401,4 @@ def averaged(published: Published) -> Published:
     )
     state = {key: published.ema[name] for name, key in flat.items()}
     parts = {**published.parts, "unet": Part(part.layout, state, part.settings)}
-    return Published(**{**published.__dict__, "parts": parts})
+    return replace(published, parts=parts)

@@ -415,6 +415,7 @@ def wrong_files(originals: dict[str, Path], folder: Path) -> dict[str, tuple[byt
         "vae.safetensors": (vae, "has no ControlNet; it holds: autoencoder (original layout)"),
         "sdxl.safetensors": (sdxl, "is a Stable Diffusion XL model"),
         "flux.safetensors": ({"double_blocks.0.x": torch.zeros(1)}, "is a diffusion transformer"),
+        "last.safetensors": ({"control.hint_encoder.0.weight": torch.zeros(1)}, "is a training checkpoint of this"),
         "foreign.safetensors": ({"layer.weight": torch.zeros(1)}, "its 1 tensors begin with layer.weight"),
         "empty.safetensors": (b"", "is empty (0 bytes)"),
         "none.safetensors": ({}, "holds no tensors"),
