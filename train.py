@@ -20,9 +20,8 @@ from cldm.interop import load_control
 from cldm.runs import base_of, finish_run, report, start_run
 from cldm.tracking import to_json
 from ldm.diffusion import LatentDiffusion
-from ldm.interop import load_base
+from ldm.interop import PARTS, load_base
 from ldm.training import Stage
-from ldm.weights import load_weights
 
 REPOSITORY = Path(__file__).resolve().parent
 OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
@@ -60,11 +59,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     module = build_module(cfg, model)
     if cfg.init_from:
         trained, source = module.trained(), Path(cfg.init_from)
-        source = source / f"{cfg.stage.name}.safetensors" if source.is_dir() else source
+        exported = source / f"{cfg.stage.name}.safetensors"  # of a run folder
+        source = exported if exported.is_file() else source
         if isinstance(trained, ControlNet):
             load_control(trained, source)
         else:  # what the stage does not train stays as it came from `base`
-            load_weights(trained, source, [name for name, _ in trained.named_children() if name not in cfg.stage.loads])
+            names = {name for name, _ in trained.named_children()} - {*cfg.stage.loads}
+            load_base(model, source, [part for part in PARTS if part in names])
     condition = instantiate(cfg.condition, _convert_="all")
     data = instantiate(cfg.data, _convert_="all")(condition=condition, autoencoder=model.autoencoder)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]

@@ -11,7 +11,7 @@ import sample
 import train
 from cldm.cli import main
 from cldm.interop import understand_control
-from ldm.interop.published import read
+from ldm.interop.published import read, understand
 from ldm.weights import read_metadata
 
 CONFIGS = str(train.REPOSITORY / "configs")
@@ -89,3 +89,16 @@ def test_training_goes_on_from_a_published_branch(run: Path, base: Path, compose
     )  # fmt: skip
     again = load_file(tmp_path / "b" / "control.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in found.items())
+
+
+def test_a_downloaded_base_is_fine_tuned_itself(base: Path, composed, small, tmp_path: Path):
+    mine = [item for item in small if not item.startswith("model=")]
+    train.train(
+        composed(*mine, "stage=diffusion", "model=pretrained", f"model.path={base}", "size=64", "steps=1",
+                 f"run_dir={tmp_path}", "data.keep=[image,labels]", "trainer.callbacks.ema.decay=0", f"init_from={base}",
+                 "optimizer.lr=0", "optimizer.weight_decay=0")
+    )  # fmt: skip
+    tuned, published = load_file(tmp_path / "diffusion.safetensors"), read(base)
+    for part, name in (("unet.", "unet"), ("conditioner.text_encoder.", "text"), ("autoencoder.", "autoencoder")):
+        for key, tensor in understand(published, name).state.items():
+            assert torch.equal(tuned[part + key], tensor)
