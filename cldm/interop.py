@@ -15,7 +15,7 @@ from torch import Tensor
 from cldm.controlnet import ControlNet
 from ldm.interop import names, sizes
 from ldm.interop.files import write_json, write_tensors
-from ldm.interop.published import Part, Published, Understood, read, translate, understand
+from ldm.interop.published import Part, Published, Understood, plain_errors, read, translate, understand
 from ldm.interop.write import unet_config
 from ldm.unet import UNet, UNetConfig, UNetEncoder
 from ldm.weights import check_shapes, load_weights, shapes
@@ -59,6 +59,11 @@ def understand_control(published: Published, base: Published | None = None) -> U
         if base is None:
             raise ValueError(f"{published.path} is a {published.layout}: it holds changes to its base; give --base")
         part = _on_base(part, base, what)
+    with plain_errors(what):
+        return _understand(part, what)
+
+
+def _understand(part: Part, what: str) -> Understood:
     state = part.state
     inside = {name.removeprefix("encoder."): t for name, t in state.items()} if part.layout == "own" else state
     config = sizes.unet_config(inside, part.layout, part.settings, what)

@@ -95,8 +95,8 @@ def test_a_downloaded_base_is_fine_tuned_itself(base: Path, composed, small, tmp
     mine = [item for item in small if not item.startswith("model=")]
     train.train(
         composed(*mine, "stage=diffusion", "model=pretrained", f"model.path={base}", "size=64", "steps=1",
-                 f"run_dir={tmp_path}", "data.keep=[image,labels]", "trainer.callbacks.ema.decay=0", f"init_from={base}",
-                 "optimizer.lr=0", "optimizer.weight_decay=0")
+                 f"run_dir={tmp_path}", "data.keep=[image,labels]", "trainer.callbacks.ema.decay=0",
+                 f"init_from={base}", "optimizer.lr=0", "optimizer.weight_decay=0")
     )  # fmt: skip
     tuned, published = load_file(tmp_path / "diffusion.safetensors"), read(base)
     for part, name in (("unet.", "unet"), ("conditioner.text_encoder.", "text"), ("autoencoder.", "autoencoder")):

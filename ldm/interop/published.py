@@ -6,7 +6,8 @@ are understood by cldm.interop.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -328,10 +329,19 @@ def understand(published: Published, name: str) -> Understood:
     part, what = published.part(name), published.what(name)
     if name not in _UNDERSTAND:
         raise ValueError(f"{published.path} is a {CALLED[name]}, which has no published form")
-    try:
+    with plain_errors(what):
         return _UNDERSTAND[name](part, what)
-    except TypeError as error:
-        raise ValueError(f"{what}: settings that make no sense ({error})") from error
+
+
+@contextmanager
+def plain_errors(what: str) -> Iterator[None]:
+    """Name the part where a tensor that gives sizes away is absent, or where the settings in its file make no sense."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{what}: there is no {error.args[0]}") from error
+    except (TypeError, ZeroDivisionError, IndexError) as error:
+        raise ValueError(f"{what}: its sizes or settings make no sense ({error})") from error
 
 
 def _unet(part: Part, what: str) -> Understood:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -322,6 +323,17 @@ def test_every_form_of_a_branch_is_the_same_branch(originals, folders, tmp_path)
         assert state.keys() == expected.keys()
         for key, tensor in state.items():
             torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-6 if base else 0)
+
+
+@pytest.mark.parametrize("form", ["prefixed", "folder"])
+def test_whichever_tensor_of_a_branch_is_missing_or_misshapen_it_is_refused(originals, folders, tmp_path, form):
+    path = folders["sd1"] if form == "folder" else forms(originals, tmp_path / "forms")[form]
+    published = read(path)
+    part = published.parts["control"]
+    for key in [*part.state][:: len(part.state) // 12]:
+        for broken in ({k: v for k, v in part.state.items() if k != key}, {**part.state, key: torch.zeros(3, 1)}):
+            with pytest.raises(ValueError, match=r"ControlNet|control"):
+                understand_control(replace(published, parts={"control": replace(part, state=broken)}))
 
 
 def test_a_form_that_needs_its_base_asks_for_it(originals, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Published checkpoints: the names, sizes and numbers of the originals and of diffusers, transformers and open_clip."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -394,3 +395,22 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_and_nothing_is_load
     save_file({**load_file(originals["sd1"]), "something.else": torch.zeros(1)}, tmp_path / "more.safetensors")
     with pytest.raises(ValueError, match=r"1 of its tensors are unknown \(something\.else\)"):
         load_base(model, tmp_path / "more.safetensors")
+
+
+@pytest.mark.parametrize("name", ["unet", "autoencoder", "text"])
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_whichever_tensor_is_missing_or_misshapen_the_file_is_refused(folders, originals, layout, name):
+    published = read((originals if layout == "original" else folders)["sd1"])
+    part = published.parts[name]
+    for key in [*part.state][:: len(part.state) // 12]:
+        for broken in ({k: v for k, v in part.state.items() if k != key}, {**part.state, key: torch.zeros(3, 1)}):
+            with pytest.raises(ValueError, match=r"sd|no-family"):
+                understand(replace(published, parts={name: replace(part, state=broken)}), name)
+
+
+def test_settings_in_metadata_that_make_no_sense_are_refused(originals, tmp_path):
+    state = load_file(originals["sd1"])
+    for settings in ('{"unet": {"heads": "eight"}}', '{"unet": {"groups": 0}}', '{"unet": 3}', "no json"):
+        save_file(state, tmp_path / "a.safetensors", {"settings": settings})
+        with pytest.raises(ValueError, match=r"a\.safetensors"):
+            understand(read(tmp_path / "a.safetensors"), "unet")
