@@ -15,9 +15,12 @@ import train  # noqa: F401  (registers the config resolvers)
 from cldm.conditions.files import HintFileError, load_hint
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
+from cldm.interop import load_control
 from cldm.pictures import grid, save_atomically, to_pil
+from cldm.runs import base_of
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import fingerprint, load_weights, read_metadata
+from ldm.interop import load_base
+from ldm.weights import fingerprint, read_metadata
 
 FILE = "control.safetensors"
 GROUPS = ("model", "control", "condition")  # config choices that a control file states
@@ -44,19 +47,20 @@ def training_config(path: Path, base: str | None) -> DictConfig:
     if missing:
         raise SystemExit(f"{path} does not say which {', '.join(missing)} it was trained with; is it a control file?")
     names = [f"{group}={metadata[group]}" for group in GROUPS]
-    return compose("train", overrides=[*names, *([f"base='{base}'"] if base else [])])
+    key = "model.path" if metadata["model"] == "pretrained" else "base"
+    return compose("train", overrides=[*names, *([f"{key}='{base}'"] if base else [])])
 
 
 def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet]:
     """The locked model and its branch, both loaded strictly."""
+    base = base_of(cfg)
     diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
-    if cfg.base:
-        load_weights(diffusion, cfg.base)
+    load_base(diffusion, base)
     trained_on, loaded = read_metadata(path).get("base_fingerprint"), fingerprint(diffusion)
     if trained_on not in (None, loaded):
         print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
     control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
-    load_weights(control, path)
+    load_control(control, path)
     return diffusion.eval(), control.eval()
 
 

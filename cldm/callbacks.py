@@ -228,7 +228,7 @@ class Export(Callback):
         """Write the file, with further facts in its metadata."""
         metadata = {
             **{name: str(value) for name, value in self.metadata.items()},
-            **({"base_fingerprint": module.base_fingerprint} if hasattr(module, "base_fingerprint") else {}),
+            **getattr(module, "facts", {}),
             **facts,
             "steps": str(trainer.global_step),
             "commit": commit(),

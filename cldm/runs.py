@@ -4,10 +4,22 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from cldm.evaluation.convergence import convergence_step
 from cldm.evaluation.report import CONTROL_ROWS, autoencoder_report, base_report, control_report, table
 from cldm.pictures import curve
+
+
+def base_of(cfg: DictConfig) -> str | None:
+    """Where the weights of the locked model come from; None for a model that has random ones."""
+    try:
+        return cfg.base
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        raise ValueError(
+            "this model comes without weights: set base=FILE_OR_FOLDER (model=pretrained: model.path=...) to a Stable "
+            "Diffusion checkpoint or diffusers folder of yours; docs/bring_your_own.md says more"
+        ) from error
 
 
 def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]) -> dict[str, Any]:

@@ -37,7 +37,10 @@ def test_every_group_is_covered_here():
     assert groups <= known, f"no test builds the configs of {groups - known}"
 
 
-@pytest.mark.parametrize("name", files("model"))
+REAL = {"sd15": (859_520_964, 123_060_480), "sd21": (865_910_724, 354_032_641), "sd21_base": (865_910_724, 354_032_641)}
+
+
+@pytest.mark.parametrize("name", sorted({*files("model")} - {*REAL, "pretrained"}))
 def test_a_model_builds_and_draws_its_size(composed, name):
     cfg = composed(f"model={name}")
     model = build(cfg.model)
@@ -47,6 +50,35 @@ def test_a_model_builds_and_draws_its_size(composed, name):
         out = model.denoise(torch.randn(1, c, h, w), torch.tensor([5]), model.context(["a red star"]))
     assert out.shape == (1, c, h, w)
     assert cfg.base is None or cfg.base.endswith(".safetensors")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_model_of_real_size_has_the_published_parameters(composed, name):
+    cfg = composed(f"model={name}", "base=x.safetensors")
+    with torch.device("meta"):
+        model = build(cfg.model)
+        control = build(cfg.control)(model.unet)
+    parts = model.unet, model.conditioner.text_encoder, model.autoencoder, control
+    counts = [sum(p.numel() for p in part.parameters()) for part in parts]
+    assert counts == [*REAL[name], 83_653_863, 361_279_120 if name == "sd15" else 364_228_240]
+    assert cfg.size == (768 if name == "sd21" else 512)
+    assert model.schedule.prediction == ("v" if name == "sd21" else "eps")
+    assert model.conditioner.pad == ("end" if name == "sd15" else "zero")
+    assert model.latent_shape(cfg.size, cfg.size) == (4, cfg.size // 8, cfg.size // 8)
+
+
+def test_a_pretrained_model_takes_its_sizes_from_its_folder(composed, reference, tmp_path):
+    for sub, kind in (("unet", "unet"), ("vae", "autoencoder"), ("text_encoder", "text")):
+        reference(kind, "odd").save_pretrained(tmp_path / sub)
+    cfg = composed("model=pretrained", f"model.path={tmp_path}")
+    assert build(cfg.model).unet.config.widths == (48, 96, 144)
+    assert cfg.base == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*REAL, "pretrained"])
+def test_a_model_that_comes_without_weights_asks_for_them(composed, name):
+    with pytest.raises(ValueError, match=r"set base=FILE_OR_FOLDER \(model=pretrained: model\.path=\.\.\.\)"):
+        train.train(composed(f"model={name}"))
 
 
 def test_the_scenes_model_knows_exactly_the_words_of_the_captions(composed):
