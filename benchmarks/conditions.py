@@ -25,7 +25,7 @@ IN_PIXELS = {
     "color_grid": {"block": 21},
     "shuffle": {"scale": 84},
     "blur": {"sigma": 3.0},
-}  # smaller here, as the pictures are
+}  # smaller, as the pictures are
 
 
 def square(image: np.ndarray, side: int = SIDE) -> np.ndarray:

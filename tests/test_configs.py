@@ -58,7 +58,9 @@ def test_the_scenes_model_knows_exactly_the_words_of_the_captions(composed):
 
 @pytest.mark.parametrize("name", files("condition"))
 def test_a_condition_builds_and_is_called_like_its_file(composed, name):
-    condition = build(composed("model=tiny", f"condition={name}").condition)
+    places = {"depth": "folder", "normal": "folder", "segmentation": "folder", "softedge": "weights"}
+    own = [f"condition.{places[name]}=/models/mine"] if name in places else []
+    condition = build(composed("model=tiny", f"condition={name}", *own).condition)
     assert isinstance(condition, Condition)
     assert condition.name == name
 

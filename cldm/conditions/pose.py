@@ -17,29 +17,11 @@ from cldm.conditions import Condition, Polarity
 Point = tuple[float, float] | None
 """x, y in pixels, or None where it was not seen."""
 
-BODY_COLORS = tuple(
-    tuple(bytes.fromhex(code))
-    for code in [
-        "ff0000",
-        "ff5500",
-        "ffaa00",
-        "ffff00",
-        "aaff00",
-        "55ff00",
-        "00ff00",
-        "00ff55",
-        "00ffaa",
-        "00ffff",
-        "00aaff",
-        "0055ff",
-        "0000ff",
-        "5500ff",
-        "aa00ff",
-        "ff00ff",
-        "ff00aa",
-        "ff0055",
-    ]
-)
+_CODES = """
+ff0000 ff5500 ffaa00 ffff00 aaff00 55ff00 00ff00 00ff55 00ffaa 00ffff 00aaff 0055ff 0000ff 5500ff aa00ff ff00ff ff00aa
+ff0055
+"""
+BODY_COLORS = tuple(tuple(bytes.fromhex(code)) for code in _CODES.split())
 """Of the 18 points: nose, neck, right shoulder, elbow, wrist, left ones, right hip, knee, ankle, left ones, right eye,
 left eye, right ear, left ear. The 17 limbs have the first 17."""
 
@@ -107,7 +89,7 @@ def _draw_body(canvas: np.ndarray, points: Sequence[Point]) -> None:
             continue
         middle = _pixel(((a[0] + b[0]) / 2, (a[1] + b[1]) / 2))
         length, angle = math.hypot(a[0] - b[0], a[1] - b[1]), math.degrees(math.atan2(a[1] - b[1], a[0] - b[0]))
-        outline = cv2.ellipse2Poly(middle, (int(length / 2), 4), int(angle), 0, 360, 1)
+        outline = np.array(cv2.ellipse2Poly(middle, (int(length / 2), 4), int(angle), 0, 360, 1))
         cv2.fillConvexPoly(canvas, outline, [int(value * 0.6) for value in color])
     for point, color in zip(points, BODY_COLORS, strict=True):
         if point is not None:

@@ -79,7 +79,8 @@ def _load(folder: str) -> tuple[Any, Any]:
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     if config.num_labels != len(ADE20K):
         raise ValueError(
-            f"condition.folder={folder} knows {config.num_labels} classes; the palette is that of ADE20K's {len(ADE20K)}"
+            f"condition.folder={folder} knows {config.num_labels} classes; the palette is that of "
+            f"ADE20K's {len(ADE20K)}"
         )
     universal = config.model_type in ("oneformer", "mask2former", "maskformer")
     kind = (

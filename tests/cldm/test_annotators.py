@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cldm.conditions import (
     HintWarning,
@@ -65,6 +65,7 @@ def test_a_weight_free_condition_maps_real_photographs_to_maps_of_their_size(pho
         assert np.array_equal(photo, before)
         assert np.array_equal(found, condition(photo))  # a pure function
         assert found.std() > 1
+        assert condition.name == name
         if condition.polarity == "white_on_black":
             assert np.ptp(found, axis=2).max() == 0 or name == "invert"
         if condition.binary:
@@ -193,19 +194,13 @@ class OneConv(torch.nn.Module):
 
 
 def test_a_net_of_edges_is_read_from_a_local_file_in_the_published_layout(hed_file, photos):
-    state = dict(HED(torch_load(hed_file)).state_dict().items())
-    assert state.keys() == torch_load(hed_file).keys()
+    state = dict(HED(load_file(hed_file)).state_dict().items())
+    assert state.keys() == load_file(hed_file).keys()
     found = SoftEdge(str(hed_file))(photos["coffee"])
     assert found.shape == (128, 128, 3)
     assert found.std() > 1
     safe = SoftEdge(str(hed_file), safe=True)(photos["coffee"])
     assert set(np.unique(safe)) <= {0, 127, 255}
-
-
-def torch_load(path):
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def test_any_net_fits_through_the_adapter_and_a_wrong_file_is_refused(tmp_path, photos, hed_file):
