@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,17 @@ import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cldm.callbacks import Export, Watch, averaged
+from cldm.configs import register_resolvers
 from cldm.runs import finish_run, report, start_run
 from cldm.tracking import to_json
 from ldm.diffusion import LatentDiffusion
 from ldm.training import Stage
 from ldm.weights import load_weights
 
-REPOSITORY = Path(__file__).resolve().parent
-OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
-OmegaConf.register_new_resolver(
-    "run_folder",
-    lambda resume, name: resume or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}",
-    replace=True,
-    use_cache=True,
-)
+register_resolvers()
 
 
 def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
@@ -60,7 +53,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         # what the stage does not train stays as it came from `base`
         load_weights(trained, source, [name for name, _ in trained.named_children() if name not in cfg.stage.loads])
     condition = instantiate(cfg.condition, _convert_="all")
-    data = instantiate(cfg.data, _convert_="all")(condition=condition, autoencoder=model.autoencoder)
+    data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]
     settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])

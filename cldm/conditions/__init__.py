@@ -59,6 +59,11 @@ class Condition(ABC):
     mirrors: ClassVar[bool] = True  # True where a flipped map is the map of the flipped image
     nearest: ClassVar[bool] = False  # True where colours are codes: maps are resized without mixing them
 
+    @property
+    def computable(self) -> bool:
+        """Whether it can be computed from a picture."""
+        return True
+
     @abstractmethod
     def extract(self, image: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 RGB, contiguous -> (h, w, 3) uint8 RGB. Must not alter its argument."""

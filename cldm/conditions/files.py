@@ -38,7 +38,7 @@ def read_image(path: str | Path, min_side: int = MIN_SIDE) -> np.ndarray:
             f"a side must have {min_side} at least"
         )
     if picture.mode in ("RGB", "L", "CMYK", "YCbCr") and "transparency" not in picture.info:
-        return np.asarray(picture.convert("RGB"))
+        return np.array(picture.convert("RGB"))
     pixels, alpha = _to_float(picture, path, "image")
     if alpha is not None:
         pixels = pixels * alpha[:, :, None] + (1 - alpha[:, :, None])

@@ -59,6 +59,10 @@ class Pose(Condition):
     polarity: ClassVar[Polarity] = "color"
     mirrors: ClassVar[bool] = False  # left and right limbs have their own colours
 
+    @property
+    def computable(self) -> bool:
+        return self.extractor is not None
+
     def extract(self, image: np.ndarray) -> np.ndarray:
         if self.extractor is None:
             raise ValueError(
