@@ -3,14 +3,6 @@
 import argparse
 from pathlib import Path
 
-import torch
-from hydra.utils import instantiate
-
-from cldm.configs import composed
-from cldm.data.cache import build_cache
-from cldm.data.folder import FolderDataset
-from ldm.weights import load_weights
-
 SUMMARY = "Encode a data set's images and captions once, so that training never runs the VAE or the text encoder."
 EXAMPLES = """\
   python -m cldm cache runs/cache/canny data=folder data.path=sets/canny condition=canny
@@ -26,7 +18,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    # late: every command of `python -m cldm` imports this file
+    import torch
+    from hydra.utils import instantiate
+
+    from cldm.configs import composed
+    from cldm.data.cache import build_cache
+    from cldm.data.folder import FolderDataset
+    from ldm.weights import load_weights
+
     cfg = composed(args.overrides)
+    torch.manual_seed(cfg.seed)  # a model without `base` starts as train.py's does
     model = instantiate(cfg.model, _convert_="all")
     if cfg.base:
         load_weights(model, cfg.base, ["autoencoder", "conditioner"])

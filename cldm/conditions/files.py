@@ -1,5 +1,6 @@
 """Hints from picture files, drawn by hand or by another program, of any size and pixel format."""
 
+import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +27,12 @@ class HintFileError(ValueError):
     """A picture file cannot be used. The message is one sentence that names the file and the reason."""
 
 
-def read_image(path: str | Path, min_side: int = MIN_SIDE) -> np.ndarray:
+def read_image(path: str | Path, min_side: int = MIN_SIDE, content: bytes | None = None) -> np.ndarray:
     """The photo at `path` as (h, w, 3) uint8 RGB: transparency on white, grey tripled, CMYK and palettes resolved,
     16 bits scaled to 8, the camera's rotation applied. Raises HintFileError for what is no single still picture
-    and for a side under `min_side` pixels."""
+    and for a side under `min_side` pixels. `content`: the file's bytes, where they are at hand."""
     path = Path(path)
-    picture = _open(path, "image")
+    picture = _open(path, "image", content)
     if min(picture.size) < min_side:
         raise HintFileError(
             f"cannot use image {path}: it is {picture.width}x{picture.height} pixels, "
@@ -45,13 +46,13 @@ def read_image(path: str | Path, min_side: int = MIN_SIDE) -> np.ndarray:
     return np.rint(pixels * 255).astype(np.uint8)
 
 
-def read_map(path: str | Path) -> np.ndarray:
+def read_map(path: str | Path, content: bytes | None = None) -> np.ndarray:
     """A ready-made map at `path`, (h, w, 3) uint8 RGB, or (h, w, 4) where it has transparency (an inpainting hole).
 
     Nothing is inverted or resized. Raises HintFileError as `read_image` does.
     """
     path = Path(path)
-    pixels, alpha = _to_float(_open(path), path)
+    pixels, alpha = _to_float(_open(path, content=content), path)
     planes = [pixels] if alpha is None else [pixels, alpha[:, :, None]]
     return np.rint(np.concatenate(planes, axis=2) * 255).astype(np.uint8)
 
@@ -116,12 +117,12 @@ def load_hint(
     return hint
 
 
-def _open(path: Path, what: str = "hint") -> Image.Image:
+def _open(path: Path, what: str = "hint", content: bytes | None = None) -> Image.Image:
     """The decoded picture, upright. Raises HintFileError for whatever is no single still picture."""
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise HintFileError(f"cannot use {what} {path}: there is no such file")
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if content is None else io.BytesIO(content)) as picture:
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # MPO: a phone's JPEG with a second view of the same scene
                 raise HintFileError(
@@ -131,7 +132,8 @@ def _open(path: Path, what: str = "hint") -> Image.Image:
     except HintFileError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = "it is empty" if path.stat().st_size == 0 else "it is not a readable picture"
+        size = path.stat().st_size if content is None else len(content)
+        reason = "it is empty" if size == 0 else "it is not a readable picture"
         raise HintFileError(f"cannot use {what} {path}: {reason} ({type(error).__name__})") from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from cldm.conditions import Condition
 from ldm.random import generator
@@ -75,7 +75,7 @@ class DataModule(pl.LightningDataModule):
     """A training set behind an endless loader, and a validation set that callbacks and reports index directly.
 
     A data set's `__getitems__(indices)` returns a whole ldm.batch.Batch, so there is nothing left to collate. It may
-    have `groups` and `varies`, see StepSampler's groups and numbered. An iterable data set (shards) has
+    have `groups` and `varies`, see StepSampler's groups and numbered. A data set without numbers (shards) has
     `batches(batch_size, rank, world, start)` instead, which returns an iterable data set of batches.
     """
 
@@ -97,9 +97,9 @@ class DataModule(pl.LightningDataModule):
         assert trainer is not None
         rank, world = trainer.global_rank, trainer.world_size
         start = trainer.global_step * trainer.accumulate_grad_batches
-        if isinstance(self.train, IterableDataset):
-            shards: Any = self.train
-            return DataLoader(shards.batches(self.batch_size, rank, world, start), None, num_workers=self.workers)
+        if hasattr(self.train, "batches"):
+            batches = self.train.batches(self.batch_size, rank, world, start)
+            return DataLoader(batches, batch_size=None, num_workers=self.workers)
         sampler = StepSampler(
             len(self.train),
             self.batch_size,

@@ -19,6 +19,9 @@ from cldm.data.transforms import Augment, Size, bucket_sizes, check_size, cover,
 from ldm.batch import Batch
 from ldm.random import stable_seed
 
+Sample = tuple[Tensor, Tensor, str]
+"""Image (3, h, w) in [-1, 1], hint (3, h, w) in [0, 1], caption."""
+
 TRIES = 20  # unreadable pictures in a row before the run gives up
 
 
@@ -81,33 +84,52 @@ class FolderDataset(Dataset):
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
-    def sample(self, index: int) -> tuple[Tensor, Tensor, str]:
-        """Image (3, h, w) in [-1, 1], hint (3, h, w) and caption of item `index` % len(self)."""
+    def sample(self, index: int) -> Sample:
+        """Item `index` % len(self), as drawn for this index."""
         number = index % len(self)
         size = self.buckets[self.groups[number] if self.groups else 0]
         for step in range(TRIES):
             item = self.items[(number + step) % len(self)]
             try:
-                return self._sample(item, size, np.random.default_rng(stable_seed(self.seed, "augment", index)))
+                return self._read(item, size, stable_seed(self.seed, "augment", index))
             except HintFileError as error:
                 warnings.warn(f"{error}; the next item takes its place", stacklevel=2)
         raise ValueError(f"{TRIES} pictures in a row cannot be read, from {self.items[number].image} on; run "
                          "`python -m cldm annotate` on them, it sorts out what is broken")  # fmt: skip
 
-    def _sample(self, item: Item, size: Size, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
-        flip, at = rng.random() < self.augment.flip, (float(rng.random()), float(rng.random()))
-        image = read_image(item.image)
-        hint = read_map(item.hint) if item.hint is not None and not self.on_the_fly else None
-        try:
-            image, hint = cover(image, hint, size, self.condition, at if self.augment.random_crop else (0.5, 0.5))
-        except ValueError as error:
-            raise ValueError(f"{item.image}: {error}") from error
-        if flip and (self.augment.flip_all or may_flip(item.caption, self.condition, hint is not None)):
-            image, hint = image[:, ::-1], None if hint is None else hint[:, ::-1]
-        image = np.ascontiguousarray(image)
-        if hint is None:
-            hint = (self.condition.vary(rng) if self.augment.vary else self.condition)(image)
-        return _image_tensor(image), hint_tensor(hint, self.condition), item.caption
+    def _read(self, item: Item, size: Size, seed: int) -> Sample:
+        ready = item.hint is not None and not self.on_the_fly
+        hint = read_map(item.hint) if ready and item.hint else None
+        return prepare(read_image(item.image), hint, item.caption, size, self.condition, self.augment, seed,
+                       str(item.image))  # fmt: skip
+
+
+def prepare(
+    image: np.ndarray,
+    hint: np.ndarray | None,
+    caption: str,
+    size: Size,
+    condition: Condition,
+    augment: Augment,
+    seed: int,
+    name: str,
+) -> Sample:
+    """A picture and its ready-made hint, or None to make it here -> one sample at `size`.
+
+    What is random is a function of `seed`. `name` says in errors which sample it was.
+    """
+    rng = np.random.default_rng(seed)
+    flip, at = rng.random() < augment.flip, (float(rng.random()), float(rng.random()))
+    try:
+        image, hint = cover(image, hint, size, condition, at if augment.random_crop else (0.5, 0.5))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if flip and (augment.flip_all or may_flip(caption, condition, hint is not None)):
+        image, hint = image[:, ::-1], None if hint is None else hint[:, ::-1]
+    image = np.ascontiguousarray(image)
+    if hint is None:
+        hint = (condition.vary(rng) if augment.vary else condition)(image)
+    return _image_tensor(image), hint_tensor(hint, condition), caption
 
 
 def _image_tensor(image: np.ndarray) -> Tensor:
@@ -148,6 +170,7 @@ def folder_data(
     val_path: held-out items from there instead. The autoencoder encodes the images in every step: `python -m cldm
     cache` does it once.
     """
+    check_size(size)
     if not Path(path).expanduser().exists():
         raise FileNotFoundError(f"data.path={path}: there is nothing there; make it with `python -m cldm annotate`")
     items = list_items(path)
