@@ -78,7 +78,8 @@ class Annotation:
             return {"name": item.name, "skipped": reason}
         source = f"source/{_as_png(item.name)}"
         target = self._write_target(item, image, untouched)
-        _write_png(found, self.out / source)
+        plain = found.shape[2] == 3 and np.array_equal(found[:, :, :2], found[:, :, 1:])
+        _write_png(found[:, :, 0] if plain else found, self.out / source)  # three equal planes: one says it all
         return {
             "name": item.name,
             "source": source,
@@ -86,7 +87,7 @@ class Annotation:
             "prompt": item.caption,
             "height": image.shape[0],
             "width": image.shape[1],
-            "grey": bool(np.ptp(image.astype(np.int16), axis=2).mean() < 2),
+            "grey": is_grey(image),
             "digest": hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest(),
             "warning": _warning(found, self.condition),
         }
@@ -207,6 +208,12 @@ def short_side(image: np.ndarray, resolution: int) -> np.ndarray:
 
 def _as_png(name: str) -> str:
     return name if name.lower().endswith(".png") else f"{name}.png"
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether the channels of (h, w, 3) uint8 differ by less than 2 on average."""
+    red, green, blue = cv2.split(image)
+    return float(cv2.absdiff(red, green).mean() + cv2.absdiff(green, blue).mean()) < 2
 
 
 def _is_plain(path: Path) -> bool:
