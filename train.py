@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from cldm.callbacks import Export, Watch, averaged
+from cldm.configs import REPOSITORY as REPOSITORY
 from cldm.configs import register_resolvers
 from cldm.runs import finish_run, report, start_run
 from cldm.tracking import to_json

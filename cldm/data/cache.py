@@ -117,7 +117,7 @@ def build_cache(
 
     with tqdm(total=len(texts), desc="captions", unit="text") as bar:
         for number, first in enumerate(range(0, len(texts), shard_size)):
-            indices = range(first, min(first + shard_size, len(texts)))
+            indices = [*range(first, min(first + shard_size, len(texts)))]
             _shard(folder / f"contexts-{number:05d}.safetensors", indices, read, batch_size)
             bar.update(len(indices))
     held_out = validation.__getitems__(range(len(validation)))
@@ -203,10 +203,11 @@ class CachedDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         places = [self.place[int(i)] for i in indices]
         numbers = [self.captions[int(i)] for i in indices]
+        contexts = [divmod(number, self.shard_size) for number in numbers]
         return Batch(
             moments=torch.cat([self._row("moments", shard, row, "moments") for shard, row in places]).float(),
             hint=torch.cat([_hint(self._row("moments", shard, row, "hint")) for shard, row in places]),
-            context=torch.cat([self._row("contexts", *divmod(n, self.shard_size), "context") for n in numbers]).float(),
+            context=torch.cat([self._row("contexts", shard, row, "context") for shard, row in contexts]).float(),
             caption=[self.texts[n] for n in numbers],
             id=torch.as_tensor([int(i) for i in indices]),
         )
