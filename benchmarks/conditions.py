@@ -25,6 +25,7 @@ IN_PIXELS = {
     "color_grid": {"block": 21},
     "shuffle": {"scale": 84},
     "blur": {"sigma": 3.0},
+    "scribble": {"thickness": 2},
 }  # smaller, as the pictures are
 
 

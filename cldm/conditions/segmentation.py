@@ -1,7 +1,9 @@
 """Segmentation in the exact colours of ADE20K's 150 classes, which a segmentation ControlNet reads as codes."""
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,10 +84,24 @@ def _load(folder: str) -> tuple[Any, Any]:
             f"condition.folder={folder} knows {config.num_labels} classes; the palette is that of "
             f"ADE20K's {len(ADE20K)}"
         )
-    universal = config.model_type in ("oneformer", "mask2former", "maskformer")
-    kind = (
-        transformers.AutoModelForUniversalSegmentation if universal else (transformers.AutoModelForSemanticSegmentation)
-    )
-    reader = transformers.AutoProcessor if config.model_type == "oneformer" else transformers.AutoImageProcessor
-    processor = reader.from_pretrained(path, local_files_only=True)
+    kind: Any = transformers.AutoModelForSemanticSegmentation
+    reader, options = transformers.AutoImageProcessor, {}
+    if config.model_type in ("oneformer", "mask2former", "maskformer"):
+        kind = transformers.AutoModelForUniversalSegmentation
+    if config.model_type == "oneformer":  # its processor would look for the class names on a hub
+        reader, options = transformers.AutoProcessor, _class_names(path)
+    processor = reader.from_pretrained(path, local_files_only=True, **options)
     return to_device(kind.from_pretrained(path, local_files_only=True, use_safetensors=True)), processor
+
+
+def _class_names(folder: Path) -> dict[str, str]:
+    """Where OneFormer's processor finds its list of classes: beside its config, as a file that you put there."""
+    configs = [json.loads(path.read_text()) for path in sorted(folder.glob("*processor_config.json"))]
+    names = [config.get("image_processor", config).get("class_info_file") for config in configs]
+    name = next((name for name in names if name), "ade20k_panoptic.json")
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"condition.folder={folder} lacks {name}, the class names that OneFormer's processor reads; put it there "
+            "(it is published beside the demo of the model), nothing is fetched at run time"
+        )
+    return {"repo_path": str(folder), "class_info_file": name}

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
-MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-
 
 def device() -> torch.device:
     """Where extractors run: the first GPU if there is one."""
@@ -43,9 +41,12 @@ def read_state(path: str | Path, key: str) -> dict[str, Tensor]:
 def model_folder(folder: str | Path, condition: str) -> Path:
     """A transformers folder that has its three files. Raises FileNotFoundError that names the missing ones."""
     folder = Path(folder).expanduser()
-    missing = [name for name in MODEL_FILES[:2] if not (folder / name).is_file()]
-    weights = (*folder.glob("model*.safetensors"),)
-    missing += [] if weights else [MODEL_FILES[2]]
+    there = {
+        "config.json": (folder / "config.json").is_file(),
+        "preprocessor_config.json": any(folder.glob("*processor_config.json")),
+        "model.safetensors": any(folder.glob("model*.safetensors")),
+    }
+    missing = [name for name, found in there.items() if not found]
     if missing:
         raise FileNotFoundError(
             f"condition.folder={folder} of {condition!r} lacks {', '.join(missing)}; it must be a local transformers "

@@ -19,6 +19,8 @@ from cldm.conditions import (
     known_conditions,
     warn_if_blank,
 )
+from cldm.conditions import depth as depth_module
+from cldm.conditions import segmentation as segmentation_module
 from cldm.conditions.depth import Depth, near_white, near_white_from_metric
 from cldm.conditions.inpaint import Inpaint, random_mask, with_mask
 from cldm.conditions.lines import LineartStandard, LineSegments
@@ -340,6 +342,29 @@ def test_a_depth_anything_folder_is_read_through_the_public_path(tmp_path, photo
     assert np.array_equal(Depth(metric)(photo), Depth(metric, metric=True)(photo))  # read from config.json
 
 
+def test_a_zoedepth_folder_answers_in_metres_and_is_inverted(tmp_path, photos):
+    from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation, ZoeDepthImageProcessor
+
+    torch.manual_seed(0)
+    backbone = BeitConfig(
+        image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16,
+        use_relative_position_bias=True, reshape_hidden_states=False,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = ZoeDepthConfig(
+        backbone_config=backbone, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, bottleneck_features=8,
+        num_relative_features=8, bin_embedding_dim=8, num_attractors=[4, 2, 2, 1],
+        bin_configurations=[{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0, "name": "nyu"}],
+    )  # fmt: skip
+    ZoeDepthForDepthEstimation(config).save_pretrained(tmp_path)
+    ZoeDepthImageProcessor(size={"height": 64, "width": 64}, ensure_multiple_of=32).save_pretrained(tmp_path)
+    photo = photos["coffee"][:90]
+    found, metres = Depth(str(tmp_path))(photo), depth_module._predict(str(tmp_path), photo)
+    assert metres[1]
+    assert metres[0].shape == photo.shape[:2]
+    assert np.corrcoef(found[:, :, 0].ravel(), metres[0].ravel())[0, 1] < -0.8
+
+
 # ------------------------------------------------------------------ segmentation
 
 
@@ -378,6 +403,43 @@ def test_a_segformer_folder_is_read_through_the_public_path(tmp_path, photos):
     assert (colors_to_labels(found) >= 0).all()
     with pytest.raises(ValueError, match="knows 19 classes"):
         Segmentation(save_segformer(tmp_path / "city", 19))(photo)
+
+
+def test_a_oneformer_folder_is_read_without_a_look_at_a_hub(tmp_path, photos, monkeypatch):
+    import transformers as tf
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", lambda *_, **__: 1 / 0)
+    torch.manual_seed(0)
+    (tmp_path / "classes.json").write_text(json.dumps({str(i): {"name": f"c{i}", "isthing": 0} for i in range(150)}))
+    letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
+    vocabulary = {word: i for i, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    images = tf.OneFormerImageProcessor(
+        size={"height": 64, "width": 64}, repo_path=str(tmp_path), class_info_file="classes.json", num_text=8,
+        num_labels=150,
+    )  # fmt: skip
+    tokens = tf.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    tf.OneFormerProcessor(images, tokens, max_seq_length=16, task_seq_length=16).save_pretrained(tmp_path)
+    backbone = tf.SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = tf.OneFormerConfig(
+        backbone_config=backbone, num_labels=150, hidden_dim=32, conv_dim=32, mask_dim=32, num_attention_heads=2,
+        dim_feedforward=16, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, num_queries=10,
+        text_encoder_width=32, text_encoder_num_layers=1, text_encoder_vocab_size=60, text_encoder_context_length=16,
+        text_encoder_n_ctx=2, task_seq_len=16, max_seq_len=16, query_dec_layers=1,
+    )  # fmt: skip
+    tf.OneFormerForUniversalSegmentation(config).save_pretrained(tmp_path)
+    photo = photos["astronaut"][:90]
+    found = Segmentation(str(tmp_path))(photo)
+    assert found.shape == photo.shape
+    assert (colors_to_labels(found) >= 0).all()
+    segmentation_module._load.cache_clear()
+    (tmp_path / "classes.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks classes\.json"):
+        Segmentation(str(tmp_path))(photo)
 
 
 # ------------------------------------------------------------------ pose
