@@ -85,7 +85,8 @@ def _load(folder: str) -> tuple[Any, Any]:
             f"ADE20K's {len(ADE20K)}"
         )
     kind: Any = transformers.AutoModelForSemanticSegmentation
-    reader, options = transformers.AutoImageProcessor, {}
+    reader: Any = transformers.AutoImageProcessor
+    options: dict[str, str] = {}
     if config.model_type in ("oneformer", "mask2former", "maskformer"):
         kind = transformers.AutoModelForUniversalSegmentation
     if config.model_type == "oneformer":  # its processor would look for the class names on a hub

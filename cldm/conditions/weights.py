@@ -55,6 +55,6 @@ def model_folder(folder: str | Path, condition: str) -> Path:
     return folder
 
 
-def needs_transformers(condition: str) -> ImportError:
+def needs_transformers(condition: str) -> ValueError:
     """What to say when the optional package is missing."""
-    return ImportError(f"condition {condition!r} needs transformers: pip install -e '.[annotate]'")
+    return ValueError(f"condition {condition!r} needs transformers: pip install -e '.[annotate]'")
