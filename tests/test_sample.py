@@ -12,10 +12,10 @@ from hydra.utils import instantiate
 from PIL import Image
 
 import sample
-import train
+from cldm.tracking import REPOSITORY
 from ldm.weights import load_weights, save_weights
 
-CONFIGS = str(train.REPOSITORY / "configs")
+CONFIGS = str(REPOSITORY / "configs")
 
 
 @pytest.fixture(scope="module")
