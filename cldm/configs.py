@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cldm.run_folder import run_id
@@ -12,8 +13,12 @@ from cldm.tracking import REPOSITORY
 def register_resolvers() -> None:
     """What the files of configs/ may ask for besides their own values."""
     OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
-    OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("else", lambda value, default: value or default, replace=True)
+
+
+def _run_id(*, _root_: DictConfig) -> str:
+    return run_id(_root_, HydraConfig.get().overrides.task if HydraConfig.initialized() else [])
 
 
 def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -39,14 +38,17 @@ class ChangedConfig(ValueError):
     """The folder holds a run of another configuration."""
 
 
-def stable(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration without VOLATILE keys, the same wherever the repository and the run folder lie."""
+def stable(cfg: DictConfig, **replaced: Any) -> dict[str, Any]:
+    """The resolved configuration without VOLATILE keys, the same wherever the repository and the run folder lie.
+
+    replaced: values of top-level keys to resolve it with.
+    """
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     folder = plain.get("run_dir") or ""
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
     # other values are written in terms of these; a folder that is still to be named leaves a gap
     used = {key: plain.get(key) for key in ("seed", "threads", "group", "tags", "resume")}
-    root = OmegaConf.create(_without_gaps({**kept, **used, "runs": "", "run_dir": ""}))
+    root = OmegaConf.create(_without_gaps({**kept, **used, "runs": "", "run_dir": "", **replaced}))
     resolved: Any = OmegaConf.to_container(root, resolve=True)
     for key in VOLATILE:
         *parents, last = key.split(".")
@@ -67,11 +69,11 @@ def _without_gaps(value: Any) -> Any:
     return None if value == "???" else value
 
 
-def run_id(cfg: DictConfig) -> str:
+def run_id(cfg: DictConfig, overrides: Sequence[str]) -> str:
     """Where the run lives below `runs`: <name>-<overrides>-<hash>/seed-<seed>."""
-    digest = hashlib.blake2b(json.dumps(stable(cfg), sort_keys=True).encode(), digest_size=4).hexdigest()
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return "-".join(part for part in (cfg.name, slug(typed), digest) if part) + f"/seed-{cfg.seed}"
+    text = json.dumps(stable(cfg, seed=0), sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return "-".join(part for part in (cfg.name, slug(overrides), digest) if part) + f"/seed-{cfg.seed}"
 
 
 def slug(overrides: Sequence[str]) -> str:
