@@ -29,9 +29,9 @@ class LatentDiffusion(nn.Module):
         if width != expected:
             raise ValueError(f"model: text encoder width {width}, but unet.context_channels {expected}")
 
-    def context(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> (b, n, d)."""
-        return self.conditioner(prompts)
+    def context(self, prompts: Sequence[str], clip_skip: int = 0) -> Tensor:
+        """Prompts -> (b, n, d), read literally and cut off at the text encoder's length."""
+        return self.conditioner(prompts, clip_skip)
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Image (b, 3, h, w) in [-1, 1] -> latents; the posterior's mean when eps is None."""

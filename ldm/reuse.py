@@ -4,11 +4,18 @@ Both results go where the plain tensors go, into the forward of `UNet`, `UNetEnc
 the output by rounding only.
 """
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
 from torch import Tensor, nn
 
 from ldm.attention import CrossAttention, KeysValues, SelfAttention
 from ldm.blocks import ResBlock, Shifts
 from ldm.unet import UNetEncoder
+
+F = TypeVar("F", bound=Callable)
 
 
 def keys_values(module: nn.Module, context: Tensor) -> KeysValues:
@@ -31,3 +38,12 @@ def time_table(module: nn.Module, encoder: UNetEncoder, timesteps: Tensor) -> li
         block: block.shift(emb) for block in module.modules() if isinstance(block, ResBlock) and block.emb_proj
     }
     return [{block: table[i : i + 1] for block, table in tables.items()} for i in range(len(timesteps))]
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(function: F) -> F:
+    """torch.compile of a module or method, remembered; on a GPU with CUDA graphs, which give up launch gaps.
+
+    A run with control and one without are two graphs. What a CUDA graph returns is valid until its next call.
+    """
+    return torch.compile(function, mode="reduce-overhead" if torch.cuda.is_available() else None)

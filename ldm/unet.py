@@ -161,15 +161,19 @@ class UNetEncoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         self.out_channels = [widths[0]]  # of every encoder output, conv_in's first
+        self.levels = [0]  # and its level: the side is halved that many times
         for level, width in enumerate(widths):
             for _ in range(config.res_blocks):
                 attention = config.transformer(width) if config.attention[level] else None
                 self.blocks.append(Block(config.res(self.out_channels[-1], width), attention))
                 self.out_channels.append(width)
+                self.levels.append(level)
             if level < len(widths) - 1:
                 self.blocks.append(Block(resample=Downsample(width)))
                 self.out_channels.append(width)
+                self.levels.append(level + 1)
         self.middle = Middle(config)
+        self.levels.append(len(widths) - 1)  # the middle's
 
     def embed_time(self, t: Tensor | Shifts) -> Tensor | Shifts:
         """Timesteps (b,) to the embedding every ResBlock receives (b, 4 * channels); a time table's row as it is."""

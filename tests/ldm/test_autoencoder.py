@@ -30,10 +30,9 @@ ATTENTION = {
 }  # fmt: skip
 
 
-def published_names(res_blocks: int) -> dict[str, str]:
+def published_names(res_blocks: int, levels: int = len(WIDTHS)) -> dict[str, str]:
     """Prefix of a tensor in diffusers -> prefix here."""
     names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-    last = len(WIDTHS) - 1
     for half, kind, count, change in (
         ("encoder", "down", res_blocks, "downsamplers"),
         ("decoder", "up", res_blocks + 1, "upsamplers"),
@@ -41,7 +40,7 @@ def published_names(res_blocks: int) -> dict[str, str]:
         names |= {f"{half}.conv_in": f"{half}.conv_in", f"{half}.conv_out": f"{half}.conv_out"}
         names[f"{half}.conv_norm_out"] = f"{half}.norm_out"
         places = {f"{half}.mid_block.resnets.{j}": f"{half}.middle.{2 * j}" for j in range(2)}
-        for i in range(last + 1):
+        for i in range(levels):
             for j in range(count):
                 places[f"{half}.{kind}_blocks.{i}.resnets.{j}"] = f"{half}.levels.{i}.{j}"
             names[f"{half}.{kind}_blocks.{i}.{change}.0.conv"] = f"{half}.levels.{i}.{count}.conv"

@@ -108,7 +108,7 @@ def test_an_accepted_size_goes_through_the_whole_model():
     assert z.shape == (1, *shape)
     eps = model.denoise(z, torch.tensor([5]), model.context(["red"]))
     assert eps.shape == z.shape
-    assert model.decode(z).shape == (1, 3, 12, 20)
+    assert model.decode(z).shape == (1, 3, 12, 18)
 
 
 def test_a_text_encoder_of_another_width_is_refused():
