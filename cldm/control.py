@@ -29,6 +29,16 @@ WEIGHTINGS = ("uniform", "decay", "64/h", "8/h")
 DECAY = 0.825  # per residual, of the published guess mode (diffusers: logspace(-1, 0, 13), within 0.7 %)
 
 
+def check_settings(start: float = 0.0, end: float = 1.0, mode: str = "balanced", weighting: str | None = None) -> None:
+    """Refuse settings of a ControlUnit that make no sense; needs no weights."""
+    if mode not in MODES:
+        raise ValueError(f"control mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if weighting is not None and weighting not in WEIGHTINGS:
+        raise ValueError(f"control weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"a control acts from start to end, 0 <= start < end <= 1; got {start} to {end}")
+
+
 @dataclass(frozen=True)
 class ControlUnit:
     """A branch with the hints of the images to draw, and how it is applied. Several units add their residuals.
@@ -55,12 +65,7 @@ class ControlUnit:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"control mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.weighting is not None and self.weighting not in WEIGHTINGS:
-            raise ValueError(f"control weighting must be one of {', '.join(WEIGHTINGS)}, got {self.weighting!r}")
-        if not 0 <= self.start < self.end <= 1:
-            raise ValueError(f"a control acts from start to end, 0 <= start < end <= 1; got {self.start} to {self.end}")
+        check_settings(self.start, self.end, self.mode, self.weighting)
         if self.hint.ndim != 4 or self.hint.shape[1] != self.net.hint_channels:
             raise ValueError(f"hint must be (b, {self.net.hint_channels}, h, w), got {tuple(self.hint.shape)}")
         if self.scales is not None and len(self.scales) != self.count:

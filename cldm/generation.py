@@ -99,13 +99,19 @@ class Sampling:
         return diffusion.schedule.timesteps(self.steps, self.spacing)[self.steps - kept :]
 
     def contexts(
-        self, diffusion: LatentDiffusion, prompts: Sequence[str], negative: str | Sequence[str], units: list[ControlUnit]
+        self,
+        diffusion: LatentDiffusion,
+        prompts: Sequence[str],
+        negative: str | Sequence[str],
+        units: list[ControlUnit],
     ) -> tuple[Tensor, Tensor | None]:
         """Prompts and negative prompts (b, n, d); None where guidance has no effect and half the work is saved."""
 
         def encode(texts: Sequence[str]) -> Tensor:
             distinct = [*dict.fromkeys(texts)]
-            encoder = functools.partial(encode_prompts, diffusion.conditioner) if self.prompt_weights else diffusion.context
+            encoder = (
+                functools.partial(encode_prompts, diffusion.conditioner) if self.prompt_weights else diffusion.context
+            )
             return encoder(distinct, clip_skip=self.clip_skip)[[distinct.index(text) for text in texts]]
 
         context = encode(prompts)

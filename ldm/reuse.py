@@ -34,9 +34,7 @@ def time_table(module: nn.Module, encoder: UNetEncoder, timesteps: Tensor) -> li
     """
     emb = encoder.embed_time(timesteps.to(encoder.conv_in.weight.device))
     assert isinstance(emb, Tensor)
-    tables = {
-        block: block.shift(emb) for block in module.modules() if isinstance(block, ResBlock) and block.emb_proj
-    }
+    tables = {block: block.shift(emb) for block in module.modules() if isinstance(block, ResBlock) and block.emb_proj}
     return [{block: table[i : i + 1] for block, table in tables.items()} for i in range(len(timesteps))]
 
 

@@ -32,7 +32,9 @@ def _decode_one(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overla
         if image is None or total is None:
             image = part.new_zeros(1, part.shape[1], height * factor, width * factor)
             total = part.new_zeros(height * factor, width * factor)
-        y, x = (slice(start * factor, start * factor + n) for start, n in zip((top, left), part.shape[-2:], strict=True))
+        y, x = (
+            slice(start * factor, start * factor + n) for start, n in zip((top, left), part.shape[-2:], strict=True)
+        )
         image[..., y, x] += weight * part
         total[y, x] += weight
     assert image is not None

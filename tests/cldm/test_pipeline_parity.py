@@ -88,7 +88,12 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-3) -> None:
     ("steps", "guidance"),
     [
         (10, 7.5),
-        *(pytest.param(n, s, marks=pytest.mark.slow) for n in (10, 20, 30, 50) for s in (1.0, 7.5) if (n, s) != (10, 7.5)),
+        *(
+            pytest.param(n, s, marks=pytest.mark.slow)
+            for n in (10, 20, 30, 50)
+            for s in (1.0, 7.5)
+            if (n, s) != (10, 7.5)
+        ),
     ],
 )
 def test_a_pipeline_gives_our_latents(both, hints, name, steps, guidance):

@@ -84,7 +84,9 @@ def test_sharing_works_where_the_first_level_has_no_attention(make_diffusion, in
     from ldm.unet import UNet, UNetConfig
 
     torch.manual_seed(0)
-    config = UNetConfig(channels=8, channel_mult=(1, 2), attention=(False, True), context_channels=16, heads=2, groups=4)
+    config = UNetConfig(
+        channels=8, channel_mult=(1, 2), attention=(False, True), context_channels=16, heads=2, groups=4
+    )
     unet = UNet(config).eval()
     for p in unet.parameters():
         if not p.any():

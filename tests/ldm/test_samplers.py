@@ -39,7 +39,6 @@ def marginal_variance(abar: float) -> float:
 def gaussian_denoiser() -> Denoiser:
     """The exact eps of N(MEAN, STD^2) data: -sqrt(1 - abar) times the score of z_t. Affine in z."""
 
-
     def denoiser(z: Tensor, t: Tensor) -> Tensor:
         abar = SCHEDULE.abar(t[:1]).item()
         return (1 - abar) ** 0.5 / marginal_variance(abar) * (z - abar**0.5 * MEAN)
@@ -390,7 +389,9 @@ def test_a_sampler_matches_diffusers(name, cls, config, spacing, n):
 def test_ddim_of_a_v_model_matches_diffusers(n):
     schedule = NoiseSchedule(prediction="v")
     model, noise = random_model(), initial_noise([0, 1], TINY)
-    reference = diffusers_sample(diffusers_scheduler("DDIMScheduler", n, **DDIM, prediction_type="v_prediction"), model, noise)
+    reference = diffusers_sample(
+        diffusers_scheduler("DDIMScheduler", n, **DDIM, prediction_type="v_prediction"), model, noise
+    )
     out = ddim(lambda z, t: schedule.to_eps(model(z, t), z, t), noise, schedule.timesteps(n), schedule)
     assert (out - reference).abs().max() <= 1e-5
 
