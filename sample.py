@@ -25,8 +25,8 @@ from ldm.weights import fingerprint, load_weights, read_metadata
 
 FILE = "control.safetensors"
 GROUPS = ("model", "control", "condition")  # config choices that a control file states
-JOB_KEYS = ("hint", "photo", "prompt", "negative", "count", "seed", "size", "scale", "start", "end", "mode", "weighting",
-            "pool", "region", "image", "strength", "mask")  # fmt: skip
+JOB_KEYS = ("hint", "photo", "prompt", "negative", "count", "seed", "size", "scale", "start", "end", "mode",
+            "weighting", "pool", "region", "image", "strength", "mask")  # fmt: skip
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

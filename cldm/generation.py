@@ -103,16 +103,17 @@ class Sampling:
         diffusion: LatentDiffusion,
         prompts: Sequence[str],
         negative: str | Sequence[str],
-        units: list[ControlUnit],
+        units: Sequence[ControlUnit],
     ) -> tuple[Tensor, Tensor | None]:
         """Prompts and negative prompts (b, n, d); None where guidance has no effect and half the work is saved."""
 
         def encode(texts: Sequence[str]) -> Tensor:
             distinct = [*dict.fromkeys(texts)]
-            encoder = (
-                functools.partial(encode_prompts, diffusion.conditioner) if self.prompt_weights else diffusion.context
-            )
-            return encoder(distinct, clip_skip=self.clip_skip)[[distinct.index(text) for text in texts]]
+            if self.prompt_weights:
+                found = encode_prompts(diffusion.conditioner, distinct, self.clip_skip)
+            else:
+                found = diffusion.context(distinct, self.clip_skip)
+            return found[[distinct.index(text) for text in texts]]
 
         context = encode(prompts)
         if self.guidance == 1:

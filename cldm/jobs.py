@@ -273,7 +273,7 @@ def batches(shots: Sequence[Shot], size: int) -> Iterator[list[Shot]]:
 
 
 def draw_in_batches(shots: Sequence[Shot], draw: Callable[[list[Shot]], Tensor], ledger: Ledger, size: int) -> None:
-    """draw(shots) -> (n, 3, h, w) for all shots; a batch that the device cannot hold is halved, and so are later ones."""
+    """draw(shots) -> (n, 3, h, w), for all shots; a batch that the device cannot hold is halved, and later ones too."""
     for batch in batches(shots, size):
         rest = batch
         while rest:

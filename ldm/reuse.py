@@ -6,7 +6,6 @@ the output by rounding only.
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from ldm.attention import CrossAttention, KeysValues, SelfAttention
 from ldm.blocks import ResBlock, Shifts
 from ldm.unet import UNetEncoder
-
-F = TypeVar("F", bound=Callable)
 
 
 def keys_values(module: nn.Module, context: Tensor) -> KeysValues:
@@ -39,7 +36,7 @@ def time_table(module: nn.Module, encoder: UNetEncoder, timesteps: Tensor) -> li
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(function: F) -> F:
+def compiled(function: Callable) -> Callable:
     """torch.compile of a module or method, remembered; on a GPU with CUDA graphs, which give up launch gaps.
 
     A run with control and one without are two graphs. What a CUDA graph returns is valid until its next call.

@@ -193,9 +193,8 @@ class NoiseSchedule(nn.Module):
         if timesteps.ndim != 1 or not grid or not descends or not 0 <= grid[-1] <= grid[0] < self.steps:
             raise ValueError(f"timesteps must be 1-D, descending, in 0..{self.steps - 1}, got {timesteps}")
         # between whole timesteps abar goes through logarithms, which may overshoot the end by a rounding
-        abars = [
-            final_alpha if math.isclose(a, final_alpha, rel_tol=1e-6) else a for a in self.abar(timesteps).tolist()
-        ]
+        abars = self.abar(timesteps).tolist()
+        abars[-1] = final_alpha if math.isclose(abars[-1], final_alpha, rel_tol=1e-6) else abars[-1]
         if not abars[-1] <= final_alpha <= 1:
             raise ValueError(f"final_alpha must be in [{abars[-1]}, 1], got {final_alpha}")
         return zip(grid, abars, [*abars[1:], final_alpha], strict=True)

@@ -23,21 +23,22 @@ def _decode_one(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overla
     height, width = z.shape[-2:]
     if height <= tile and width <= tile:
         return decode(z)
-    image = total = None
+    image = total = torch.zeros(())
     for top, left in itertools.product(_starts(height, tile, overlap), _starts(width, tile, overlap)):
         part = decode(z[..., top : top + tile, left : left + tile])
         factor = part.shape[-1] // min(tile, width)
-        rows = _ramp(part.shape[-2], overlap * factor, part)
-        weight = rows[:, None] * _ramp(part.shape[-1], overlap * factor, part)
-        if image is None or total is None:
+        rows, columns = (_ramp(side, overlap * factor, part) for side in part.shape[-2:])
+        if image.ndim == 0:
             image = part.new_zeros(1, part.shape[1], height * factor, width * factor)
             total = part.new_zeros(height * factor, width * factor)
-        y, x = (
-            slice(start * factor, start * factor + n) for start, n in zip((top, left), part.shape[-2:], strict=True)
+        here = (
+            ...,
+            slice(top * factor, top * factor + len(rows)),
+            slice(left * factor, left * factor + len(columns)),
         )
-        image[..., y, x] += weight * part
-        total[y, x] += weight
-    assert image is not None
+        weight = rows[:, None] * columns
+        image[here] += weight * part
+        total[here] += weight
     return image / total
 
 

@@ -33,6 +33,7 @@ class Sizes:
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
 
 
+SMALL = Sizes()
 SD15 = Sizes((320, 640, 1280, 1280), 768, 8, 32, (128, 256, 512, 512), 2, 12, 12)
 
 
@@ -88,7 +89,7 @@ class Both:
         return self.parts["text_encoder"](self.diffusion.conditioner.tokenize(prompts))[0]
 
 
-def build(sizes: Sizes = Sizes(), controls: int = 2, randomise=test_unet.randomise) -> Both:  # noqa: B008
+def build(sizes: Sizes = SMALL, controls: int = 2, randomise=test_unet.randomise) -> Both:
     """The same random weights in both worlds."""
     import diffusers
     import transformers

@@ -13,6 +13,7 @@ from PIL import Image
 
 import sample
 import train
+from cldm.pictures import to_pil
 from ldm.weights import load_weights, save_weights
 
 CONFIGS = str(train.REPOSITORY / "configs")
@@ -110,5 +111,5 @@ def test_scale_zero_draws_what_the_base_alone_draws(run: Path, tmp_path: Path) -
     base = instantiate(model_cfg.model, _convert_="all")
     load_weights(base, run / "base.safetensors")
     image = instantiate(cfg.sampler, _convert_="all")(base.eval(), [cfg.prompt], [0], (64, 64))[0]
-    expected = np.asarray(sample.to_pil(image)).astype(int)
+    expected = np.asarray(to_pil(image)).astype(int)
     assert np.array_equal(pixels(silent / "seed_0.png"), expected)

@@ -1,4 +1,4 @@
-"""Nothing computed twice, and nothing changed by it: each saving against the plain path, on Stable Diffusion's topology."""
+"""Nothing computed twice, and nothing changed by it: each saving against the plain path."""
 
 import pytest
 import torch
