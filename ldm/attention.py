@@ -19,10 +19,12 @@ Context = Tensor | KeysValues
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q (b, heads, n, d) and k, v (b, heads, m, d).
 
-    auto: einsum for bf16 on the CPU (the backward of its fused kernel takes half a training step), else sdpa.
+    auto: einsum for training in bf16 on the CPU (the backward of the fused kernel takes half a step), else sdpa:
+    without gradients the fused kernel is 2 to 5 times as fast there at Stable Diffusion's sizes, and 0.9 to 5 in fp32.
     """
     if backend == "auto":
-        backend = "einsum" if q.dtype == torch.bfloat16 and q.device.type == "cpu" else "sdpa"
+        trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        backend = "einsum" if trains and q.dtype == torch.bfloat16 and q.device.type == "cpu" else "sdpa"
     if backend == "sdpa":
         return F.scaled_dot_product_attention(q, k, v)
     if backend == "xformers":

@@ -47,7 +47,7 @@ def hint_names() -> dict[str, str]:
 
 
 def copy(ours: nn.Module, theirs: nn.Module, names: dict[str, str]) -> None:
-    """Load the weights of `theirs` into `ours`: every tensor, by prefix."""
+    """Load the weights of `theirs` into `ours`, by prefix, every tensor; both then share their memory."""
     state, wanted = {}, ours.state_dict()
     for name, tensor in theirs.state_dict().items():
         prefix, kind = name.removeprefix("text_model.").rsplit(".", 1)
@@ -55,8 +55,8 @@ def copy(ours: nn.Module, theirs: nn.Module, names: dict[str, str]) -> None:
             key = f"{names[prefix]}.{kind}"
             state[key] = tensor.reshape(wanted[key].shape)
     if "scale" in wanted:
-        state["scale"] = wanted["scale"]
-    ours.load_state_dict(state, strict=True)
+        state["scale"] = torch.tensor(0.18215)
+    ours.load_state_dict(state, strict=True, assign=True)
 
 
 @dataclass
@@ -131,23 +131,24 @@ def build(sizes: Sizes = SMALL, controls: int = 2, randomise=test_unet.randomise
         randomise(module, seed)
         module.eval()
 
-    unet = UNet(
-        UNetConfig(
-            channels=first,
-            channel_mult=tuple(width // first for width in sizes.widths),
-            context_channels=sizes.context,
-            heads=sizes.heads,
-            groups=sizes.groups,
+    with torch.device("meta"):  # the copies bring the memory
+        unet = UNet(
+            UNetConfig(
+                channels=first,
+                channel_mult=tuple(width // first for width in sizes.widths),
+                context_channels=sizes.context,
+                heads=sizes.heads,
+                groups=sizes.groups,
+            )
         )
-    )
-    autoencoder = AutoencoderKL(
-        sizes.autoencoder[0],
-        tuple(width // sizes.autoencoder[0] for width in sizes.autoencoder),
-        res_blocks=sizes.autoencoder_blocks,
-        groups=min(sizes.groups, *sizes.autoencoder),
-    )
-    encoder = TextEncoder(width=sizes.context, layers=sizes.text_layers, heads=sizes.text_heads)
-    ours_controls = [ControlNet.from_unet(unet, hint_widths=sizes.hint_widths) for _ in range(controls)]
+        autoencoder = AutoencoderKL(
+            sizes.autoencoder[0],
+            tuple(width // sizes.autoencoder[0] for width in sizes.autoencoder),
+            res_blocks=sizes.autoencoder_blocks,
+            groups=min(sizes.groups, *sizes.autoencoder),
+        )
+        encoder = TextEncoder(width=sizes.context, layers=sizes.text_layers, heads=sizes.text_heads)
+        ours_controls = [ControlNet.from_unet(unet, hint_widths=sizes.hint_widths) for _ in range(controls)]
     names = test_unet.published_names()
     copy(unet, theirs_unet, names)
     copy(autoencoder, theirs_autoencoder, test_autoencoder.published_names(sizes.autoencoder_blocks, 4))

@@ -91,7 +91,7 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):
 
 def test_an_empty_or_missing_source_is_refused(tmp_path):
     for source in (tmp_path, lines(tmp_path / "empty.jsonl"), tmp_path / "none"):
-        with pytest.raises(ValueError, match="nothing to draw|no such file"):
+        with pytest.raises(ValueError, match=r"nothing to draw|no such file"):
             read_jobs(source, DEFAULTS)
 
 
@@ -189,7 +189,7 @@ def test_batches_hold_what_can_be_drawn_together(tmp_path):
     shots = ledger.missing(three_jobs(tmp_path))
     found = [[shot.file for shot in batch] for batch in batches(shots, 3)]
     assert [len(batch) for batch in found] == [3, 1, 2]  # job c has another scale
-    assert sum(found, []) == [shot.file for shot in shots]
+    assert [file for batch in found for file in batch] == [shot.file for shot in shots]
 
 
 def test_what_does_not_fit_the_device_is_halved_until_it_does(tmp_path):
