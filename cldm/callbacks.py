@@ -217,9 +217,17 @@ class Progress(TQDMProgressBar):
         bar.unit = "step"
         return bar
 
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        self._show_all_steps()  # a run that resumes within an epoch is not told of the epoch's start
+
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        # the data never ends, so Lightning would show a bar without an end
         super().on_train_epoch_start(trainer)
-        self.train_progress_bar.reset(trainer.max_steps * trainer.accumulate_grad_batches)
-        self.train_progress_bar.initial = trainer.global_step
-        self.train_progress_bar.set_description("training")
+        self._show_all_steps()
+
+    def _show_all_steps(self) -> None:
+        # the data never ends, so Lightning would show a bar without an end
+        bar, done = self.train_progress_bar, self.trainer.global_step * self.trainer.accumulate_grad_batches
+        bar.reset(self.trainer.max_steps * self.trainer.accumulate_grad_batches)
+        bar.n = bar.initial = done
+        bar.set_description("training")

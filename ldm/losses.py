@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.autoencoder import DiagonalGaussian
+from ldm.unet import UNetConfig
 
 
 def gradient_l1(x: Tensor, y: Tensor) -> Tensor:
@@ -144,6 +145,32 @@ class PatchDiscriminator(nn.Sequential):
             # GroupNorm instead of the paper's BatchNorm: no statistics shared between images or devices
             blocks += [nn.Conv2d(a, b, 4, stride, 1), nn.GroupNorm(8, b), nn.LeakyReLU(0.2)]
         super().__init__(*blocks, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+
+
+class LabelProbe(nn.Module):
+    """Linear probe on features of the U-Net: names what each latent pixel of the clean image shows.
+
+    An auxiliary loss in the spirit of REPA (Yu et al. 2024), for data whose labels are known: the features of a noisy
+    image must already tell kind and colour apart, and where noise hides them only the caption can say so. It reads
+    the decoder block that hands over to the highest level: wide features at the latents' size.
+
+    config: of the U-Net.
+    classes: number of classes of each of the k label maps, such as kinds and colours, "none" included.
+    weight: of the cross-entropy, averaged over maps and pixels, beside the denoising loss.
+    """
+
+    def __init__(self, config: UNetConfig, classes: Sequence[int], weight: float):
+        super().__init__()
+        if len(config.widths) < 2:
+            raise ValueError("stage.module.probe needs a U-Net of at least two levels (model.unet.config.channel_mult)")
+        self.block = -(config.res_blocks + 2)  # of the decoder
+        self.weight = weight
+        self.heads = nn.ModuleList(nn.Conv2d(config.widths[1], count, 1) for count in classes)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Features (b, channels, h, w), labels (b, k, h, w) int64 -> weighted loss, a scalar."""
+        losses = [F.cross_entropy(head(features), labels[:, i]) for i, head in enumerate(self.heads)]
+        return self.weight * torch.stack(losses).mean()
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

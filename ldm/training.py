@@ -1,7 +1,8 @@
 """LightningModules that train the autoencoder and the base diffusion model."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
-from ldm.losses import AutoencoderLoss, adaptive_weight, hinge_discriminator_loss
+from ldm.losses import AutoencoderLoss, LabelProbe, adaptive_weight, hinge_discriminator_loss
 from ldm.random import generator
+from ldm.unet import UNetConfig
 
 Sampling = Callable[..., Tensor]
 """(diffusion, prompts, seeds, size, ...) -> images; see cldm.generation.Sampling."""
+
+ProbeFactory = Callable[[UNetConfig], LabelProbe]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -201,8 +205,23 @@ def drop_prompts(prompts: Sequence[str], rate: float, rng: torch.Generator) -> l
     return ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
 
 
+@contextmanager
+def recorded(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the context, collects what `module` returns."""
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
 class DiffusionTraining(Stage):
-    """Trains the U-Net and the text encoder on the latents of a fixed autoencoder."""
+    """Trains the U-Net and the text encoder on the latents of a fixed autoencoder.
+
+    probe: UNetConfig -> LabelProbe, whose loss on the batch's `labels` is added; it is trained alongside and not
+        exported. None leaves it out.
+    """
 
     def __init__(
         self,
@@ -213,9 +232,11 @@ class DiffusionTraining(Stage):
         warmup_steps: int = 100,
         cosine: bool = True,
         seed: int = 0,
+        probe: ProbeFactory | None = None,
     ):
         super().__init__(optimizer, warmup_steps, cosine, seed)
         self.diffusion, self.prompt_dropout = diffusion, prompt_dropout
+        self.probe = probe(diffusion.unet.config) if probe else None
         diffusion.autoencoder.requires_grad_(False)
         diffusion.conditioner.requires_grad_(train_text_encoder)
 
@@ -241,7 +262,14 @@ class DiffusionTraining(Stage):
         t = stratified_timesteps(len(z0), self.diffusion.schedule.steps, rng)
         eps = torch.empty_like(z0).normal_(generator=rng)
         context = self.diffusion.context(drop_prompts(batch["caption"], self.prompt_dropout, rng))
-        loss = self.diffusion.loss(z0, context, t, eps, self.branch(batch)).mean()
+        if self.probe is None:
+            loss = self.diffusion.loss(z0, context, t, eps, self.branch(batch)).mean()
+        else:
+            with recorded(self.diffusion.unet.decoder.blocks[self.probe.block]) as outputs:
+                loss = self.diffusion.loss(z0, context, t, eps, self.branch(batch)).mean()
+            extra = self.probe(outputs[0], batch["labels"])
+            self.log_dict({"train/denoising": loss.detach(), "train/probe": extra.detach()})
+            loss = loss + extra
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 

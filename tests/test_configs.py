@@ -128,7 +128,8 @@ def test_a_stage_builds_its_module_and_an_optimizer_over_what_it_trains(composed
     optimizer = module.configure_optimizers()["optimizer"]
     assert optimizer.defaults["lr"] == cfg.optimizer.lr
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert trained == {id(p) for p in module.trained().parameters() if p.requires_grad}
+    helpers = module.probe.parameters() if getattr(module, "probe", None) else ()
+    assert trained == {id(p) for p in [*module.trained().parameters(), *helpers] if p.requires_grad}
     assert set(cfg.stage.loads) <= {name for name, _ in model.named_children()}
     metrics = build(cfg.trainer.callbacks.watch.metrics)
     assert callable(metrics)

@@ -1,5 +1,6 @@
 """Promises of the data: order depends on (seed, rank, step) alone, scenes are stateless, caches honest."""
 
+import colorsys
 import itertools
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from cldm.data.datamodule import DataModule, StepSampler
 from cldm.data.scenes import dataset as dataset_module
 from cldm.data.scenes.datamodule import encoder_fingerprint, scenes_data
 from cldm.data.scenes.dataset import ScenesDataset
-from cldm.data.scenes.world import HELD_OUT_KINDS, HELD_OUT_PAIRS
+from cldm.data.scenes.world import COLORS, HELD_OUT_KINDS, HELD_OUT_PAIRS, KINDS
 
 
 def take(sampler: StepSampler, count: int) -> list[list[int]]:
@@ -114,6 +115,23 @@ def test_kept_moments_are_those_of_the_image(diffusion):
     assert batch["moments"].dtype == torch.float32
     torch.testing.assert_close(batch["moments"], expected, rtol=2e-3, atol=2e-3)  # stored as float16
     assert expected.std() > 0.02
+
+
+def test_kept_labels_name_the_kind_and_colour_that_are_seen_there():
+    batch = ScenesDataset(24, 64, keep=("image", "labels")).__getitems__(range(24))
+    kinds, colors = batch["labels"].unbind(1)
+    assert batch["labels"].shape == (24, 2, 8, 8)
+    assert torch.equal(kinds > 0, colors > 0)
+    assert 0.05 < (kinds > 0).float().mean() < 0.6
+    for image, kind, color, text in zip(batch["image"], kinds, colors, batch["caption"], strict=True):
+        for k in kind[kind > 0].unique().tolist():
+            assert KINDS[k - 1] in text
+        for c in color[color > 0].unique().tolist():
+            name = [*COLORS][c - 1]
+            assert name in text
+            mean = image[:, 4::8, 4::8][:, color == c].mean(dim=1) / 2 + 0.5
+            hue = colorsys.rgb_to_hsv(*mean.tolist())[0]  # shading leaves the hue alone
+            assert abs((hue - colorsys.rgb_to_hsv(*COLORS[name])[0] + 0.5) % 1 - 0.5) < 0.04
 
 
 def test_keeping_what_cannot_be_made_is_refused():

@@ -1,5 +1,7 @@
 """The autoencoder's losses: values that can be worked out by hand."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,12 +10,14 @@ from torch import nn
 from ldm.autoencoder import DiagonalGaussian
 from ldm.losses import (
     AutoencoderLoss,
+    LabelProbe,
     PatchDiscriminator,
     PerceptualLoss,
     adaptive_weight,
     gradient_l1,
     hinge_discriminator_loss,
 )
+from ldm.unet import UNet, UNetConfig
 
 
 def images(seed: int = 0, size: int = 16) -> torch.Tensor:
@@ -185,3 +189,43 @@ def test_vgg16_without_its_file_says_what_is_missing(tmp_path):
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth is not a state dict of torchvision's vgg16"):
         PerceptualLoss.vgg16(tmp_path / "other.pth")
+
+
+# ------------------------------------------------------------------ label probe
+
+
+def test_a_probe_learns_labels_that_the_features_hold_and_cannot_learn_others():
+    torch.manual_seed(0)
+    probe = LabelProbe(
+        UNetConfig(channels=8, channel_mult=(1, 2), attention=(False, False)), classes=(3, 2), weight=0.5
+    )
+    labels = torch.stack([torch.randint(3, (4, 8, 8)), torch.randint(2, (4, 8, 8))], dim=1)
+    told = torch.zeros(4, 16, 8, 8)
+    told[:, :3] = F.one_hot(labels[:, 0], 3).movedim(-1, 1)
+    told[:, 3:5] = F.one_hot(labels[:, 1], 2).movedim(-1, 1)
+    untold = torch.zeros(4, 16, 8, 8)
+    chance = 0.5 * (math.log(3) + math.log(2)) / 2
+
+    def fitted(features):
+        optimizer = torch.optim.Adam(probe.parameters(), lr=0.1)
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = probe(features, labels)
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    assert fitted(told) < 0.05 * chance
+    assert fitted(untold) == pytest.approx(chance, rel=0.02)
+
+
+def test_the_probe_reads_the_block_that_hands_over_to_the_highest_level():
+    config = UNetConfig(channels=8, channel_mult=(1, 2, 2), attention=(False,) * 3, res_blocks=2, groups=4)
+    probe = LabelProbe(config, classes=(3,), weight=1.0)
+    unet, shapes = UNet(config), []
+    unet.decoder.blocks[probe.block].register_forward_hook(lambda _m, _i, output: shapes.append(output.shape))
+    unet(torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 2, 768))
+    assert shapes == [(1, 16, 8, 8)]
+    assert probe.heads[0].in_channels == 16
+    with pytest.raises(ValueError, match="at least two levels"):
+        LabelProbe(UNetConfig(channels=8, channel_mult=(1,), attention=(False,)), classes=(3,), weight=1.0)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.autoencoder import AutoencoderKL
-from ldm.losses import AutoencoderLoss, PatchDiscriminator
-from ldm.training import AutoencoderTraining, Stage, set_latent_scale
+from ldm.losses import AutoencoderLoss, LabelProbe, PatchDiscriminator
+from ldm.training import AutoencoderTraining, DiffusionTraining, Stage, set_latent_scale
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -301,3 +301,29 @@ def test_half_precision_with_a_gan_is_refused():
     module.trainer.strategy.precision_plugin.precision = "16-mixed"
     with pytest.raises(ValueError, match=r"discriminator needs trainer\.precision=bf16-mixed"):
         module.on_fit_start()
+
+
+# ------------------------------------------------------------------ diffusion
+
+
+def test_a_probe_adds_its_loss_trains_alongside_and_is_not_exported(diffusion):
+    probe = functools.partial(LabelProbe, classes=(3,), weight=0.5)
+    plain = DiffusionTraining(diffusion, ADAM, train_text_encoder=False)
+    probed = DiffusionTraining(diffusion, ADAM, train_text_encoder=False, probe=probe)
+    batch = {
+        "moments": torch.randn(2, 8, 8, 8),
+        "caption": ["a red star on a mint background"] * 2,
+        "id": torch.arange(2),
+    }
+    batch["labels"] = torch.randint(3, (2, 1, 8, 8))
+    for module in (plain, probed):
+        module.log = module.log_dict = lambda *_, **__: None
+        module.step_generator = lambda _: torch.Generator().manual_seed(0)
+    alone, both = plain.training_step(batch, 0), probed.training_step(batch, 0)
+    assert (both - alone).item() == pytest.approx(0.5 * math.log(3), rel=0.3)
+    both.backward()
+    assert probed.probe.heads[0].weight.grad.abs().sum() > 0
+    block = diffusion.unet.decoder.blocks[probed.probe.block]
+    assert block.res.conv2.weight.grad.abs().sum() > 0
+    assert probed.trained() is diffusion
+    assert not block._forward_hooks  # previews and exports see the model as it was

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -15,10 +16,11 @@ from tqdm import tqdm
 from cldm.conditions import Condition, apply_batch
 from cldm.data.scenes.captions import caption
 from cldm.data.scenes.renderer import render
-from cldm.data.scenes.world import Scene, get_family, sample_scene
+from cldm.data.scenes.world import COLORS, KINDS, MAX_OBJECTS, Scene, get_family, sample_scene
 from ldm.batch import Batch
 
 CHUNK = 64  # scenes rendered at a time
+LABEL_STRIDE = 8  # pixels per label: the autoencoder's factor
 
 
 @contextmanager
@@ -35,7 +37,9 @@ def one_thread() -> Iterator[None]:
 class ScenesDataset(Dataset):
     """`count` scenes of a family, numbered from `start`, rendered once and kept in memory.
 
-    keep: which of "image", "moments" (needs `encode`: images -> moments) and "hint" (needs `condition`) to hold.
+    keep: which of "image", "moments" (needs `encode`: images -> moments), "hint" (needs `condition`) and "labels"
+    (kind and colour at the centre of every LABEL_STRIDE-th pixel square, numbered from 1 in the order of KINDS and
+    COLORS, 0 for the background) to hold.
     With `cache` the tensors are also written below that folder, named by everything they depend on
     (`fingerprint` names the encoder), so that a restart reads them back.
     """
@@ -72,6 +76,8 @@ class ScenesDataset(Dataset):
             batch["moments"] = self.tensors["moments"][index].float()
         if "hint" in self.tensors:
             batch["hint"] = self.tensors["hint"][index].float() / 255.0
+        if "labels" in self.tensors:
+            batch["labels"] = self.tensors["labels"][index].long()
         return batch
 
     def __getitem__(self, index: int) -> Batch:
@@ -104,7 +110,8 @@ class ScenesDataset(Dataset):
     @torch.no_grad()
     def _render_chunk(self, scenes: Sequence[Scene]) -> dict[str, Tensor]:
         with one_thread():
-            image = render(scenes, self.size).image
+            rendered = render(scenes, self.size)
+        image = rendered.image
         tensors = {"image": ((image + 1.0) * 127.5).round().to(torch.uint8)}
         image = tensors["image"].float() / 127.5 - 1.0  # hints and moments see the image as it would be stored
         if "moments" in self.keep:
@@ -115,4 +122,19 @@ class ScenesDataset(Dataset):
             if self.condition is None:
                 raise ValueError("keep=hint needs a condition")
             tensors["hint"] = (apply_batch(self.condition, image) * 255.0).round().to(torch.uint8)
+        if "labels" in self.keep:
+            tensors["labels"] = class_maps(scenes, rendered.labels)
         return {name: tensors[name] for name in self.keep}
+
+
+def class_maps(scenes: Sequence[Scene], labels: Tensor) -> Tensor:
+    """Object numbers (b, h, w) of rendered scenes -> numbers of kind and colour (b, 2, h/8, w/8) uint8."""
+    half = LABEL_STRIDE // 2
+    coarse = labels[:, half::LABEL_STRIDE, half::LABEL_STRIDE]
+    classes = torch.zeros(len(scenes), 2, MAX_OBJECTS + 1, dtype=torch.uint8)
+    for i, scene in enumerate(scenes):
+        for k, item in enumerate(scene.objects, start=1):
+            classes[i, 0, k] = 1 + KINDS.index(item.kind)
+            classes[i, 1, k] = 1 + [*COLORS].index(item.color)
+    index = rearrange(coarse, "b h w -> b 1 (h w)").expand(-1, 2, -1)
+    return classes.gather(2, index).unflatten(2, coarse.shape[1:])
