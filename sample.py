@@ -188,7 +188,7 @@ def sample(cfg: DictConfig) -> Path:
         home = "cpu" if sampling.low_memory else device
         for module in (diffusion, *nets):
             module.to(home, PRECISIONS[precision])
-        steps = sampling.steps * len(shots)
+        steps = sum(int(sampling.steps * shot.job.strength) if shot.job.image else sampling.steps for shot in shots)
         size = cfg.batch_size or (4 if device == "cpu" else 16)
         with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
             report = lambda _, z: bar.update(len(z))  # noqa: E731

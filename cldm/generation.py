@@ -77,7 +77,7 @@ class Sampling:
         if image is not None:
             with place.visit(diffusion.autoencoder):
                 z0 = diffusion.encode(image.to(z)).expand_as(z)
-            z = diffusion.schedule.add_noise(z0, noise, timesteps[:1].to(place.schedule)).to(z)
+            z = diffusion.schedule.add_noise(z0, noise, timesteps[:1]).to(z)
         with place.visit(diffusion.unet, *(unit.net for unit in units)):
             denoiser = self.denoiser(diffusion, units, context, negatives, timesteps)
             if mask is not None:
@@ -158,7 +158,7 @@ class Placement:
     """Where the parts of a model work: where they lie, or, one after another, on a device with little memory."""
 
     def __init__(self, low_memory: str | None, home: torch.device):
-        self.low_memory, self.schedule = low_memory is not None, home
+        self.low_memory = low_memory is not None
         self.device = home if low_memory is None else torch.device(low_memory)
 
     @contextlib.contextmanager

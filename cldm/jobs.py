@@ -280,7 +280,7 @@ def draw_in_batches(shots: Sequence[Shot], draw: Callable[[list[Shot]], Tensor],
             now = rest[:size]
             try:
                 images = draw(now)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
                 size = max(len(now) // 2, 1)

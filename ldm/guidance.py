@@ -45,8 +45,7 @@ def known_outside(denoiser: Denoiser, z0: Tensor, mask: Tensor, schedule: NoiseS
     """
 
     def blended(z: Tensor, t: Tensor) -> Tensor:
-        abar = schedule.abar(t)[:, None, None, None].to(z.device)
-        known = (z - abar.sqrt() * z0) / (1 - abar).sqrt()
+        known = schedule.eps_from_z0(z0, z, t)
         return torch.lerp(known, denoiser(z, t).to(known.dtype), mask.to(known.dtype))
 
     return blended

@@ -94,17 +94,17 @@ class NoiseSchedule(nn.Module):
     # z0, eps, v, z and output are (b, ...); t is (b,) in 0..T-1. `_abar` gives abar_t as (b, 1, ...).
 
     def abar(self, t: Tensor) -> Tensor:
-        """abar at t (b,), on the schedule's device; between whole timesteps log sigma is linear (k-diffusion)."""
+        """abar at t (b,): float32 for whole timesteps; between them log sigma is linear (k-diffusion), in t's dtype."""
         table = self.alphas_cumprod
         if not t.is_floating_point():
             return table[t.to(table.device)]
-        t = t.to(table.device)
-        below = t.long().clamp(max=self.steps - 2) if self.steps > 1 else t.long()
-        logits = table.to(t.dtype).logit()  # -2 log sigma
-        return torch.lerp(logits[below], logits[(below + 1).clamp(max=self.steps - 1)], t - below).sigmoid()
+        logits = table.to(t).logit()  # -2 log sigma
+        below = t.long()
+        above = (below + 1).clamp(max=self.steps - 1)
+        return torch.lerp(logits[below], logits[above], t - below).sigmoid()
 
     def _abar(self, t: Tensor, like: Tensor) -> Tensor:
-        return self.abar(t).reshape(-1, *[1] * (like.ndim - 1))
+        return self.abar(t).float().to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """z = sqrt(abar) z0 + sqrt(1 - abar) eps (DDPM eq. 4)."""
@@ -138,6 +138,11 @@ class NoiseSchedule(nn.Module):
         """z0 = (z - sqrt(1 - abar) eps) / sqrt(abar) (DDIM eq. 9)."""
         abar = self._abar(t, z)
         return (z - (1 - abar).sqrt() * eps) / abar.sqrt()
+
+    def eps_from_z0(self, z0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """eps = (z - sqrt(abar) z0) / sqrt(1 - abar): the noise that leads from z0 to z."""
+        abar = self._abar(t, z)
+        return (z - abar.sqrt() * z0) / (1 - abar).sqrt()
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio abar / (1 - abar), shape (b,), > 0."""

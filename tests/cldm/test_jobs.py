@@ -121,7 +121,7 @@ class Brush:
         if self.stop_after is not None and self.drawn >= self.stop_after:
             raise KeyboardInterrupt
         if self.holds is not None and len(shots) > self.holds:
-            raise torch.OutOfMemoryError
+            raise torch.cuda.OutOfMemoryError
         self.drawn += len(shots)
         self.sizes.append(len(shots))
         values = [((shot.seed * 37 + len(shot.job.prompt)) % 100) / 50 - 1 for shot in shots]
@@ -197,5 +197,5 @@ def test_what_does_not_fit_the_device_is_halved_until_it_does(tmp_path):
     draw_in_batches(ledger.missing(jobs), brush, ledger, 4)
     assert brush.sizes == [1] * 6
     assert ledger.missing(jobs) == []
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.cuda.OutOfMemoryError):
         draw_in_batches(ledger.missing(jobs) or ledger.shots(jobs[0]), Brush(holds=0), ledger, 4)

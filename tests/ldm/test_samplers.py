@@ -223,7 +223,7 @@ def test_every_sampler_returns_the_mean_and_covariance_of_a_mixture(name):
 
 @functools.cache
 def exact_flow() -> Tensor:
-    """Where the probability flow takes the noise at timestep 0, to about 1e-8: UniPC on a finer grid than samplers get."""
+    """Where the probability flow takes the noise at timestep 0, to about 1e-8: UniPC on a fine grid."""
     return arrival(unipc, fine_grid(2000))
 
 
