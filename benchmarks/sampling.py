@@ -6,7 +6,8 @@
 
 The same weights, latents, prompts and hint, DDIM, guidance 7.5; ours with channels-last weights, as sample.py sets
 them, diffusers' as it comes. The two take turns, round by round, so that a loaded machine slows both. Stated are
-the medians over rounds and the median of the rounds' ratios. Decoding is left out. Peak memory is the GPU's; a CPU
+the medians over rounds and the median of the rounds' ratios. Decoding is left out.
+The ratio of CPU times is the steadier one on a CPU with other work. Peak memory is the GPU's; a CPU
 has none to read per program. Results go to --out as JSON.
 """
 
@@ -75,34 +76,37 @@ def runners(both: Both, size: int, steps: int, batch: int, compile: bool, device
     return {"ours": ours, "diffusers": theirs}
 
 
-def timed(run: Callable, device: str) -> tuple[float, float]:
-    """Seconds, and peak GPU memory in GiB."""
+def timed(run: Callable, device: str) -> tuple[float, float, float]:
+    """Seconds, seconds of CPU time, and peak GPU memory in GiB."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     run()
     if device == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    return seconds, torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    seconds, busy = time.perf_counter() - began, time.process_time() - busy
+    return seconds, busy, torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
 
 
 def measure(runs: dict[str, Callable], steps: int, rounds: int, device: str) -> dict:
     """Medians per step, the median of the rounds' ratios, and how far the latents are apart."""
     latents = {name: run().float().cpu() for name, run in runs.items()}  # warm up, and compare
     times: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
     memory = dict.fromkeys(runs, 0.0)
     for i in range(rounds):
         for name in list(runs) if i % 2 == 0 else list(reversed(runs)):
-            seconds, gib = timed(runs[name], device)
+            seconds, busy, gib = timed(runs[name], device)
             times[name].append(seconds / steps)
+            cpu[name].append(busy)
             memory[name] = gib
     apart = (latents["ours"] - latents["diffusers"]).abs().max() / latents["diffusers"].abs().max()
     return {
         **{f"{name}_seconds_per_step": round(statistics.median(values), 5) for name, values in times.items()},
         "speedup": round(statistics.median(b / a for a, b in zip(*times.values(), strict=True)), 3),
         "speedup_range": [round(f(b / a for a, b in zip(*times.values(), strict=True)), 3) for f in (min, max)],
+        "cpu_time_speedup": round(statistics.median(b / a for a, b in zip(*cpu.values(), strict=True)), 3),
         **({f"{name}_peak_gib": round(gib, 2) for name, gib in memory.items()} if device == "cuda" else {}),
         "relative_difference": float(f"{apart:.2g}"),
     }
