@@ -1,6 +1,5 @@
 """Promises of sampling: a seed names an image, exact step counts, and the hint paid for once."""
 
-import shutil
 from functools import partial
 
 import pytest
@@ -124,19 +123,6 @@ def test_low_memory_draws_the_same_image_with_one_part_at_a_time_on_the_device(d
     # there and back, one after another
     assert moves == ["text", "text", "unet", "control", "unet", "control", "autoencoder", "autoencoder"]
     assert (frugal - Sampling(ddim, steps=2)(*arguments)).abs().max() < 1e-5
-
-
-@pytest.mark.slow
-def test_compiling_changes_nothing_with_and_without_control(diffusion, unit):
-    """Through torch.compile's default backend, which on a CPU needs a C++ compiler."""
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    torch._dynamo.reset()
-    plain, fast = (Sampling(ddim, steps=4, guidance=3.0, compile=flag) for flag in (False, True))
-    half = ControlUnit(unit.net, unit.hint[:1], end=0.5)
-    for control in (None, half):
-        arguments = (diffusion, PROMPTS[:1], SEEDS[:1], (64, 64), control)
-        assert (fast(*arguments) - plain(*arguments)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("guidance", "batch"), [(1.0, 3), (3.0, 6)])
