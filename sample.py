@@ -19,9 +19,12 @@ from cldm.conditions import Condition
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.generation import Sampling
+from cldm.interop import load_control
 from cldm.jobs import Job, Ledger, Shot, draw_in_batches, load_image, load_mask, make_job, read_jobs
+from cldm.runs import base_of
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import fingerprint, load_weights, read_metadata
+from ldm.interop import load_base
+from ldm.weights import fingerprint, read_metadata
 
 FILE = "control.safetensors"
 GROUPS = ("model", "control", "condition")  # config choices that a control file states
@@ -33,7 +36,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def find_checkpoint(checkpoint: str | None) -> Path:
     """The control weights of a run folder or file; None means the newest run. SystemExit says what to run first."""
     if checkpoint is None:
-        found = sorted(Path("runs").glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+        found = sorted(Path("runs").glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise SystemExit("no trained ControlNet in runs/ yet; run `python train.py` first (minutes on a laptop)")
         return found[-1]
@@ -51,14 +54,15 @@ def training_config(path: Path, base: str | None) -> DictConfig:
     if missing:
         raise SystemExit(f"{path} does not say which {', '.join(missing)} it was trained with; is it a control file?")
     names = [f"{group}={metadata[group]}" for group in GROUPS]
-    return compose("train", overrides=[*names, *([f"base='{base}'"] if base else [])])
+    key = "model.path" if metadata["model"] == "pretrained" else "base"
+    return compose("train", overrides=[*names, *([f"{key}='{base}'"] if base else [])])
 
 
 def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet]:
     """The locked model and its branch, both loaded strictly."""
+    base = base_of(cfg)
     diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
-    if cfg.base:
-        load_weights(diffusion, cfg.base)
+    load_base(diffusion, base)
     return diffusion.eval(), load_branch(path, cfg, diffusion)
 
 
@@ -68,7 +72,7 @@ def load_branch(path: Path, cfg: DictConfig, diffusion: LatentDiffusion) -> Cont
     if trained_on not in (None, loaded):
         print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
     control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
-    load_weights(control, path)
+    load_control(control, path)
     return control.eval()
 
 
@@ -175,7 +179,7 @@ def sample(cfg: DictConfig) -> Path:
         {
             "checkpoints": [{"file": str(path), "digest": digest(path)} for path in paths],
             "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
-            "base": trainings[0].base,
+            "base": base_of(trainings[0]),
             "precision": precision,
         },
         flat=not cfg.jobs,
@@ -188,7 +192,7 @@ def sample(cfg: DictConfig) -> Path:
         home = "cpu" if sampling.low_memory else device
         for module in (diffusion, *nets):
             # convolutions of channels-last weights are faster: 16 % of a 320-wide block in fp32 on a CPU
-            module.to(home, PRECISIONS[precision], memory_format=torch.channels_last)
+            module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps = sum(int(sampling.steps * shot.job.strength) if shot.job.image else sampling.steps for shot in shots)
         size = cfg.batch_size or (4 if device == "cpu" else 16)
         with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:

@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,23 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.callbacks import Export, Watch, averaged
-from cldm.runs import finish_run, report, start_run
-from cldm.tracking import to_json
+from cldm.controlnet import ControlNet
+from cldm.interop import load_control
+from cldm.run_folder import Run, attempt, differences, finish, results_of, run_id, stable
+from cldm.runs import base_of, report
+from cldm.sweeps import in_sweep, note_failure
+from cldm.tracking import to_json, wandb_run
 from ldm.diffusion import LatentDiffusion
+from ldm.interop import PARTS, load_base
 from ldm.training import Stage
-from ldm.weights import load_weights
 
 REPOSITORY = Path(__file__).resolve().parent
 OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
-OmegaConf.register_new_resolver(
-    "run_folder",
-    lambda resume, name: resume or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}",
-    replace=True,
-    use_cache=True,
-)
+OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
+OmegaConf.register_new_resolver("else", lambda value, default: value or default, replace=True)
 
 
 def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
@@ -44,26 +44,42 @@ def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Build, fit, report; returns what results.json holds."""
+    """Build, fit, report in the run's folder; returns what results.json holds. A finished run is not done again."""
+    base_of(cfg)  # complains of a missing one before there is a folder
+    done = results_of(cfg)
+    if done is not None:
+        print(f"already done: {cfg.run_dir} (delete the folder to do it again)")
+        return done
+    with attempt(cfg) as run, wandb_run():
+        return fit(cfg, run)
+
+
+def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """Build, fit, report."""
     began = time.time()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, verbose=False)
-    run = start_run(cfg)
     model = instantiate(cfg.model, _convert_="all")
-    if cfg.base and cfg.stage.loads:
-        load_weights(model, cfg.base, cfg.stage.loads)
+    if cfg.stage.loads:
+        load_base(model, base_of(cfg), cfg.stage.loads)
     module = build_module(cfg, model)
     if cfg.init_from:
         trained, source = module.trained(), Path(cfg.init_from)
-        source = source / f"{cfg.stage.name}.safetensors" if source.is_dir() else source
-        # what the stage does not train stays as it came from `base`
-        load_weights(trained, source, [name for name, _ in trained.named_children() if name not in cfg.stage.loads])
+        exported = source / f"{cfg.stage.name}.safetensors"  # of a run folder
+        source = exported if exported.is_file() else source
+        if isinstance(trained, ControlNet):
+            load_control(trained, source)
+        else:  # what the stage does not train stays as it came from `base`
+            names = {name for name, _ in trained.named_children()} - {*cfg.stage.loads}
+            load_base(model, source, [part for part in PARTS if part in names])
     condition = instantiate(cfg.condition, _convert_="all")
     data = instantiate(cfg.data, _convert_="all")(condition=condition, autoencoder=model.autoencoder)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]
     settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
+    export = next(c for c in trainer.callbacks if isinstance(c, Export))
+    export.metadata |= {"extractor": repr(condition), "polarity": condition.polarity}
     trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     if not trainer.is_global_zero:
         return {}
@@ -72,9 +88,22 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     module.to(trainer.strategy.root_device).eval()  # Lightning has moved it to the CPU
     with averaged(trainer, module):
         results = report(cfg, module, data, sampling, watch.history)
-    export = next(c for c in trainer.callbacks if isinstance(c, Export))
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
-    return finish_run(run, {**results, "steps": trainer.global_step}, began)
+    return finish(run, {**results, "steps": trainer.global_step}, began)
+
+
+def reproduction(cfg: DictConfig) -> DictConfig:
+    """The configuration of the run in cfg.reproduce, composed anew, for a folder beside it; says how it differs."""
+    old = Path(cfg.reproduce)
+    typed = [item for item in HydraConfig.get().overrides.task if not item.startswith("reproduce=")]
+    recorded = [str(item) for item in OmegaConf.load(old / ".hydra" / "overrides.yaml")]
+    overrides = [item for item in recorded if not item.startswith(("run_dir=", "resume="))]
+    again = compose("train", overrides=[*overrides, *typed, f"run_dir='{old}-again'"])
+    changed = differences(stable(OmegaConf.load(old / "config.yaml")), stable(again))  # type: ignore[arg-type]
+    print(
+        f"{old} again" + (", with a difference:" if changed else ", with the same configuration"), *changed, sep="\n  "
+    )
+    return again
 
 
 def train_chain(cfg: DictConfig) -> None:
@@ -94,7 +123,16 @@ def main(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
-    train_chain(cfg) if cfg.chain else train(cfg)
+    try:
+        if cfg.reproduce:
+            cfg = reproduction(cfg)
+        train_chain(cfg) if cfg.chain else train(cfg)
+    except SIGTERMException:
+        raise SystemExit(143) from None  # 128 + SIGTERM: neither a success nor a crash; the checkpoint is saved
+    except Exception as error:
+        if not in_sweep():
+            raise
+        note_failure(cfg, error)
 
 
 if __name__ == "__main__":

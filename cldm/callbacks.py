@@ -1,6 +1,9 @@
 """Callbacks of the training stages: average of the trained weights, and pictures and figures along the way."""
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from cldm.pictures import grid, save_atomically
@@ -170,6 +174,43 @@ class Watch(Callback):
         self.history = {name: list(values) for name, values in state_dict["history"].items()}
 
 
+class Guard(Callback):
+    """Ends a run that cannot go on, with its last good state on disk.
+
+    A job that is told to stop (SIGTERM, or SIGUSR1 / SIGUSR2 where nobody else listens, as clusters send them before
+    the time is up) saves `<checkpoints>/last.ckpt` at the next step. A loss that is not finite is an error before a
+    checkpoint could keep it.
+    """
+
+    def __init__(self, checkpoints: str):
+        self.path = Path(checkpoints) / "last.ckpt"
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for name in ("SIGUSR1", "SIGUSR2"):
+            number = getattr(signal, name, None)  # not on Windows
+            main = threading.current_thread() is threading.main_thread()
+            if number is not None and main and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        if not torch.isfinite(outputs["loss"]):
+            raise FloatingPointError(
+                f"the loss is {outputs['loss'].item()} at step {trainer.global_step}; {self.path} holds the last good "
+                "state. Lower optimizer.lr, lengthen stage.module.warmup_steps, or use trainer.precision=bf16-mixed "
+                "instead of 16-mixed, then go on with resume=<run folder>"
+            )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException):  # raised between two steps
+            trainer.save_checkpoint(self.path, weights_only=False)
+        if isinstance(exception, torch.cuda.OutOfMemoryError):
+            print(
+                f"out of memory at step {trainer.global_step}: lower batch_size and raise "
+                "trainer.accumulate_grad_batches by the same factor, or use trainer.precision=bf16-mixed",
+                file=sys.stderr,
+            )
+
+
 class Export(Callback):
     """Beside every checkpoint: the stage's averaged weights as <stage>.safetensors, ready to sample with.
 
@@ -187,7 +228,7 @@ class Export(Callback):
         """Write the file, with further facts in its metadata."""
         metadata = {
             **{name: str(value) for name, value in self.metadata.items()},
-            **({"base_fingerprint": module.base_fingerprint} if hasattr(module, "base_fingerprint") else {}),
+            **getattr(module, "facts", {}),
             **facts,
             "steps": str(trainer.global_step),
             "commit": commit(),

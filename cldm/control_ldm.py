@@ -1,5 +1,6 @@
 """ControlLDM: a locked latent diffusion model and the control branch that is trained on it."""
 
+import json
 from typing import Any
 
 import torch
@@ -38,6 +39,17 @@ class ControlLDM(DiffusionTraining):
 
     def trained(self) -> ControlNet:
         return self.control
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What an exported branch's file says of itself beside its weights (docs/bring_your_own.md)."""
+        return {
+            "base_fingerprint": self.base_fingerprint,
+            "prediction": self.diffusion.schedule.prediction,
+            "channels": str(self.control.hint_channels),
+            "pooling": "false",
+            "settings": json.dumps({"control": self.control.encoder.config.untold()}),
+        }
 
     def train(self, mode: bool = True) -> "ControlLDM":
         """The locked model stays in eval mode whatever Lightning asks for."""

@@ -4,6 +4,9 @@ import json
 import math
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,19 @@ def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
     id_file.parent.mkdir(parents=True, exist_ok=True)
     id_file.write_text(run_id)
     return WandbLogger(save_dir=save_dir, id=run_id, resume="allow", offline=offline, **options)
+
+
+@contextmanager
+def wandb_run() -> Iterator[None]:
+    """Ends the W&B run that starts within the context, as failed if it does: the next job of a sweep gets its own."""
+    failed = 1
+    try:
+        yield
+        failed = 0
+    finally:
+        wandb = sys.modules.get("wandb")  # loaded only by its logger
+        if wandb is not None and wandb.run is not None:
+            wandb.finish(exit_code=failed)
 
 
 def csv_logger(save_dir: str) -> CSVLogger:

@@ -1,10 +1,12 @@
 """Conditioner: prompts to the context that cross-attention reads. The tokenizer is open_clip's own."""
 
 import functools
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +15,34 @@ from ldm.text_encoder import TextEncoder
 
 @functools.cache
 def _clip_tokenizer() -> Any:
+    """open_clip's byte pair encoding, fed with what transformers' CLIPTokenizer would feed it.
+
+    open_clip's own cleaning repairs encodings and HTML entities, and its words depend on a folding of case: the
+    numbers of Stable Diffusion, whose every release uses transformers' tokenizer, would differ.
+    """
     from open_clip.tokenizer import SimpleTokenizer  # imported late: the package takes seconds
 
-    return SimpleTokenizer()
+    tokenizer = SimpleTokenizer()
+    tokenizer.clean_fn = _clean
+    tokenizer.pat = regex.compile(r"""'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+""")
+    return tokenizer
+
+
+def _clean(text: str) -> str:
+    """NFC, single spaces, lower case character by character."""
+    text = regex.sub(r"\s+", " ", unicodedata.normalize("NFC", text))
+    return "".join(letter.lower() for letter in text)
+
+
+SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+
+
+def _tokens(text: str) -> list[int]:
+    """CLIP's numbers of a text, without start and end; the two may also be written out in the text."""
+    clip = _clip_tokenizer()
+    special = dict(zip(SPECIAL, (clip.sot_token_id, clip.eot_token_id), strict=True))
+    pieces = regex.split("(" + "|".join(map(regex.escape, SPECIAL)) + ")", text)
+    return [token for piece in pieces for token in ([special[piece]] if piece in special else clip.encode(piece))]
 
 
 class Conditioner(nn.Module):
@@ -48,7 +75,7 @@ class Conditioner(nn.Module):
 
     def ids(self, text: str) -> list[int]:
         """Token numbers of a text, without start and end."""
-        tokens = _clip_tokenizer().encode(text)
+        tokens = _tokens(text)
         if self._small_ids is None:
             return tokens
         unknown = [token for token in tokens if token not in self._small_ids]

@@ -39,7 +39,8 @@ class TextEncoder(nn.Module):
     """Tokens (b, n) int64, n <= context_length -> embeddings (b, n, width) after the final norm.
 
     The defaults are the encoder of Stable Diffusion 1.x (CLIP ViT-L/14). `skip_last=1` reads the layer before the
-    last, as Stable Diffusion 2.x does; the final norm is applied either way.
+    last, as Stable Diffusion 2.x does; the final norm is applied either way. `projection` carries CLIP's contrastive
+    head (text_projection, logit_scale), which is in the files of Stable Diffusion 2.x and which forward does not use.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class TextEncoder(nn.Module):
         context_length: int = 77,
         activation: str = "quick_gelu",
         skip_last: int = 0,
+        projection: bool = False,
     ):
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -59,11 +61,15 @@ class TextEncoder(nn.Module):
             )
         if width % heads:
             raise ValueError(f"model.conditioner.text_encoder: width {width} cannot be split into {heads} heads")
-        self.width, self.context_length, self.skip_last = width, context_length, skip_last
+        self.width, self.heads, self.activation = width, heads, activation
+        self.context_length, self.skip_last = context_length, skip_last
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(context_length, width)
         self.layers = nn.ModuleList(TextLayer(width, heads, activation) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
+        if projection:
+            self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, width))
+            self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         # CLIP starts its embeddings at 0.02. With that, one small encoder trained from scratch collapsed: after 2,050
         # steps "red" and "blue" had almost the same context. Large embeddings keep words apart in the residual stream.
         nn.init.normal_(self.token_embedding.weight, std=1.0)
@@ -78,3 +84,9 @@ class TextEncoder(nn.Module):
         for layer in self.layers[:used]:
             x = layer(x)
         return self.final_norm(x)
+
+    def reads(self, name: str) -> bool:
+        """Whether forward reads a tensor: not the contrastive head, nor the layers that `skip_last` leaves out."""
+        if name.startswith("layers."):
+            return int(name.split(".")[1]) < len(self.layers) - self.skip_last
+        return name not in ("text_projection", "logit_scale")

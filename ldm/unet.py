@@ -6,6 +6,7 @@ locked encoder can run without a graph while gradients flow through the locked d
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,8 @@ class UNetConfig:
     attention: per level, whether a SpatialTransformer follows each ResBlock (the middle always has one).
     heads: heads of every attention, or None to give each head `head_channels` channels (SD2: 64).
     backend: attention backend, see ldm.attention.
+    linear_projections: how published files hold proj_in and proj_out of a SpatialTransformer: 1x1 convolutions (SD1) or
+        linear layers (SD2). The module is the same; ldm.interop reads and writes by it.
     """
 
     in_channels: int = 4
@@ -66,6 +69,7 @@ class UNetConfig:
     depth: int = 1
     groups: int = 32
     backend: str = "auto"
+    linear_projections: bool = False
     widths: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +79,10 @@ class UNetConfig:
                 f"model.unet.config.channel_mult {len(self.channel_mult)}; they must agree"
             )
         object.__setattr__(self, "widths", tuple(int(self.channels * m) for m in self.channel_mult))
+
+    def untold(self) -> dict[str, Any]:
+        """What the shapes of the weights do not tell; files carry it in their metadata."""
+        return {key: getattr(self, key) for key in ("heads", "head_channels", "groups", "linear_projections")}
 
     @property
     def emb_channels(self) -> int:

@@ -1,13 +1,16 @@
 """Weights in safetensors files: written atomically with metadata, read strictly."""
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def save_weights(
@@ -26,10 +29,18 @@ def save_weights(
     partial = path.with_name(path.name + ".partial")
     try:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata)
+        make_readable(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the mode of the user's other new files; safetensors makes its own readable by the owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -64,24 +75,30 @@ def load_weights(module: nn.Module, path: str | Path, parts: Iterable[str] | Non
         names = [name for name in file.keys() if prefixes is None or name.startswith(prefixes)]  # noqa: SIM118
         state = {name: file.get_tensor(name) for name in names}
     wanted = {k: v for k, v in module.state_dict().items() if prefixes is None or k.startswith(prefixes)}
-    _check(state, wanted, path)
+    check_shapes(shapes(state), shapes(wanted), f"{path} does not fit this model")
     module.load_state_dict(state, strict=False)
 
 
-def _check(state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+def check_shapes(found: Shapes, wanted: Shapes, what: str) -> None:
+    """ValueError that begins with `what` and lists missing, unexpected and mis-shaped tensors, if there are any."""
     problems = {
-        "missing": sorted(wanted.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - wanted.keys()),
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
         "of another shape": [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in sorted(wanted.keys() & state.keys())
-            if state[name].shape != wanted[name].shape
+            f"{name} {tuple(found[name])} instead of {tuple(wanted[name])}"
+            for name in sorted(wanted.keys() & found.keys())
+            if tuple(found[name]) != tuple(wanted[name])
         ],
     }
     if any(problems.values()):
         told = "; ".join(
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in problems.items()
-            if names
+            f"{len(listed)} {problem} ({', '.join(listed[:3])}{', ...' if len(listed) > 3 else ''})"
+            for problem, listed in problems.items()
+            if listed
         )
-        raise ValueError(f"{path} does not fit this model: {told}")
+        raise ValueError(f"{what}: {told}")
+
+
+def shapes(state: Mapping[str, Tensor]) -> Shapes:
+    """Shapes of the tensors of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,3 +119,77 @@ def small() -> list[str]:
         "trainer.callbacks.watch.count=2",
         "trainer.callbacks.progress.refresh_rate=0",
     ]
+
+
+# ------------------------------------------------------------------ small models of diffusers and transformers
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    # as published files have them, in small: 8 heads and convolutions, heads of 64 channels and linear layers
+    "sd1": {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8},
+    "sd2": {
+        "block_out_channels": (64, 128, 128, 128),
+        "attention_head_dim": (1, 2, 2, 2),
+        "use_linear_projection": True,
+    },
+    "odd": {
+        "block_out_channels": (48, 96, 144),
+        "attention_head_dim": 6,
+        "layers_per_block": 1,
+        "norm_num_groups": 16,
+        "transformer_layers_per_block": 2,
+    },
+}
+
+
+@torch.no_grad()
+def _randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter, the zero-initialised ones too, its own random value that depends on the seed alone."""
+    rng = torch.Generator().manual_seed(seed)
+    for name, p in module.named_parameters():
+        noise = torch.randn(p.shape, generator=rng)
+        scale = "norm" in name and name.endswith("weight")
+        p.copy_(noise * p[0].numel() ** -0.5 if p.ndim > 1 else scale + 0.2 * noise)
+    return module.eval()
+
+
+def _options(family: str) -> dict[str, Any]:
+    options = {"layers_per_block": 2, "norm_num_groups": 32, "cross_attention_dim": 64, **FAMILIES[family]}
+    attends = len(options["block_out_channels"]) - 1
+    options["down_block_types"] = ("CrossAttnDownBlock2D",) * attends + ("DownBlock2D",)
+    return options
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[..., nn.Module]:
+    """`reference("unet", "sd1")`: a small model of diffusers or transformers with random weights.
+
+    Kinds: unet, control, autoencoder, text. Families: sd1, sd2, odd.
+    """
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+
+    def make(kind: str, family: str = "sd1", seed: int = 0) -> nn.Module:
+        options = _options(family)
+        if kind == "unet":
+            attends = len(options["block_out_channels"]) - 1
+            up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attends
+            return _randomise(diffusers.UNet2DConditionModel(up_block_types=up, **options), seed)
+        if kind == "control":
+            widths = (8, 16, 24, 40)
+            branch = diffusers.ControlNetModel(conditioning_embedding_out_channels=widths, **options)
+            return _randomise(branch, seed)
+        if kind == "autoencoder":
+            levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+            sizes = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1}
+            return _randomise(diffusers.AutoencoderKL(latent_channels=4, **sizes, **levels), seed)
+        config = transformers.CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            max_position_embeddings=77,
+            hidden_act="gelu" if family == "sd2" else "quick_gelu",
+        )
+        return _randomise(transformers.CLIPTextModel(config), seed)
+
+    return make

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from cldm.controlnet import ControlNet
+from cldm.interop import control_table
 from ldm.autoencoder import AutoencoderKL
 from ldm.conditioner import Conditioner
 from ldm.diffusion import LatentDiffusion
+from ldm.interop.names import Spelling, autoencoder_table, clip_table, to_ours, unet_table
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
-from tests.ldm import test_autoencoder, test_text_encoder, test_unet
+from tests.ldm.test_unet import randomise as random_weights
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,14 @@ SMALL = Sizes()
 SD15 = Sizes((320, 640, 1280, 1280), 768, 8, 32, (128, 256, 512, 512), 2, 12, 12)
 
 
-def hint_names() -> dict[str, str]:
-    """Prefix of a tensor of diffusers' ControlNet that its U-Net lacks -> prefix in ours."""
-    embedding = "controlnet_cond_embedding"
-    names = {f"{embedding}.blocks.{k}": f"hint_encoder.{2 * k + 2}" for k in range(6)}
-    names |= {f"{embedding}.conv_in": "hint_encoder.0", f"{embedding}.conv_out": "hint_encoder.14"}
-    names |= {f"controlnet_down_blocks.{k}": f"zero_convs.{k}" for k in range(12)}
-    return names | {"controlnet_mid_block": "zero_conv_middle"}
-
-
-def copy(ours: nn.Module, theirs: nn.Module, names: dict[str, str]) -> None:
-    """Load the weights of `theirs` into `ours`, by prefix, every tensor; both then share their memory."""
-    state, wanted = {}, ours.state_dict()
-    for name, tensor in theirs.state_dict().items():
-        prefix, kind = name.removeprefix("text_model.").rsplit(".", 1)
-        if kind != "position_ids":
-            key = f"{names[prefix]}.{kind}"
-            state[key] = tensor.reshape(wanted[key].shape)
-    if "scale" in wanted:
-        state["scale"] = torch.tensor(0.18215)
-    ours.load_state_dict(state, strict=True, assign=True)
+def copy(ours: nn.Module, theirs: nn.Module, table: list[Spelling]) -> None:
+    """Load the weights of `theirs` into `ours`, every tensor; both then share their memory."""
+    state = {name.removeprefix("text_model."): tensor for name, tensor in theirs.state_dict().items()}
+    state |= {f"text_model.{name}": tensor for name, tensor in state.items()}
+    found = to_ours(state, table, {name: tensor.shape for name, tensor in ours.state_dict().items()})
+    if isinstance(ours, AutoencoderKL):
+        found["scale"] = torch.tensor(0.18215)
+    ours.load_state_dict(found, strict=True, assign=True)
 
 
 @dataclass
@@ -89,7 +79,7 @@ class Both:
         return self.parts["text_encoder"](self.diffusion.conditioner.tokenize(prompts))[0]
 
 
-def build(sizes: Sizes = SMALL, controls: int = 2, randomise=test_unet.randomise) -> Both:
+def build(sizes: Sizes = SMALL, controls: int = 2, randomise=random_weights) -> Both:
     """The same random weights in both worlds."""
     import diffusers
     import transformers
@@ -149,17 +139,11 @@ def build(sizes: Sizes = SMALL, controls: int = 2, randomise=test_unet.randomise
         )
         encoder = TextEncoder(width=sizes.context, layers=sizes.text_layers, heads=sizes.text_heads)
         ours_controls = [ControlNet.from_unet(unet, hint_widths=sizes.hint_widths) for _ in range(controls)]
-    names = test_unet.published_names()
-    copy(unet, theirs_unet, names)
-    copy(autoencoder, theirs_autoencoder, test_autoencoder.published_names(sizes.autoencoder_blocks, 4))
-    layers = {
-        f"encoder.layers.{i}.{a}": f"layers.{i}.{b}"
-        for i in range(sizes.text_layers)
-        for a, b in test_text_encoder.LAYER.items()
-    }
-    copy(encoder, theirs_text, test_text_encoder.NAMES | layers)
+    copy(unet, theirs_unet, unet_table(unet, "diffusers"))
+    copy(autoencoder, theirs_autoencoder, autoencoder_table(autoencoder, "diffusers"))
+    copy(encoder, theirs_text, clip_table(encoder))
     for control, reference in zip(ours_controls, theirs_controls, strict=True):
-        copy(control, reference, names | hint_names())
+        copy(control, reference, control_table(control, "diffusers"))
     diffusion = LatentDiffusion(autoencoder, Conditioner(encoder), unet, NoiseSchedule())
     parts = {"vae": theirs_autoencoder, "text_encoder": theirs_text, "unet": theirs_unet}
     return Both(diffusion.eval(), [control.eval() for control in ours_controls], parts, theirs_controls)

@@ -1,5 +1,6 @@
 """Promises of the configuration: every file composes and builds its object, and no key is ever ignored."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,10 @@ def test_every_group_is_covered_here():
     assert groups <= known, f"no test builds the configs of {groups - known}"
 
 
-@pytest.mark.parametrize("name", files("model"))
+REAL = {"sd15": (859_520_964, 123_060_480), "sd21": (865_910_724, 354_032_641), "sd21_base": (865_910_724, 354_032_641)}
+
+
+@pytest.mark.parametrize("name", sorted({*files("model")} - {*REAL, "pretrained"}))
 def test_a_model_builds_and_draws_its_size(composed, name):
     cfg = composed(f"model={name}")
     model = build(cfg.model)
@@ -47,6 +51,35 @@ def test_a_model_builds_and_draws_its_size(composed, name):
         out = model.denoise(torch.randn(1, c, h, w), torch.tensor([5]), model.context(["a red star"]))
     assert out.shape == (1, c, h, w)
     assert cfg.base is None or cfg.base.endswith(".safetensors")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_model_of_real_size_has_the_published_parameters(composed, name):
+    cfg = composed(f"model={name}", "base=x.safetensors")
+    with torch.device("meta"):
+        model = build(cfg.model)
+        control = build(cfg.control)(model.unet)
+    parts = model.unet, model.conditioner.text_encoder, model.autoencoder, control
+    counts = [sum(p.numel() for p in part.parameters()) for part in parts]
+    assert counts == [*REAL[name], 83_653_863, 361_279_120 if name == "sd15" else 364_228_240]
+    assert cfg.size == (768 if name == "sd21" else 512)
+    assert model.schedule.prediction == ("v" if name == "sd21" else "eps")
+    assert model.conditioner.pad == ("end" if name == "sd15" else "zero")
+    assert model.latent_shape(cfg.size, cfg.size) == (4, cfg.size // 8, cfg.size // 8)
+
+
+def test_a_pretrained_model_takes_its_sizes_from_its_folder(composed, reference, tmp_path):
+    for sub, kind in (("unet", "unet"), ("vae", "autoencoder"), ("text_encoder", "text")):
+        reference(kind, "odd").save_pretrained(tmp_path / sub)
+    cfg = composed("model=pretrained", f"model.path={tmp_path}")
+    assert build(cfg.model).unet.config.widths == (48, 96, 144)
+    assert cfg.base == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*REAL, "pretrained"])
+def test_a_model_that_comes_without_weights_asks_for_them(composed, name):
+    with pytest.raises(ValueError, match=r"set base=FILE_OR_FOLDER \(model=pretrained: model\.path=\.\.\.\)"):
+        train.train(composed(f"model={name}"))
 
 
 def test_the_scenes_model_knows_exactly_the_words_of_the_captions(composed):
@@ -185,9 +218,20 @@ def test_a_key_that_is_forced_in_fails_at_its_object(composed, group):
         build(cfg[group])
 
 
-def test_a_run_folder_is_named_once_and_resume_takes_the_old_one(composed):
+def test_a_run_folder_is_named_by_what_it_holds_and_resume_takes_the_old_one(composed):
     cfg = composed("model=tiny")
-    assert cfg.run_dir == cfg.run_dir == cfg.trainer.default_root_dir
-    assert cfg.run_dir.startswith("runs/")
-    assert cfg.run_dir.endswith("-control-canny")
+    assert cfg.run_dir == cfg.trainer.default_root_dir == composed("model=tiny").run_dir
+    assert re.fullmatch(r"runs/control-canny-model-tiny-[0-9a-f]{8}/seed-0", cfg.run_dir)
     assert composed("model=tiny", "resume=runs/old").run_dir == "runs/old"
+
+
+@pytest.mark.parametrize(
+    "same", ["seed=7", "logger=csv", "threads=1", "data.cache=null", "trainer.callbacks.progress.refresh_rate=0"]
+)
+def test_what_does_not_change_a_result_does_not_change_its_folder(composed, same):
+    assert Path(composed("model=tiny").run_dir).parent == Path(composed("model=tiny", same).run_dir).parent
+
+
+@pytest.mark.parametrize("other", ["steps=7", "optimizer.lr=3e-4", "condition.low=10", "data.train_count=9"])
+def test_another_configuration_has_another_folder(composed, other):
+    assert Path(composed("model=tiny").run_dir).parent != Path(composed("model=tiny", other).run_dir).parent

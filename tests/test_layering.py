@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
 MODEL_IMPORTS = {"torch", "einops", "numpy", "ldm"}
 EXTRA_IMPORTS = {  # what single files or folders of ldm may import on top, each for one reason
-    "ldm/conditioner.py": {"open_clip"},  # the tokenizer, whose vocabulary ships in the wheel
+    "ldm/conditioner.py": {"open_clip", "regex"},  # the tokenizer, whose vocabulary ships in the wheel
     "ldm/attention.py": {"xformers"},  # an optional backend
     "ldm/weights.py": {"safetensors"},  # reads and writes this project's own weight files
     "ldm/interop": {"safetensors"},  # reads and writes published files; no model file imports it

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
+from cldm.run_folder import ChangedConfig, attempt, attempts
 from ldm.training import AutoencoderTraining, DiffusionTraining
 from ldm.weights import read_metadata, save_weights
 
@@ -167,6 +168,39 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(run, stage):
     assert (cut / "DONE.json").exists()
 
 
+def test_the_same_command_again_goes_on_and_then_does_nothing(run, straight, capsys):
+    options = ["steps=4", *EVERY_TWO]
+    with power_cut(DiffusionTraining, step=3), pytest.raises(RuntimeError, match="power cut"):
+        run("again", *options)
+    folder = run.runs / "again"
+    assert json.loads((folder / "FAILED.json").read_text())["reason"] == "RuntimeError: power cut"
+    run("again", *options)
+    assert_same_training(straight, folder)
+    assert not (folder / "FAILED.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    run("again", *options)
+    assert "already done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    told = [(line["event"], line.get("resumed"), line.get("reason")) for line in attempts(folder)]
+    first, second = [("start", False, None), ("stopped", None, "RuntimeError: power cut")], [("start", True, None)]
+    assert told == [*first, *second, ("done", None, None)]
+
+
+def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(run, straight):
+    before = (straight / "config.yaml").read_text()
+    with pytest.raises(ChangedConfig, match=r"optimizer.lr: 0.001 -> 0.5.*steps: 4 -> 5"):
+        run("straight", "steps=5", "optimizer.lr=0.5", *EVERY_TWO)
+    assert (straight / "config.yaml").read_text() == before
+    assert (straight / "DONE.json").exists()
+
+
+def test_a_folder_in_use_is_refused(composed, small, base, tmp_path):
+    cfg = composed(*small, f"base={base}", "steps=1", f"run_dir={tmp_path}")
+    with attempt(cfg), pytest.raises(ValueError, match=rf"in use by another job \(process {os.getpid()} on "):
+        train.train(cfg)
+
+
 def test_looking_and_logging_do_not_disturb_training(run, straight):
     """`straight` looks every 2 steps and logs every 10."""
     often = run("often", "steps=4", "trainer.callbacks.watch.every=1", "trainer.log_every_n_steps=1")
@@ -248,7 +282,7 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     arguments = [*small, "steps=6", "sampler.steps=3", "data.cache=cache", f"run_dir={folder}"]
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    files = {"config.yaml", "provenance.json", "results.json", "DONE.json", "control.safetensors", "grid.png",
+    files = {"config.yaml", "attempts.jsonl", "results.json", "DONE.json", "control.safetensors", "grid.png",
              "convergence.png", "metrics.csv"}  # fmt: skip
     assert files <= {path.name for path in folder.iterdir()}
     assert not [*folder.rglob("*.partial*")]
@@ -266,9 +300,10 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
         assert scores.keys() == {"base", "control", "ceiling"}
         assert all(value is None or 0 <= value <= 1 for value in scores.values())
 
-    provenance = json.loads((folder / "provenance.json").read_text())
-    assert {"command", "commit", "python", "torch", "started"} <= provenance.keys()
-    assert "steps=6" in provenance["command"]
+    begun, ended = attempts(folder)
+    assert {"command", "commit", "python", "torch", "host", "pid", "when"} <= begun.keys()
+    assert "steps=6" in begun["command"]
+    assert (begun["event"], ended["event"]) == ("start", "done")
     cfg = OmegaConf.load(folder / "config.yaml")
     assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)["steps"] == 6
     assert "${" not in (folder / "config.yaml").read_text()

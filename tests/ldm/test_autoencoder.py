@@ -6,6 +6,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from ldm.autoencoder import AutoencoderKL, DiagonalGaussian
+from ldm.interop.names import autoencoder_table, to_ours
 
 WIDTHS, GROUPS = (16, 32, 32), 8
 
@@ -23,34 +24,6 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
             p.copy_(noise * p[0].numel() ** -0.5 if p.ndim > 1 else p + 0.2 * noise)
 
 
-RES = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "skip"}
-ATTENTION = {
-    "group_norm": "norm", "to_q": "attention.to_q", "to_k": "attention.to_k",
-    "to_v": "attention.to_v", "to_out.0": "attention.to_out",
-}  # fmt: skip
-
-
-def published_names(res_blocks: int, levels: int = len(WIDTHS)) -> dict[str, str]:
-    """Prefix of a tensor in diffusers -> prefix here."""
-    names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-    for half, kind, count, change in (
-        ("encoder", "down", res_blocks, "downsamplers"),
-        ("decoder", "up", res_blocks + 1, "upsamplers"),
-    ):
-        names |= {f"{half}.conv_in": f"{half}.conv_in", f"{half}.conv_out": f"{half}.conv_out"}
-        names[f"{half}.conv_norm_out"] = f"{half}.norm_out"
-        places = {f"{half}.mid_block.resnets.{j}": f"{half}.middle.{2 * j}" for j in range(2)}
-        for i in range(levels):
-            for j in range(count):
-                places[f"{half}.{kind}_blocks.{i}.resnets.{j}"] = f"{half}.levels.{i}.{j}"
-            names[f"{half}.{kind}_blocks.{i}.{change}.0.conv"] = f"{half}.levels.{i}.{count}.conv"
-        for theirs, ours in places.items():
-            names |= {f"{theirs}.{a}": f"{ours}.{b}" for a, b in RES.items()}
-        middle = f"{half}.mid_block.attentions.0", f"{half}.middle.1"
-        names |= {f"{middle[0]}.{a}": f"{middle[1]}.{b}" for a, b in ATTENTION.items()}
-    return names
-
-
 @pytest.fixture(scope="module")
 def both() -> tuple[AutoencoderKL, nn.Module]:
     diffusers = pytest.importorskip("diffusers")
@@ -63,12 +36,10 @@ def both() -> tuple[AutoencoderKL, nn.Module]:
         latent_channels=4,
     ).eval()
     randomise(reference)
-    names, state = published_names(1), {"scale": torch.tensor(0.18215)}
-    for name, tensor in reference.state_dict().items():
-        prefix, kind = name.rsplit(".", 1)
-        state[f"{names[prefix]}.{kind}"] = tensor
     ours = small()
-    ours.load_state_dict(state, strict=True)
+    shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    state = to_ours(reference.state_dict(), autoencoder_table(ours, "diffusers"), shapes)
+    ours.load_state_dict({**state, "scale": torch.tensor(0.18215)}, strict=True)
     return ours, reference
 
 

@@ -1,21 +1,63 @@
 """Prompts to tokens: CLIP's numbers, small vocabularies, and what happens to words that are not known."""
 
+import random
 import warnings
 
 import pytest
 import torch
 
 from ldm.conditioner import Conditioner
+from ldm.interop.write import write_tokenizer
 from ldm.text_encoder import TextEncoder
 
 START, END = 49406, 49407
 PROMPTS = [
     "",
     "a photograph of an astronaut riding a horse",
-    "  Ünïcode, EMOJI 🎈 &amp; punctuation!! it's 1234  ",
+    "  Ünïcode, EMOJI 🎈 and punctuation!! it's 1234  ",
     "word " * 100,
 ]
 WORDS = ("a", "red", "blue", "star", "left", "of", ",")
+
+
+AWKWARD = [
+    "", " ", "\t\n", "a\tb\nc\r\nd", "x\u00a0y", "x\x1cy", "x\x85y", "\u3000wide", "\u2028line", "\ufeffbom",
+    "\u200bzero\u200bwidth", "\x00ctl\x07", "word " * 100, "🎈" * 90, "a" * 500, "!!!???...", "…", "a_b-c",
+    "&amp; &lt;b&gt; &quot;x&quot; &#39;", "schön &nbsp; gut", "cafÃ©", "â€œmojibakeâ€\x9d", "‘quotes’ “double”",
+    "naïve café", "e\u0301 and é", "a\u0300\u0301", "ﬁne ligatures", "Ａfull width", "ａ＇ｓ", "𝓯ancy", "½ ² Ⅳ", "ŉ ǆ",
+    "İstanbul ẞ ß", "ΑΣ Σ", "\u0345 alone", "ﷺ", "日本語のテキスト", "한국어", "עברית", "👨‍👩‍👧‍👦 family", "12345 3.14",
+    "it's we're I'LL don't", "a'S", "<|endoftext|> hi", "<|startoftext|>", "<end_of_text> hi", "(masterpiece:1.2), [x]",
+]  # fmt: skip
+
+
+def awkward(count: int) -> list[str]:
+    """The list above, and strings drawn from ASCII, accents, combining marks, symbols, ideographs and emoji."""
+    rng = random.Random(0)
+    blocks = [(32, 127), (0xA0, 0x2FF), (0x300, 0x36F), (0x370, 0x1FFF), (0x2000, 0x2FFF), (0x4E00, 0x5000)]
+    blocks += [(0x1F300, 0x1F6FF), (97, 99), (32, 33)]
+    drawn = [
+        "".join(chr(rng.randrange(*rng.choice(blocks))) for _ in range(rng.randrange(1, 40))) for _ in range(count)
+    ]
+    return [*AWKWARD, *drawn][:count]
+
+
+@pytest.mark.parametrize("pad", ["end", "zero"])
+def test_two_hundred_awkward_prompts_get_the_tokens_of_transformers(tmp_path, pad):
+    """Stable Diffusion 1 pads with the end token, 2 with 0. The vocabulary is the one that we write for diffusers.
+
+    With Stable Diffusion 2's settings transformers takes a "!" of the prompt for its padding token; open_clip, with
+    which that model was trained, does not, nor do we.
+    """
+    transformers = pytest.importorskip("transformers")
+    write_tokenizer(tmp_path, pad, 77)
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (START, END)
+    assert theirs.pad_token_id == (END if pad == "end" else 0)
+    prompts = [prompt for prompt in awkward(220) if pad == "end" or "!" not in prompt][:200]
+    assert len({*prompts}) == 200
+    expected = theirs(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")["input_ids"]
+    ours = full(pad).tokenize(prompts)
+    assert [prompt for prompt, a, b in zip(prompts, ours, expected, strict=True) if not torch.equal(a, b)] == []
 
 
 def full(pad: str, length: int = 77) -> Conditioner:

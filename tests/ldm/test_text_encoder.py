@@ -4,21 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.interop.names import clip_table, to_ours
 from ldm.text_encoder import TextEncoder
 
 SIZES = {"vocab_size": 99, "width": 32, "layers": 3, "heads": 4, "context_length": 12}
-
-LAYER = {
-    "layer_norm1": "norm1", "layer_norm2": "norm2", "mlp.fc1": "fc1", "mlp.fc2": "fc2",
-    "self_attn.q_proj": "to_q", "self_attn.k_proj": "to_k", "self_attn.v_proj": "to_v",
-    "self_attn.out_proj": "to_out",
-}  # fmt: skip
-NAMES = {
-    "embeddings.token_embedding": "token_embedding",
-    "embeddings.position_embedding": "position_embedding",
-    "final_layer_norm": "final_norm",
-    **{f"encoder.layers.{i}.{a}": f"layers.{i}.{b}" for i in range(3) for a, b in LAYER.items()},
-}
 
 
 def pair(activation: str, skip_last: int = 0) -> tuple[TextEncoder, nn.Module]:
@@ -41,13 +30,11 @@ def pair(activation: str, skip_last: int = 0) -> tuple[TextEncoder, nn.Module]:
         for p in reference.parameters():
             noise = torch.randn(p.shape, generator=generator)
             p.copy_(noise * p.shape[-1] ** -0.5 if p.ndim > 1 else p + 0.2 * noise)
-    state = {}
-    for name, tensor in reference.state_dict().items():
-        prefix, kind = name.removeprefix("text_model.").rsplit(".", 1)
-        if kind != "position_ids":
-            state[f"{NAMES[prefix]}.{kind}"] = tensor
+    state = {name.removeprefix("text_model."): tensor for name, tensor in reference.state_dict().items()}
+    whole = TextEncoder(**SIZES, activation=activation)  # all of the layers, whichever is read
+    shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
     ours = TextEncoder(**SIZES, activation=activation, skip_last=skip_last)
-    ours.load_state_dict(state, strict=True)
+    ours.load_state_dict(to_ours(state, clip_table(whole), shapes), strict=True)
     return ours.eval(), reference
 
 

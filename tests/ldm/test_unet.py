@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ldm.blocks import timestep_embedding
+from ldm.interop.names import to_ours, unet_table
 from ldm.unet import ControlResiduals, UNet, UNetConfig
 
 WIDTHS, CONTEXT, GROUPS = (32, 64, 64, 64), 16, 8
@@ -20,6 +21,7 @@ SD2 = UNetConfig(
     heads=None,
     head_channels=16,
     groups=GROUPS,
+    linear_projections=True,
 )
 
 
@@ -30,52 +32,6 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
         for p in module.parameters():
             noise = torch.randn(p.shape, generator=generator)
             p.copy_(noise * p[0].numel() ** -0.5 if p.ndim > 1 else p + 0.2 * noise)
-
-
-RES = {
-    "norm1": "norm1", "conv1": "conv1", "time_emb_proj": "emb_proj",
-    "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "skip",
-}  # fmt: skip
-BLOCK = {
-    "norm1": "norm1", "norm2": "norm2", "norm3": "norm3",
-    "attn1.to_q": "self_attention.to_q", "attn1.to_k": "self_attention.to_k",
-    "attn1.to_v": "self_attention.to_v", "attn1.to_out.0": "self_attention.to_out",
-    "attn2.to_q": "cross_attention.to_q", "attn2.to_k": "cross_attention.to_k",
-    "attn2.to_v": "cross_attention.to_v", "attn2.to_out.0": "cross_attention.to_out",
-    "ff.net.0.proj": "feed_forward.proj", "ff.net.2": "feed_forward.out",
-}  # fmt: skip
-TRANSFORMER = {
-    "norm": "norm", "proj_in": "proj_in", "proj_out": "proj_out",
-    **{f"transformer_blocks.0.{a}": f"blocks.0.{b}" for a, b in BLOCK.items()},
-}  # fmt: skip
-
-
-def published_names() -> dict[str, str]:
-    """Prefix of a tensor in diffusers -> prefix in this U-Net, for four levels of two blocks."""
-    names = {
-        "time_embedding.linear_1": "encoder.time_embed.0",
-        "time_embedding.linear_2": "encoder.time_embed.2",
-        "conv_in": "encoder.conv_in",
-        "conv_norm_out": "decoder.norm_out",
-        "conv_out": "decoder.conv_out",
-    }
-    places = {
-        "mid_block.resnets.0": ("encoder.middle.res1", RES),
-        "mid_block.attentions.0": ("encoder.middle.attention", TRANSFORMER),
-        "mid_block.resnets.1": ("encoder.middle.res2", RES),
-    }
-    for i in range(4):
-        for j in range(2):
-            places[f"down_blocks.{i}.resnets.{j}"] = (f"encoder.blocks.{3 * i + j}.res", RES)
-            places[f"down_blocks.{i}.attentions.{j}"] = (f"encoder.blocks.{3 * i + j}.attention", TRANSFORMER)
-        names[f"down_blocks.{i}.downsamplers.0.conv"] = f"encoder.blocks.{3 * i + 2}.resample.conv"
-        for j in range(3):
-            places[f"up_blocks.{i}.resnets.{j}"] = (f"decoder.blocks.{3 * i + j}.res", RES)
-            places[f"up_blocks.{i}.attentions.{j}"] = (f"decoder.blocks.{3 * i + j}.attention", TRANSFORMER)
-        names[f"up_blocks.{i}.upsamplers.0.conv"] = f"decoder.blocks.{3 * i + 2}.resample.conv"
-    for theirs, (ours, table) in places.items():
-        names.update({f"{theirs}.{a}": f"{ours}.{b}" for a, b in table.items()})
-    return names
 
 
 def diffusers_unet(**options) -> nn.Module:
@@ -96,14 +52,10 @@ def diffusers_unet(**options) -> nn.Module:
 def pair(config: UNetConfig, **options) -> tuple[UNet, nn.Module]:
     """This U-Net and diffusers' with the same random weights."""
     unet, reference = UNet(config), diffusers_unet(**options)
-    names = published_names()
-    wanted, state = unet.state_dict(), {}
-    for name, tensor in reference.state_dict().items():
-        prefix, kind = name.rsplit(".", 1)
-        ours = f"{names[prefix]}.{kind}"
-        state[ours] = tensor.squeeze((2, 3)) if ".proj_" in prefix and tensor.ndim == 4 else tensor
-    assert len(state) == len(wanted)
-    unet.load_state_dict(state, strict=True)
+    shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
+    table = unet_table(unet, "diffusers")
+    assert len(table) == len(reference.state_dict())
+    unet.load_state_dict(to_ours(reference.state_dict(), table, shapes), strict=True)
     return unet.eval(), reference
 
 

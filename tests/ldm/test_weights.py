@@ -114,6 +114,12 @@ def test_a_save_that_fails_keeps_the_old_file_and_leaves_no_partial_one(tmp_path
     assert equal(loaded, net(0))
 
 
+def test_others_may_read_what_is_written_as_far_as_the_user_lets_them(tmp_path):
+    (tmp_path / "plain").touch()
+    save_weights(net(0), tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_save_that_succeeds_leaves_one_file(tmp_path):
     save_weights(net(0), tmp_path / "a.safetensors")
     save_weights(net(1), tmp_path / "a.safetensors")

@@ -1,0 +1,141 @@
+"""python -m cldm convert: a checkpoint from one published layout to the other."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cldm.interop import control_tensors, describe, understand_control, write_control_folder
+from ldm.interop.files import atomic, write_tensors
+from ldm.interop.model import pad_of, prediction_of
+from ldm.interop.published import CALLED, FOLDERS, Published, Understood, averaged, read, understand
+from ldm.interop.write import (
+    original_tensors,
+    schedule_tensors,
+    settings_metadata,
+    write_diffusers_part,
+    write_pipeline,
+)
+from ldm.schedule import PREDICTIONS, NoiseSchedule
+from ldm.text_encoder import TextEncoder
+
+SUMMARY = "Convert a checkpoint: original layout <-> diffusers folder, whole or in parts."
+EXAMPLES = """\
+  a trained ControlNet, for ComfyUI and the web UI, in half precision:
+    python -m cldm convert runs/R/control.safetensors control_canny_sd15.safetensors --to original --dtype fp16
+  the same for diffusers' ControlNetModel.from_pretrained:
+    python -m cldm convert runs/R/control.safetensors control_canny_sd15 --to diffusers
+  a downloaded model to a folder of diffusers, and back:
+    python -m cldm convert v1-5-pruned.safetensors sd15 --to diffusers
+    python -m cldm convert sd15 sd15.safetensors --to original
+  the branch alone, out of a full checkpoint of the original code:
+    python -m cldm convert control_sd15_canny.pth canny.safetensors --to original --part control"""
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PARTS = {"control": "control", "unet": "unet", "vae": "autoencoder", "text": "text"}
+WHOLE = {"unet", "autoencoder", "text"}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("src", type=Path, help="file or diffusers folder; its layout is read from its keys")
+    parser.add_argument("dst", type=Path, help="new .safetensors file (original) or new folder (diffusers)")
+    parser.add_argument("--to", choices=("original", "diffusers"), required=True, help="layout to write")
+    parser.add_argument("--dtype", choices=DTYPES, help="precision to write; the source's if not given")
+    parser.add_argument("--part", choices=(*PARTS, "all"), default="all", help="write only this part (default: all)")
+    parser.add_argument("--base", type=Path, help="base model, where SRC is a Control-LoRA or a difference")
+    parser.add_argument("--ema", action="store_true", help="take the moving averages of the U-Net, where SRC has them")
+    parser.add_argument("--prediction", choices=PREDICTIONS, help="what a Stable Diffusion 2.x model predicts")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="metadata to write, such as condition=canny"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read everything, then write; nothing is left behind where either fails."""
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    _check_target(args.dst, args.to)
+    typed = _metadata(args.set)
+    published = read(args.src)
+    published = averaged(published) if args.ema else published
+    parts = understood_parts(published, args.part, None if args.base is None else read(args.base))
+    told = {"prediction": prediction_of(published, args.prediction)} if parts.keys() >= WHOLE else {}
+    pad = pad_of(published) if "text" in parts else None
+    metadata = {**published.metadata, **settings_metadata(parts, told, pad), **typed}
+    if "control" in parts:
+        metadata = {**describe(parts["control"]), **metadata}
+    with atomic(args.dst) as target:
+        if args.to == "original":
+            _write_original(parts, target, metadata, dtype, told)
+        else:
+            _write_diffusers(parts, target, metadata, dtype, told, pad)
+    print(f"wrote {args.dst} ({args.to} layout, {args.dtype or 'precision of the source'})")
+
+
+def _check_target(dst: Path, to: str) -> None:
+    if dst.exists():
+        raise FileExistsError(f"{dst} exists; remove it or choose another name")
+    if (dst.suffix == ".safetensors") != (to == "original"):
+        wanted = "a file: end DST with .safetensors" if to == "original" else "a folder: DST must not end like a file"
+        raise ValueError(f"--to {to} writes {wanted} (got {dst})")
+
+
+def _metadata(pairs: list[str]) -> dict[str, str]:
+    odd = [pair for pair in pairs if "=" not in pair]
+    if odd:
+        raise ValueError(f"--set takes KEY=VALUE, got {odd[0]!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def understood_parts(published: Published, part: str, base: Published | None) -> dict[str, Understood]:
+    """The parts to write, each found to fit its module; progress is shown."""
+    names = [*published.parts] if part == "all" else [PARTS[part]]
+    parts = {}
+    for name in (bar := tqdm(names, desc="reading", unit="part", leave=False)):
+        bar.set_postfix_str(CALLED[name])
+        parts[name] = understand_control(published, base) if name == "control" else understand(published, name)
+    return parts
+
+
+def _write_original(
+    parts: Mapping[str, Understood],
+    target: Path,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype | None,
+    told: Mapping[str, Any],
+) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    alone = [*parts] == ["autoencoder"]  # the web UI and ComfyUI want an autoencoder's file without prefix
+    for name, part in parts.items():
+        tensors |= control_tensors(part) if name == "control" else original_tensors(part, prefix=not alone)
+    size = sum(t.numel() * (dtype.itemsize if dtype else t.element_size()) for t in tensors.values())
+    print(f"writing {len(tensors)} tensors, {size / 1e9:.2f} GB")
+    if told:  # a whole model: with the tables that original files have; they stay fp32 at any dtype
+        tensors = {name: t.to(dtype) if dtype else t for name, t in tensors.items()}
+        tensors |= schedule_tensors(NoiseSchedule(**told))
+        dtype = None
+    write_tensors(tensors, target, metadata, dtype)
+
+
+def _write_diffusers(
+    parts: Mapping[str, Understood],
+    target: Path,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype | None,
+    told: Mapping[str, Any],
+    pad: str | None,
+) -> None:
+    subfolder = {part: target if len(parts) == 1 else target / sub for sub, part in FOLDERS.items()}
+    for name, part in (bar := tqdm(parts.items(), desc="writing", unit="part", leave=False)):
+        bar.set_postfix_str(CALLED[name])
+        if name == "control":
+            write_control_folder(part, subfolder[name], metadata, dtype)
+        else:
+            write_diffusers_part(part, subfolder[name], metadata, dtype, told.get("prediction"))
+    if told and pad:
+        encoder = parts["text"].module
+        assert isinstance(encoder, TextEncoder)
+        write_pipeline(target, NoiseSchedule(**told), pad, encoder.context_length, controlled="control" in parts)

@@ -1,0 +1,90 @@
+"""python -m cldm inspect: what a file is."""
+
+import argparse
+from pathlib import Path
+
+from cldm.controlnet import ControlNet
+from cldm.interop import understand_control
+from ldm.autoencoder import AutoencoderKL
+from ldm.interop.published import CALLED, SETTINGS, Published, Understood, read, understand
+from ldm.interop.sizes import family
+from ldm.text_encoder import TextEncoder
+from ldm.unet import UNet, UNetConfig
+
+SUMMARY = "Say what a file or folder of weights is: layout, parts, sizes, family, metadata, problems."
+EXAMPLES = """\
+  python -m cldm inspect control_v11p_sd15_canny.pth
+  python -m cldm inspect sd15/"""
+
+SHOWN = ("unet", "autoencoder", "text", "control")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("file", type=Path, help="file or diffusers folder")
+    parser.add_argument("--base", type=Path, help="base model, where FILE is a Control-LoRA or a difference")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print what is found; ValueError, after it, if a part does not fit its module."""
+    published = read(args.file)
+    print(f"{args.file}\n  layout        {published.layout}")
+    problems = []
+    for name, part in published.parts.items():
+        count = sum(tensor.numel() for tensor in part.state.values())
+        kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in part.state.values()})
+        shown = CALLED[name] if name in SHOWN else "model"
+        head = f"  {shown:<14}{count:,} parameters in {len(part.state)} tensors, {', '.join(kinds)}"
+        try:
+            print(f"{head}{_details(published, name, args.base)}")
+        except ValueError as error:
+            print(head)
+            problems.append(str(error))
+    print(f"  prediction    {published.prediction or _usual_prediction(published)}")
+    if published.ema:
+        print(f"  averages      {len(published.ema)} tensors (convert --ema takes them)")
+    for key, value in sorted(published.metadata.items()):
+        if key not in ("format", "prediction", SETTINGS):
+            print(f"  {key:<13} {value}")
+    if problems:
+        raise ValueError("; ".join(dict.fromkeys(problems)))
+    print("  problems      none")
+
+
+def _details(published: Published, name: str, base: Path | None) -> str:
+    if name not in SHOWN:
+        return f", a {CALLED[name]}"
+    if name == "control":
+        if published.parts[name].layout in ("lora", "difference") and base is None:
+            return f", a {published.layout} (its base tells the rest: --base FILE)"
+        return _told(understand_control(published, None if base is None else read(base)))
+    return _told(understand(published, name))
+
+
+def _told(part: Understood) -> str:
+    module = part.module
+    if isinstance(module, UNet):
+        return f"\n{'':16}{_unet(module.config)}"
+    if isinstance(module, ControlNet):
+        return f"\n{'':16}{_unet(module.encoder.config)}, hint of {module.hint_channels} channels"
+    if isinstance(module, AutoencoderKL):
+        return f"\n{'':16}{module.z_channels} latent channels, factor {module.factor}"
+    assert isinstance(module, TextEncoder)
+    kind = "OpenCLIP" if module.activation == "gelu" else "CLIP"
+    return f"\n{'':16}{kind}, width {module.width}, {len(module.layers)} layers, last {module.skip_last} not read"
+
+
+def _unet(config: UNetConfig) -> str:
+    heads = f"{config.heads} heads" if config.heads else f"heads of {config.head_channels} channels"
+    return f"{family(config)}, widths {config.widths}, context {config.context_channels}, {heads}"
+
+
+def _usual_prediction(published: Published) -> str:
+    name = next((name for name in ("unet", "control") if name in published.parts), None)
+    try:
+        module = understand(published, "unet").module if name == "unet" else None
+    except ValueError:
+        module = None
+    if isinstance(module, UNet) and not module.config.linear_projections:
+        return "eps (as all of Stable Diffusion 1.x)"
+    return "not said by the file"

@@ -1,0 +1,43 @@
+"""python -m cldm transfer: move a ControlNet from the base it was trained on to another."""
+
+import argparse
+from pathlib import Path
+
+from cldm.interop import control_tensors, describe, transfer, understand_control
+from ldm.interop.files import atomic, write_tensors
+from ldm.interop.published import read
+from ldm.interop.write import settings_metadata
+
+SUMMARY = "Move a ControlNet to another base of the same family: control + (new base - old base)."
+EXAMPLES = """\
+  python -m cldm transfer canny.safetensors --from-base sd15.safetensors --to-base painting.safetensors \\
+    canny_painting.safetensors"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("control", type=Path, help="ControlNet in any form")
+    parser.add_argument("--from-base", type=Path, required=True, metavar="A", help="base that it was trained on")
+    parser.add_argument("--to-base", type=Path, required=True, metavar="B", help="base to move it to")
+    parser.add_argument("dst", type=Path, help="new .safetensors file, in the original layout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read all three, then write."""
+    if args.dst.exists():
+        raise FileExistsError(f"{args.dst} exists; remove it or choose another name")
+    if args.dst.suffix != ".safetensors":
+        raise ValueError(f"transfer writes a file: end DST with .safetensors (got {args.dst})")
+    published, source, target = read(args.control), read(args.from_base), read(args.to_base)
+    print("moving the branch ...")
+    moved = transfer(understand_control(published, source), source, target)
+    metadata = {
+        **describe(moved),
+        **{key: value for key, value in published.metadata.items() if key != "base_fingerprint"},
+        **settings_metadata({"control": moved}, {}, None),
+        "base": args.to_base.name,
+        "transferred_from": args.from_base.name,
+    }
+    with atomic(args.dst) as partial:
+        write_tensors(control_tensors(moved), partial, metadata)
+    print(f"wrote {args.dst}")

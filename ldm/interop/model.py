@@ -1,0 +1,131 @@
+"""LatentDiffusion from published checkpoints: its sizes, and its weights."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.autoencoder import AutoencoderKL
+from ldm.conditioner import Conditioner
+from ldm.diffusion import LatentDiffusion
+from ldm.interop import sizes
+from ldm.interop.published import (
+    CALLED,
+    Published,
+    autoencoder_sizes,
+    read,
+    text_sizes,
+    understand,
+)
+from ldm.schedule import NoiseSchedule
+from ldm.text_encoder import TextEncoder
+from ldm.unet import UNet
+from ldm.weights import check_shapes, load_weights, shapes
+
+PARTS = {"autoencoder": "autoencoder", "conditioner": "text", "unet": "unet"}
+"""Parts of a LatentDiffusion -> parts of a checkpoint."""
+
+
+def prediction_of(published: Published, told: str | None = None) -> str:
+    """What the U-Net predicts, "eps" or "v": as the file says, as the family has it, or as `told`."""
+    if told is not None or published.prediction is not None:
+        if told and published.prediction and told != published.prediction:
+            raise ValueError(f"{published.path} says prediction={published.prediction}, the configuration says {told}")
+        return str(told or published.prediction)
+    module = understand(published, "unet").module
+    assert isinstance(module, UNet)
+    if not module.config.linear_projections:
+        return "eps"  # all of Stable Diffusion 1.x
+    raise ValueError(
+        f"{published.path} is {sizes.family(module.config)} and does not say what it predicts: set "
+        "model.prediction=v (2.1, 768 px) or model.prediction=eps (2.1-base, 512 px)"
+    )
+
+
+def pretrained(path: str, prediction: str | None = None, backend: str = "auto") -> LatentDiffusion:
+    """A model in the sizes of the checkpoint at `path` (file or diffusers folder), with weights yet to be loaded.
+
+    prediction: "eps" or "v", where the file cannot tell (Stable Diffusion 2.x in the original layout).
+    """
+    published = read(path)
+    if published.layout == "own":
+        raise ValueError(f"model.path={path} is in this project's own layout; use the config it was trained with")
+    unet = understand(published, "unet").module
+    assert isinstance(unet, UNet)
+    if unet.config.in_channels != unet.config.out_channels:
+        raise ValueError(
+            f"{path} is a U-Net of {unet.config.in_channels} input channels (inpainting, for instance); "
+            f"training and sampling here need as many as it has outputs ({unet.config.out_channels})"
+        )
+    text = published.part("text")
+    encoder = TextEncoder(**text_sizes(text, published.what("text")))
+    config = {k: v for k, v in vars(unet.config).items() if k != "widths"}
+    return LatentDiffusion(
+        AutoencoderKL(**autoencoder_sizes(published.part("autoencoder"), published.what("autoencoder"))),
+        Conditioner(encoder, pad=pad_of(published)),
+        UNet(type(unet.config)(**{**config, "backend": backend})),
+        NoiseSchedule(prediction=prediction_of(published, prediction)),
+    )
+
+
+def pad_of(published: Published) -> str:
+    """How prompts are padded: as the file says, or with zeros for OpenCLIP's text encoder (Stable Diffusion 2.x)."""
+    part = published.part("text")
+    gelu = part.layout == "openclip" or part.settings.get("activation") == "gelu"
+    return published.pad or ("zero" if gelu else "end")
+
+
+def load_base(model: LatentDiffusion, path: str | Path | None, parts: Iterable[str] | None = None) -> None:
+    """Load weights of any known layout into `model`, strictly; see `load_weights` for `parts`."""
+    if path is None:
+        return
+    if _is_own(Path(path)):
+        load_weights(model, path, parts)
+        return
+    published = read(path)
+    if "unet" in published.parts:
+        _same_family(model, published)
+    states = {part: _state(model, published, part) for part in (PARTS if parts is None else parts)}
+    for part, state in states.items():  # after all of them have been found to fit
+        _root(model, part).load_state_dict(state)
+
+
+def _is_own(path: Path) -> bool:
+    return path.is_file() and read(path).layout == "own"
+
+
+def _root(model: LatentDiffusion, part: str) -> torch.nn.Module:
+    return model.conditioner.text_encoder if part == "conditioner" else getattr(model, part)
+
+
+def _state(model: LatentDiffusion, published: Published, part: str) -> dict[str, Tensor]:
+    """The state dict of one part of `model` from the checkpoint, every name and shape checked."""
+    name, module = PARTS[part], _root(model, part)
+    found = understand(published, name)
+    wanted, state = module.state_dict(), dict(found.state)
+    if isinstance(module, TextEncoder):
+        # diffusers' files of Stable Diffusion 2.x lack what forward never reads
+        state |= {key: torch.zeros_like(t) for key, t in wanted.items() if key not in state and not module.reads(key)}
+    check_shapes(shapes(state), shapes(wanted), f"the {CALLED[name]} of {published.path} does not fit this model")
+    return state
+
+
+def _same_family(model: LatentDiffusion, published: Published) -> None:
+    """One clear sentence for the mix-ups of Stable Diffusion 1 and 2."""
+    theirs = understand(published, "unet").module
+    assert isinstance(theirs, UNet)
+    if model.unet.config.context_channels != theirs.config.context_channels:
+        raise ValueError(
+            f"{published.path} is {_described(theirs)}, this model is {_described(model.unet)}; "
+            "choose the model that fits: model=sd15, model=sd21 (v), model=sd21_base (eps) or model=pretrained"
+        )
+    if published.prediction not in (None, model.schedule.prediction):
+        raise ValueError(
+            f"{published.path} predicts {published.prediction}, this model {model.schedule.prediction} "
+            "(model.schedule.prediction)"
+        )
+
+
+def _described(unet: UNet) -> str:
+    return f"{sizes.family(unet.config)} (context of {unet.config.context_channels} channels)"
