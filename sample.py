@@ -192,7 +192,7 @@ def sample(cfg: DictConfig) -> Path:
         home = "cpu" if sampling.low_memory else device
         for module in (diffusion, *nets):
             # convolutions of channels-last weights are faster: 16 % of a 320-wide block in fp32 on a CPU
-            module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)
         steps = sum(int(sampling.steps * shot.job.strength) if shot.job.image else sampling.steps for shot in shots)
         size = cfg.batch_size or (4 if device == "cpu" else 16)
         with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:

@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.callbacks import Export, Watch, averaged
+from cldm.configs import register_resolvers
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
-from cldm.run_folder import Run, attempt, differences, finish, results_of, run_id, stable
+from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
 from cldm.runs import base_of, report
 from cldm.sweeps import in_sweep, note_failure
 from cldm.tracking import to_json, wandb_run
@@ -25,10 +26,7 @@ from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
 from ldm.training import Stage
 
-REPOSITORY = Path(__file__).resolve().parent
-OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
-OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
-OmegaConf.register_new_resolver("else", lambda value, default: value or default, replace=True)
+register_resolvers()
 
 
 def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
@@ -74,7 +72,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
             names = {name for name, _ in trained.named_children()} - {*cfg.stage.loads}
             load_base(model, source, [part for part in PARTS if part in names])
     condition = instantiate(cfg.condition, _convert_="all")
-    data = instantiate(cfg.data, _convert_="all")(condition=condition, autoencoder=model.autoencoder)
+    data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]
     settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from cldm.evaluation.metrics import scenes_of
 from cldm.pictures import grid, save_atomically
 from cldm.tracking import commit, to_json
 from ldm.weights import save_weights
@@ -138,7 +139,7 @@ class Watch(Callback):
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         items = range(min(self.count, len(data.validation)))
-        batch, scenes = data.validation.__getitems__(items), [data.validation.scenes[i] for i in items]
+        batch, scenes = data.validation.__getitems__(items), scenes_of(data.validation, items)
         on_device = trainer.strategy.batch_to_device(batch)
         was_training = module.training
         with averaged(trainer, module):

@@ -10,6 +10,7 @@ from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
+from ldm.random import generator
 from ldm.training import DiffusionTraining, OptimizerFactory, Sampling
 from ldm.weights import fingerprint
 
@@ -18,7 +19,8 @@ class ControlLDM(DiffusionTraining):
     """Trains `control` on (hint, caption, image) triples; `diffusion` is locked.
 
     Locked means: no gradient, eval mode, and its encoder runs without a graph; only its decoder carries gradients
-    on to the residuals. Prompts are replaced by "" with probability 0.5 (paper, section 3.3).
+    on to the residuals. Prompts are replaced by "" with probability 0.5 (paper, section 3.3), hints by black, which
+    says nothing, with probability `hint_dropout`.
     """
 
     def __init__(
@@ -30,9 +32,12 @@ class ControlLDM(DiffusionTraining):
         warmup_steps: int = 0,
         cosine: bool = False,
         seed: int = 0,
+        hint_dropout: float = 0.0,
     ):
         super().__init__(diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed)
-        self.control = control
+        if not 0 <= hint_dropout <= 1:
+            raise ValueError(f"stage.module.hint_dropout is a probability, got {hint_dropout}")
+        self.control, self.hint_dropout = control, hint_dropout
         diffusion.requires_grad_(False)
         self.base_fingerprint = fingerprint(diffusion)  # it is locked: the same before and after training
         self.strict_loading = False  # checkpoints hold the trainable weights only
@@ -56,6 +61,13 @@ class ControlLDM(DiffusionTraining):
         super().train(mode)
         self.diffusion.eval()
         return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.hint_dropout:
+            rng = generator(self.seed, "hints", self.global_rank, self.global_step, batch_idx)
+            kept = torch.rand(len(batch["hint"]), generator=rng) >= self.hint_dropout
+            batch = Batch(**{**batch, "hint": batch["hint"] * kept.to(batch["hint"])[:, None, None, None]})
+        return super().training_step(batch, batch_idx)
 
     def branch(self, batch: Batch) -> ControlBranch:
         return lambda z, t, context: self.control(z, t, context, batch["hint"])

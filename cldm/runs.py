@@ -29,9 +29,10 @@ def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict
     if stage == "control":
         fidelity = control_report(module.diffusion, module.control, data.validation, sampling, data.condition, folder)
         steps = [int(step) for step in history["step"]]
-        moment = convergence_step(steps, history["edge_f1_1px"])
-        series = {name: history[name] for name in ("edge_f1_1px", "edge_f1_2px", "shape_iou")}
-        title = "fidelity to the hint, held-out scenes"
+        moment = convergence_step(steps, history["edge_f1_1px"]) if "edge_f1_1px" in history else None
+        shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "hint_error")
+        series = {name: values for name, values in history.items() if name in shown}
+        title = "fidelity to the hint, held-out items"
         curve(folder / "convergence.png", steps, series, moment, title)
         print("\n" + table(fidelity, CONTROL_ROWS))
         return {**results, "fidelity": fidelity, "convergence_step": moment}

@@ -252,6 +252,20 @@ class DiffusionTraining(Stage):
             noise = torch.empty_like(half).normal_(generator=rng)
             return autoencoder.latents(moments, noise)
 
+    def context(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        """Contexts of the batch's prompts, some of them dropped; from the cache where the batch has them."""
+        prompts = drop_prompts(batch["caption"], self.prompt_dropout, rng)
+        if "context" not in batch:
+            return self.diffusion.context(prompts)
+        if any(p.requires_grad for p in self.diffusion.conditioner.parameters()):
+            raise ValueError(
+                "cached contexts (data=cached) cannot train the text encoder; set train_text_encoder=false"
+            )
+        with torch.no_grad():
+            empty = self.diffusion.context([""])
+        kept = torch.tensor([bool(prompt) for prompt in prompts], device=empty.device)
+        return torch.where(kept[:, None, None], batch["context"].to(empty.dtype), empty)
+
     def branch(self, batch: Batch) -> ControlBranch | None:
         """The control branch to train with this batch; the base model has none."""
         return None
@@ -261,7 +275,7 @@ class DiffusionTraining(Stage):
         z0 = self.latents(batch, rng)
         t = stratified_timesteps(len(z0), self.diffusion.schedule.steps, rng)
         eps = torch.empty_like(z0).normal_(generator=rng)
-        context = self.diffusion.context(drop_prompts(batch["caption"], self.prompt_dropout, rng))
+        context = self.context(batch, rng)
         if self.probe is None:
             loss = self.diffusion.loss(z0, context, t, eps, self.branch(batch)).mean()
         else:

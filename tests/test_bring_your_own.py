@@ -11,10 +11,11 @@ import sample
 import train
 from cldm.cli import main
 from cldm.interop import understand_control
+from cldm.tracking import REPOSITORY
 from ldm.interop.published import read, understand
 from ldm.weights import read_metadata
 
-CONFIGS = str(train.REPOSITORY / "configs")
+CONFIGS = str(REPOSITORY / "configs")
 
 
 @pytest.fixture(scope="module")

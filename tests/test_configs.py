@@ -1,7 +1,9 @@
 """Promises of the configuration: every file composes and builds its object, and no key is ever ignored."""
 
 import re
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +15,9 @@ from omegaconf import OmegaConf
 import train
 from cldm.callbacks import EMA, Export, Watch
 from cldm.conditions import Condition
+from cldm.data.cache import build_cache
 from cldm.data.datamodule import DataModule
+from cldm.data.fill50k import write_fill50k
 from cldm.data.scenes import WORDS
 from cldm.generation import Sampling
 from ldm.batch import Batch
@@ -92,7 +96,9 @@ def test_the_scenes_model_knows_exactly_the_words_of_the_captions(composed):
 
 @pytest.mark.parametrize("name", files("condition"))
 def test_a_condition_builds_and_is_called_like_its_file(composed, name):
-    condition = build(composed("model=tiny", f"condition={name}").condition)
+    places = {"depth": "folder", "normal": "folder", "segmentation": "folder", "softedge": "weights"}
+    own = [f"condition.{places[name]}=/models/mine"] if name in places else []
+    condition = build(composed("model=tiny", f"condition={name}", *own).condition)
     assert isinstance(condition, Condition)
     assert condition.name == name
 
@@ -108,16 +114,44 @@ def test_a_branch_builds_on_the_models_unet_and_answers_it(composed, name):
         assert model.unet(z, t, context, residuals).shape == z.shape
 
 
+@pytest.fixture(scope="module")
+def places(composed, tmp_path_factory):
+    """For each file of configs/data: the overrides that let it build something small."""
+    folder = tmp_path_factory.mktemp("data")
+    write_fill50k(4, folder / "fill", side=64)
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        tar.add(folder / "fill/target/0.png", "0.png")
+    pictures = [f"data.path={folder / 'fill'}", "data.val_count=1"]
+    cfg = composed("model=tiny", "data=fill50k", *pictures)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(cfg.model)
+    data = build(cfg.data)(condition=build(cfg.condition), model=model)
+    build_cache(data.train, data.validation, model, folder / "cache")
+    return {
+        "scenes": ["data.train_count=2", "data.val_count=1", "data.cache=null"],
+        "folder": pictures,
+        "fill50k": pictures,
+        "webdataset": [f"data.urls={folder / '0.tar'}", f"data.val_urls={folder / '0.tar'}"],
+        "cached": [f"data.path={folder / 'cache'}"],
+    }
+
+
 @pytest.mark.parametrize("name", files("data"))
-def test_data_builds_from_the_condition_and_the_autoencoder(composed, name):
-    cfg = composed("model=tiny", f"data={name}", "data.train_count=2", "data.val_count=1", "batch_size=2",
-                   "data.cache=null")  # fmt: skip
-    data = build(cfg.data)(condition=build(cfg.condition), autoencoder=build(cfg.model).autoencoder)
+def test_data_builds_from_the_condition_and_the_model(composed, places, name):
+    cfg = composed("model=tiny", f"data={name}", *places[name], "batch_size=2")
+    torch.manual_seed(0)
+    data = build(cfg.data)(condition=build(cfg.condition), model=build(cfg.model))
     assert isinstance(data, DataModule)
     assert data.batch_size == 2
-    batch = data.train.__getitems__([0, 1])
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, accumulate_grad_batches=1)
+    batch = next(iter(data.train_dataloader()))
     assert batch.keys() <= Batch.__annotations__.keys()
-    assert {*cfg.data["keep"], "caption", "id"} == batch.keys()
+    assert {"hint", "caption", "id"} <= batch.keys()
+    assert {"image", "moments"} & batch.keys()
+    assert data.validation.__getitems__([0]).keys() == {"image", "hint", "caption", "id"}
+    if "keep" in cfg.data:
+        assert {*cfg.data["keep"], "caption", "id"} == batch.keys()
 
 
 @pytest.mark.parametrize("name", files("sampler"))

@@ -3,19 +3,19 @@
 import json
 import re
 
-import train
+from cldm.tracking import REPOSITORY
 from ldm.weights import read_metadata
 
 
 def test_the_readme_states_the_figures_of_the_shipped_base_model() -> None:
-    metrics = json.loads(read_metadata(train.REPOSITORY / "configs/model/scenes.safetensors")["metrics"])
-    table = (train.REPOSITORY / "README.md").read_text().split("<!-- base -->")[1].split("<!-- /base -->")[0]
+    metrics = json.loads(read_metadata(REPOSITORY / "configs/model/scenes.safetensors")["metrics"])
+    table = (REPOSITORY / "README.md").read_text().split("<!-- base -->")[1].split("<!-- /base -->")[0]
     stated = {name: float(value) for name, value in re.findall(r"\| `(\w+)` \| ([\d.]+) \|", table)}
     assert stated == {name: round(metrics[name], 3) for name in stated}
     assert {"color_recall", "color_precision", "background", "shape", "binding"} <= stated.keys()
 
 
 def test_the_shipped_base_model_is_small_and_tells_where_it_comes_from() -> None:
-    path = train.REPOSITORY / "configs/model/scenes.safetensors"
+    path = REPOSITORY / "configs/model/scenes.safetensors"
     assert path.stat().st_size <= 16_000_000
     assert {"command", "commit", "steps", "seed", "metrics"} <= read_metadata(path).keys()

@@ -12,11 +12,11 @@ from hydra.utils import instantiate
 from PIL import Image
 
 import sample
-import train
 from cldm.pictures import to_pil
+from cldm.tracking import REPOSITORY
 from ldm.weights import load_weights, save_weights
 
-CONFIGS = str(train.REPOSITORY / "configs")
+CONFIGS = str(REPOSITORY / "configs")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_job_list_is_drawn_into_folders_and_not_drawn_twice(
 
 def test_two_controlnets_of_half_scale_draw_what_one_draws(run: Path, tmp_path: Path) -> None:
     one = draw(run, f"checkpoint={run}", "count=1", f"out={tmp_path}/one")
-    hint = str(train.REPOSITORY / "docs/hint.png")
+    hint = str(REPOSITORY / "docs/hint.png")
     two = draw(run, f"checkpoint={run}", "count=1", f"out={tmp_path}/two", "scale=0.5",
                f"more=[{{checkpoint: '{run}', hint: '{hint}', scale: 0.5}}]")  # fmt: skip
     assert np.abs(pixels(one / "seed_0.png") - pixels(two / "seed_0.png")).max() <= 1

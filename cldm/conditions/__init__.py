@@ -3,13 +3,13 @@
 A condition object is its own parameters: a frozen dataclass, made by hand (`Canny(low=50)`), by name
 (`get_condition("canny", low=50)`) or by Hydra (`_target_: cldm.conditions.canny.Canny`), then called on an
 image. One family a file; a file is imported when its condition is first asked for, so heavy extractors cost
-nothing here.
+nothing here. Weights come from a local path that the user names; nothing is ever downloaded.
 """
 
 import importlib
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,7 +20,27 @@ Polarity = Literal["white_on_black", "near_white", "color"]
 """What the values of a map mean: bright lines on black, depth with near = white, or colours with meanings."""
 
 _REGISTRY = {
+    "blur": ("cldm.conditions.color", "Blur"),
     "canny": ("cldm.conditions.canny", "Canny"),
+    "canny_kornia": ("cldm.conditions.canny", "CannyKornia"),
+    "color_grid": ("cldm.conditions.color", "ColorGrid"),
+    "depth": ("cldm.conditions.depth", "Depth"),
+    "inpaint": ("cldm.conditions.inpaint", "Inpaint"),
+    "invert": ("cldm.conditions.plain", "Invert"),
+    "lineart_standard": ("cldm.conditions.lines", "LineartStandard"),
+    "lsd": ("cldm.conditions.lines", "LineSegments"),
+    "none": ("cldm.conditions.plain", "Unchanged"),
+    "normal": ("cldm.conditions.normal", "Normal"),
+    "pose": ("cldm.conditions.pose", "Pose"),
+    "recolor": ("cldm.conditions.color", "Recolor"),
+    "scribble": ("cldm.conditions.scribble", "Scribble"),
+    "scribble_xdog": ("cldm.conditions.scribble", "ScribbleXDoG"),
+    "segmentation": ("cldm.conditions.segmentation", "Segmentation"),
+    "shuffle": ("cldm.conditions.color", "Shuffle"),
+    "sobel": ("cldm.conditions.softedge", "Sobel"),
+    "softedge": ("cldm.conditions.softedge", "SoftEdge"),
+    "threshold": ("cldm.conditions.plain", "Threshold"),
+    "tile": ("cldm.conditions.color", "Tile"),
 }
 
 
@@ -36,10 +56,33 @@ class Condition(ABC):
     polarity: ClassVar[Polarity]
     binary: ClassVar[bool] = False  # True where every pixel of a map is black or white, so that files are kept crisp
     needs_weights: ClassVar[bool] = False  # True where a model file must be at hand
+    mirrors: ClassVar[bool] = True  # True where a flipped map is the map of the flipped image
+    nearest: ClassVar[bool] = False  # True where colours are codes: maps are resized without mixing them
+
+    @property
+    def computable(self) -> bool:
+        """Whether it can be computed from a picture."""
+        return True
 
     @abstractmethod
     def extract(self, image: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 RGB, contiguous -> (h, w, 3) uint8 RGB. Must not alter its argument."""
+
+    def vary(self, rng: np.random.Generator) -> "Condition":
+        """The same condition with parameters drawn for one training sample; itself where none should vary."""
+        return self
+
+    def to_hint(self, pixels: np.ndarray) -> np.ndarray:
+        """A map as this condition makes it, uint8 (h, w, c) -> the hint, float32 (h, w, 3) in [0, 1]."""
+        return pixels.astype(np.float32) / 255
+
+    def batch(self, images: Tensor) -> Tensor:
+        """Hints (b, 3, h, w) float32 in [0, 1] of uint8 images (b, 3, h, w), on their device."""
+        arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+        hints = torch.empty(images.shape, dtype=torch.float32)
+        for hint, array in zip(hints, arrays, strict=True):
+            hint.copy_(torch.from_numpy(self.to_hint(self(array))).permute(2, 0, 1))
+        return hints.to(images.device)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The map of one image: (h, w, 3) uint8 RGB -> (h, w, 3) uint8 RGB.
@@ -59,15 +102,24 @@ def known_conditions() -> tuple[str, ...]:
 
 
 def get_condition(name: str, **params: Any) -> Condition:
-    """The condition called `name`, with `params` over its defaults. Raises ValueError for an unknown name."""
+    """The condition called `name`, with `params` over its defaults. Raises ValueError for unknown ones."""
     if name not in _REGISTRY:
         raise ValueError(f"unknown condition {name!r}; known: {', '.join(known_conditions())}")
     module, attribute = _REGISTRY[name]
-    return getattr(importlib.import_module(module), attribute)(**params)
+    kind: type[Condition] = getattr(importlib.import_module(module), attribute)
+    known = [field.name for field in fields(kind)]
+    if unknown := [param for param in params if param not in known]:
+        raise ValueError(f"condition {name!r} has no parameter {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [param for param in required if param not in params]:
+        raise ValueError(f"condition {name!r} needs {missing[0]}, a local path of yours; nothing is downloaded")
+    return kind(**params)
 
 
 def apply_batch(condition: Condition, images: Tensor) -> Tensor:
     """Hints of a batch: images (b, 3, h, w) in [-1, 1] -> (b, 3, h, w) float32 in [0, 1], same device.
+
+    The one exception to the range: masked pixels of an inpainting hint are -1.
 
     Images are first clamped and rounded to 8 bits, as in a saved PNG, so that hints of samples, of files and
     of data sets are the same function. Raises ValueError for another shape and for values that are not
@@ -77,12 +129,7 @@ def apply_batch(condition: Condition, images: Tensor) -> Tensor:
         raise ValueError(f"images must have shape (b, 3, h, w), got {tuple(images.shape)}")
     if not bool(torch.isfinite(images).all()):
         raise ValueError("images contain values that are not finite (NaN or infinity)")
-    pixels = ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    hints = torch.empty(images.shape, dtype=torch.float32)
-    for hint, array in zip(hints, arrays, strict=True):
-        hint.copy_(torch.from_numpy(condition(array)).permute(2, 0, 1))
-    return hints.div_(255).to(images.device)
+    return condition.batch(((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
 
 
 def warn_if_blank(hint: Tensor, polarity: Polarity = "white_on_black", what: str = "hint") -> tuple[str, ...]:
@@ -115,6 +162,11 @@ def _trouble(hint: Tensor, polarity: Polarity) -> str | None:
     white = float((hint > 0.99).all(dim=0).float().mean())
     if white > 0.95:
         return f"saturated ({white:.0%} of the pixels are white)"
+    if polarity == "near_white":
+        third = max(hint.shape[1] // 3, 1)
+        top, bottom = float(hint[:, :third].mean()), float(hint[:, -third:].mean())
+        if top - bottom > 0.35:  # floors are near, skies and back walls far
+            return f"brighter above ({top:.2f}) than below ({bottom:.2f}) where near = white is expected: inverted?"
     if polarity == "white_on_black" and float(hint.mean()) > 0.5:
         return f"mostly white (mean {float(hint.mean()):.2f}) where white lines on black are expected: inverted?"
     return None

@@ -1,5 +1,6 @@
 """Hints from picture files, drawn by hand or by another program, of any size and pixel format."""
 
+import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,50 @@ _PALETTE_COLORS = 256  # a colour map with no more colours than this is a label 
 
 
 class HintFileError(ValueError):
-    """A picture cannot serve as a hint. The message is one sentence that names the file and the reason."""
+    """A picture file cannot be used. The message is one sentence that names the file and the reason."""
+
+
+def read_image(path: str | Path, min_side: int = MIN_SIDE, content: bytes | None = None) -> np.ndarray:
+    """The photo at `path` as (h, w, 3) uint8 RGB: transparency on white, grey tripled, CMYK and palettes resolved,
+    16 bits scaled to 8, the camera's rotation applied. Raises HintFileError for what is no single still picture
+    and for a side under `min_side` pixels. `content`: the file's bytes, where they are at hand."""
+    path = Path(path)
+    picture = _open(path, "image", content)
+    if min(picture.size) < min_side:
+        raise HintFileError(
+            f"cannot use image {path}: it is {picture.width}x{picture.height} pixels, "
+            f"a side must have {min_side} at least"
+        )
+    if picture.mode in ("RGB", "L", "CMYK", "YCbCr") and "transparency" not in picture.info:
+        return np.array(picture.convert("RGB"))
+    pixels, alpha = _to_float(picture, path, "image")
+    if alpha is not None:
+        pixels = pixels * alpha[:, :, None] + (1 - alpha[:, :, None])
+    return np.rint(pixels * 255).astype(np.uint8)
+
+
+def read_map(path: str | Path, content: bytes | None = None) -> np.ndarray:
+    """A ready-made map at `path`, (h, w, 3) uint8 RGB, or (h, w, 4) where it has transparency (an inpainting hole).
+
+    Nothing is inverted or resized. Raises HintFileError as `read_image` does.
+    """
+    path = Path(path)
+    pixels, alpha = _to_float(_open(path, content=content), path)
+    planes = [pixels] if alpha is None else [pixels, alpha[:, :, None]]
+    return np.rint(np.concatenate(planes, axis=2) * 255).astype(np.uint8)
+
+
+def resize_map(pixels: np.ndarray, size: tuple[int, ...], condition: Condition) -> np.ndarray:
+    """A map (h, w, c) uint8 at `size` (h, w): no new colours in label maps, no gaps in thin lines, no grey in
+    binary maps."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    method = cv2.INTER_AREA if pixels.shape[0] > size[0] else cv2.INTER_LINEAR
+    if condition.binary and pixels.shape[2] == 3 and pixels.shape[0] > size[0]:
+        return (_shrink_lines(pixels > 127, (size[0], size[1])) * 255).astype(np.uint8)
+    if condition.binary or condition.nearest or pixels.shape[2] == 4:
+        method = cv2.INTER_NEAREST
+    return cv2.resize(pixels, (size[1], size[0]), interpolation=method)
 
 
 def load_hint(
@@ -73,32 +117,33 @@ def load_hint(
     return hint
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, what: str = "hint", content: bytes | None = None) -> Image.Image:
     """The decoded picture, upright. Raises HintFileError for whatever is no single still picture."""
-    if not path.is_file():
-        raise HintFileError(f"cannot use hint {path}: there is no such file")
+    if content is None and not path.is_file():
+        raise HintFileError(f"cannot use {what} {path}: there is no such file")
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if content is None else io.BytesIO(content)) as picture:
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # MPO: a phone's JPEG with a second view of the same scene
                 raise HintFileError(
-                    f"cannot use hint {path}: it has {frames} frames or layers; save the one to use as a PNG"
+                    f"cannot use {what} {path}: it has {frames} frames or layers; save the one to use as a PNG"
                 )
             return ImageOps.exif_transpose(picture)
     except HintFileError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = "it is empty" if path.stat().st_size == 0 else "it is not a readable picture"
-        raise HintFileError(f"cannot use hint {path}: {reason} ({type(error).__name__})") from error
+        size = path.stat().st_size if content is None else len(content)
+        reason = "it is empty" if size == 0 else "it is not a readable picture"
+        raise HintFileError(f"cannot use {what} {path}: {reason} ({type(error).__name__})") from error
 
 
-def _to_float(picture: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _to_float(picture: Image.Image, path: Path, what: str = "hint") -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels (h, w, 3) and alpha (h, w), float32 in [0, 1]; alpha is None where the picture is opaque."""
     if picture.mode[0] == "I" or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float32) / (1 if picture.mode == "F" else 65535)
         if not (values.min() >= 0 and values.max() <= 1):  # also catches NaN
             expected = "[0, 1]" if picture.mode == "F" else "16 bits"
-            raise HintFileError(f"cannot use hint {path}: its values lie outside {expected}; rescale them first")
+            raise HintFileError(f"cannot use {what} {path}: its values lie outside {expected}; rescale them first")
         return np.repeat(values[:, :, None], 3, axis=2), None
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         array = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255

@@ -12,9 +12,8 @@ from cldm.conditions import Condition
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.data.scenes import Scene
-from cldm.data.scenes.dataset import ScenesDataset
 from cldm.evaluation.captions import caption_fidelity
-from cldm.evaluation.metrics import autoencoder_metrics, control_scores
+from cldm.evaluation.metrics import autoencoder_metrics, control_scores, scenes_of
 from cldm.pictures import grid, save_atomically
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
@@ -24,18 +23,18 @@ Sampling = Callable[..., Tensor]
 CHUNK = 32  # images sampled at a time
 
 
-def batches(dataset: ScenesDataset, count: int) -> list[tuple[Batch, Sequence[Scene]]]:
-    """The first `count` held-out scenes in chunks, each with its scenes."""
+def batches(dataset: Any, count: int) -> list[tuple[Batch, Sequence[Scene] | None]]:
+    """The first `count` held-out items in chunks, each with its scenes if they are known."""
     count = min(count, len(dataset))
     ranges = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-    return [(dataset.__getitems__(r), [dataset.scenes[i] for i in r]) for r in ranges]
+    return [(dataset.__getitems__(r), scenes_of(dataset, r)) for r in ranges]
 
 
 @torch.no_grad()
 def control_report(
     diffusion: LatentDiffusion,
     control: ControlNet,
-    dataset: ScenesDataset,
+    dataset: Any,
     sampling: Sampling,
     condition: Condition,
     folder: Path,
@@ -62,11 +61,11 @@ def control_report(
     columns = {name: sheets[name][:shown] for name in ("base", "controlled", "real")}
     columns = {"hint": 2.0 * sheets["hint"][:shown] - 1.0, **columns}
     save_atomically(grid(columns, captions[:shown]), folder / "grid.png")
-    scenes = dataset.scenes[: len(captions)]
+    scenes = scenes_of(dataset, range(len(captions)))
     scores = {
         name: {
             **control_scores(sheets[images_of], sheets["hint"], scenes, condition),
-            **{f"caption_{k}": v for k, v in caption_fidelity(sheets[images_of], captions).items()},
+            **({f"caption_{k}": v for k, v in caption_fidelity(sheets[images_of], captions).items()} if scenes else {}),
         }
         for name, images_of in (("base", "base"), ("control", "controlled"), ("ceiling", "ceiling"))
     }
@@ -75,6 +74,9 @@ def control_report(
 
 def table(fidelity: dict[str, dict[str, float]], rows: dict[str, str]) -> str:
     """A plain-text table of the chosen metrics (name -> what it is called)."""
+    rows = {metric: title for metric, title in rows.items() if metric in fidelity}
+    if not rows:
+        return "no figure can be computed for this condition"
     columns = [*next(iter(fidelity.values()))]
     width = max(map(len, rows.values()))
     lines = [" " * width + "".join(f"{name:>10}" for name in columns)]
@@ -87,6 +89,7 @@ def table(fidelity: dict[str, dict[str, float]], rows: dict[str, str]) -> str:
 CONTROL_ROWS = {
     "edge_f1_1px": "edge F1, 1 px",
     "edge_f1_2px": "edge F1, 2 px",
+    "hint_error": "hint error",
     "shape_iou": "shape IoU",
     "shape": "shape correct",
     "color_binding": "colour binding",
@@ -95,7 +98,7 @@ CONTROL_ROWS = {
 
 
 def base_report(
-    diffusion: LatentDiffusion, dataset: ScenesDataset, sampling: Sampling, folder: Path, count: int = 512
+    diffusion: LatentDiffusion, dataset: Any, sampling: Sampling, folder: Path, count: int = 512
 ) -> dict[str, Any]:
     """Caption fidelity of the base over `count` held-out captions; writes grid.png into `folder`."""
     samples, captions = [], []
@@ -109,7 +112,7 @@ def base_report(
 
 
 @torch.no_grad()
-def autoencoder_report(autoencoder: AutoencoderKL, dataset: ScenesDataset, condition: Condition) -> dict[str, float]:
+def autoencoder_report(autoencoder: AutoencoderKL, dataset: Any, condition: Condition) -> dict[str, float]:
     """PSNR in dB and edge scores of the reconstructions of every held-out scene."""
     found = []
     for batch, scenes in batches(dataset, len(dataset)):

@@ -177,7 +177,7 @@ def test_the_fingerprint_names_the_encoder_and_nothing_else(make_diffusion):
 @pytest.fixture(scope="module")
 def data(make_diffusion) -> DataModule:
     # no hint or moments of the training scenes: rendering them is not what is looked at
-    return scenes_data(Canny(), make_diffusion().autoencoder, 64, "control", 40, 12, 4, keep=["image"], seed=2)
+    return scenes_data(Canny(), make_diffusion(), 64, "control", 40, 12, 4, keep=["image"], seed=2)
 
 
 def test_training_and_validation_scenes_are_disjoint(data):
@@ -200,4 +200,4 @@ def test_the_control_family_holds_out_what_it_promises(data, monkeypatch):
 
 def test_a_training_set_that_would_run_into_the_validation_scenes_is_refused(make_diffusion):
     with pytest.raises(ValueError, match=r"data\.train_count must be below 10000000"):
-        scenes_data(Canny(), make_diffusion().autoencoder, 64, "base", 10_000_000, 1, 1)
+        scenes_data(Canny(), make_diffusion(), 64, "base", 10_000_000, 1, 1)

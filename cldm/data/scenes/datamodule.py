@@ -6,6 +6,7 @@ from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.scenes.dataset import ScenesDataset
 from ldm.autoencoder import AutoencoderKL
+from ldm.diffusion import LatentDiffusion
 from ldm.weights import fingerprint
 
 HELD_OUT_START = 10_000_000  # validation scenes are numbered from here; no training set is that long
@@ -13,7 +14,7 @@ HELD_OUT_START = 10_000_000  # validation scenes are numbered from here; no trai
 
 def scenes_data(
     condition: Condition,
-    autoencoder: AutoencoderKL,
+    model: LatentDiffusion,
     size: int,
     family: str,
     train_count: int,
@@ -33,8 +34,8 @@ def scenes_data(
         seed,
         keep=keep,
         condition=condition,
-        encode=autoencoder.moments,
-        fingerprint=encoder_fingerprint(autoencoder) if "moments" in keep else "",
+        encode=model.autoencoder.moments,
+        fingerprint=encoder_fingerprint(model.autoencoder) if "moments" in keep else "",
         cache=cache,
     )
     validation = ScenesDataset(

@@ -1,0 +1,45 @@
+"""python -m cldm cache: encode a data set once, train on it many times."""
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "Encode a data set's images and captions once, so that training never runs the VAE or the text encoder."
+EXAMPLES = """\
+  python -m cldm cache runs/cache/canny data=folder data.path=sets/canny condition=canny
+then: python train.py data=cached data.path=runs/cache/canny condition=canny
+Give the same model, condition and size as for training; a cache that does not fit is refused with the reason. A
+run that was killed goes on where it was: type the same again."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", help="folder of the cache")
+    parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for train.py; data=... must name pictures")
+    parser.add_argument("--shard-size", type=int, default=512, help="items in a file (default: 512)")
+
+
+def run(args: argparse.Namespace) -> None:
+    # late: every command of `python -m cldm` imports this file
+    import torch
+    from hydra.utils import instantiate
+
+    from cldm.configs import composed
+    from cldm.data.cache import build_cache
+    from cldm.data.folder import FolderDataset
+    from cldm.runs import base_of
+    from ldm.interop import load_base
+
+    cfg = composed(args.overrides)
+    torch.manual_seed(cfg.seed)  # a model without `base` starts as train.py's does
+    model = instantiate(cfg.model, _convert_="all")
+    load_base(model, base_of(cfg), ["autoencoder", "conditioner"])
+    model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    condition = instantiate(cfg.condition, _convert_="all")
+    data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
+    if not isinstance(data.train, FolderDataset):
+        raise ValueError(
+            "only data=folder and data=fill50k are cached by this command (scenes keeps a cache of its own)"
+        )
+    build_cache(data.train, data.validation, model, args.out, data.batch_size, args.shard_size)
+    size = sum(path.stat().st_size for path in Path(args.out).iterdir()) / 2**20
+    print(f"{len(data.train)} items in {args.out}, {size:.1f} MiB")
+    print(f"train with: python train.py data=cached data.path={args.out}")

@@ -1,0 +1,314 @@
+"""From pictures to a training set: the maps of a whole folder, in the layout of fill50k.
+
+A kill at any time loses nothing: every picture is written through a temporary file, and each finished item is one
+line in journal.jsonl, from which the next run goes on. Only items that were in work at that moment are done again.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from cldm.conditions import Condition, HintWarning, warn_if_blank
+from cldm.conditions.files import HintFileError, read_image
+from cldm.data.listing import Item
+from cldm.pictures import grid, save_atomically
+
+JOURNAL, PROMPTS, SKIPPED = "journal.jsonl", "prompt.json", "skipped.jsonl"
+PARAMS, REPORT, PREVIEW = "params.json", "report.json", "preview.png"
+
+Record = dict[str, Any]
+"""One line of the journal: name, and either skipped (the reason) or source, target, prompt, width, height, grey,
+digest, warning."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is done with every picture.
+
+    resolution: the short side of map and picture in pixels, or None for the picture's own. min_side: smaller
+    pictures are skipped. link: hard-link pictures that need no change instead of copying them.
+    """
+
+    condition: Condition
+    out: Path
+    resolution: int | None = None
+    min_side: int = 64
+    link: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """What the output depends on, for params.json."""
+        return {
+            "condition": self.condition.name,
+            "params": json.loads(json.dumps(asdict(self.condition), default=repr)),
+            "polarity": self.condition.polarity,
+            "resolution": self.resolution,
+            "min_side": self.min_side,
+        }
+
+    def __call__(self, item: Item) -> Record:
+        """Write source and target of one item; its journal line. Never raises for a bad picture."""
+        try:
+            image = read_image(item.image, self.min_side)
+        except HintFileError as error:
+            return {"name": item.name, "skipped": str(error)}
+        untouched = self.resolution is None or min(image.shape[:2]) == self.resolution
+        if self.resolution is not None and not untouched:
+            image = short_side(image, self.resolution)
+        try:
+            found = self.condition(image)
+        except (cv2.error, RuntimeError, ValueError) as error:
+            reason = f"cannot use image {item.image}: {self.condition.name} failed: {error}"
+            return {"name": item.name, "skipped": reason}
+        source = f"source/{_as_png(item.name)}"
+        target = self._write_target(item, image, untouched)
+        plain = found.shape[2] == 3 and np.array_equal(found[:, :, :2], found[:, :, 1:])
+        _write_png(found[:, :, 0] if plain else found, self.out / source)  # three equal planes: one says it all
+        return {
+            "name": item.name,
+            "source": source,
+            "target": target,
+            "prompt": item.caption,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "grey": is_grey(image),
+            "digest": hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest(),
+            "warning": _warning(found, self.condition),
+        }
+
+    def _write_target(self, item: Item, image: np.ndarray, untouched: bool) -> str:
+        if untouched and _is_plain(item.image):
+            target = f"target/{item.name}" if Path(item.name).suffix else f"target/{item.name}{item.image.suffix}"
+            _copy(item.image, self.out / target, self.link)
+            return target
+        target = f"target/{_as_png(item.name)}"
+        _write_png(image, self.out / target)
+        return target
+
+
+def annotate(items: Sequence[Item], job: Annotation, workers: int = 0, preview: int = 0) -> dict[str, Any]:
+    """Annotate all items that the journal does not have yet; returns the closing report.
+
+    workers: processes beside this one; 0 works in this one. Raises ValueError if the folder was made with other
+    settings. Writes params.json, prompt.json, skipped.jsonl, report.json and, for `preview` items, preview.png.
+    """
+    job.out.mkdir(parents=True, exist_ok=True)
+    _check_settings(job)
+    job.condition(np.zeros((64, 64, 3), dtype=np.uint8))  # missing weights are better found now
+    clashes = [name for name, count in Counter(_as_png(item.name) for item in items).items() if count > 1]
+    if clashes:
+        raise ValueError(f"two pictures would both be written as {clashes[0]}; rename one of them")
+    done = read_journal(job.out / JOURNAL)
+    remove_partial(job.out)
+    todo = [item for item in items if item.name not in done]
+    with (
+        open(job.out / JOURNAL, "a", encoding="utf-8") as journal,
+        tqdm(total=len(items), initial=len(items) - len(todo), desc=job.condition.name, unit="img") as bar,
+    ):
+        for record in _run(todo, job, workers):
+            journal.write(json.dumps(record, ensure_ascii=False) + "\n")
+            journal.flush()
+            done[record["name"]] = record
+            bar.update()
+    records = [done[item.name] for item in items]
+    return _close(records, job, preview)
+
+
+def read_journal(path: Path) -> dict[str, Record]:
+    """Records by name. A last line that a kill cut short is removed from the file."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return {record["name"]: record for record in map(json.loads, whole.splitlines())}
+
+
+def remove_partial(out: Path) -> None:
+    """Delete temporary files of a killed run."""
+    for folder in ("source", "target"):
+        for path in (out / folder).rglob("*.partial"):
+            path.unlink(missing_ok=True)
+
+
+def _check_settings(job: Annotation) -> None:
+    path, facts = job.out / PARAMS, job.facts()
+    if path.exists():
+        there = json.loads(path.read_text())
+        differing = [key for key in facts if there.get(key) != facts[key]]
+        if differing:
+            told = "; ".join(f"{key} is {there.get(key)!r} there, {facts[key]!r} now" for key in differing)
+            raise ValueError(f"{job.out} was annotated with other settings ({told}); choose another output folder")
+    else:
+        _write_text(path, json.dumps(facts, indent=2) + "\n")
+
+
+def _run(items: Sequence[Item], job: Annotation, workers: int) -> Iterator[Record]:
+    if workers < 1 or len(items) < 2:
+        yield from map(job, items)
+        return
+    # not fork: OpenCV and OpenMP threads of this process would be locks without owners in a copy of it
+    server = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if server else "spawn")
+    if server:
+        context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+        waiting = iter(items)
+        running: set[Future[Record]] = set()
+        while True:
+            for item in waiting:
+                running.add(pool.submit(job, item))
+                if len(running) >= 4 * workers:
+                    break
+            if not running:
+                return
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+
+
+def _start_worker() -> None:
+    """One thread each; and no worker outlives a killed run."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def short_side(image: np.ndarray, resolution: int) -> np.ndarray:
+    """(h, w, c) uint8 with its short side at `resolution`, aspect ratio kept."""
+    height, width = image.shape[:2]
+    scale = resolution / min(height, width)
+    size = (max(round(width * scale), resolution), max(round(height * scale), resolution))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def _as_png(name: str) -> str:
+    return name if name.lower().endswith(".png") else f"{name}.png"
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether the channels of (h, w, 3) uint8 differ by less than 2 on average."""
+    red, green, blue = cv2.split(image)
+    return float(cv2.absdiff(red, green).mean() + cv2.absdiff(green, blue).mean()) < 2
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether the file is what every program reads the same way: RGB, 8 bits, upright."""
+    with Image.open(path) as picture:
+        return (
+            picture.format in ("PNG", "JPEG", "WEBP")
+            and picture.mode == "RGB"
+            and picture.getexif().get(0x0112, 1) == 1
+            and "transparency" not in picture.info
+        )
+
+
+def _copy(source: Path, target: Path, link: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    if link:
+        os.link(source.resolve(), partial)
+    else:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def _write_png(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+    partial.replace(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _warning(found: np.ndarray, condition: Condition) -> str:
+    hint = torch.from_numpy(condition.to_hint(found)).permute(2, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HintWarning)
+        return "; ".join(warn_if_blank(hint, condition.polarity, "map"))
+
+
+def _close(records: Sequence[Record], job: Annotation, preview: int) -> dict[str, Any]:
+    kept = [record for record in records if "skipped" not in record]
+    skipped = [record for record in records if "skipped" in record]
+    lines = [{key: record[key] for key in ("source", "target", "prompt")} for record in kept]
+    _write_text(job.out / SKIPPED, _json_lines({"file": r["name"], "reason": r["skipped"]} for r in skipped))
+    _write_text(job.out / PROMPTS, _json_lines(lines))
+    report = make_report(records)
+    _write_text(job.out / REPORT, json.dumps(report, indent=2) + "\n")
+    if preview and kept:
+        save_atomically(contact_sheet(kept, job.out, preview, job.condition), job.out / PREVIEW)
+    return report
+
+
+def _json_lines(lines: Any) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def make_report(records: Sequence[Record]) -> dict[str, Any]:
+    """Counts over a finished annotation: what was skipped, and what of the rest deserves a look."""
+    kept = [record for record in records if "skipped" not in record]
+    copies = Counter(record["digest"] for record in kept)
+    sides = Counter(min(record["height"], record["width"]) // 128 * 128 for record in kept)
+    return {
+        "pictures": len(records),
+        "annotated": len(kept),
+        "skipped": len(records) - len(kept),
+        "duplicates": sum(count - 1 for count in copies.values()),
+        "grey_share": round(sum(record["grey"] for record in kept) / max(len(kept), 1), 4),
+        "empty_captions": sum(not record["prompt"] for record in kept),
+        "suspicious_maps": sum(bool(record["warning"]) for record in kept),
+        "short_side": {f"{side}..{side + 127}": sides[side] for side in sorted(sides)},
+    }
+
+
+def contact_sheet(
+    records: Sequence[Record], out: Path, count: int, condition: Condition, side: int = 224
+) -> Image.Image:
+    """Pictures and maps of `count` items, spread evenly over all."""
+    chosen = [records[i * len(records) // min(count, len(records))] for i in range(min(count, len(records)))]
+    columns = {
+        name: torch.stack([_fit(np.asarray(Image.open(out / r[key]).convert("RGB")), side) for r in chosen])
+        for name, key in (("picture", "target"), (condition.name, "source"))
+    }
+    return grid(columns, [record["prompt"] or record["name"] for record in chosen])
+
+
+def _fit(image: np.ndarray, side: int) -> torch.Tensor:
+    """(3, side, side) in [-1, 1]: the whole picture, centred on grey."""
+    scale = side / max(image.shape[:2])
+    width, height = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    canvas = np.full((side, side, 3), 128, dtype=np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[top : top + height, left : left + width] = small
+    return torch.from_numpy(canvas).permute(2, 0, 1).float() / 127.5 - 1

@@ -1,0 +1,255 @@
+"""What the locked model makes of a data set, once: VAE moments and text contexts in safetensors shards.
+
+    index.json             the key, the captions, where each item lies; written last: without it the cache is unfinished
+    moments-00000.safetensors   moments (n, 2c, h/f, w/f) float16 and hint (n, 3, h, w) uint8 of n items of one size
+    contexts-00000.safetensors  context (m, tokens, width) float16 of m different captions
+    validation.safetensors      the held-out items as they are
+
+Moments are mean and log-variance, not one sample. Prompts are dropped after the cache, and no hint is baked in
+beyond what was asked for. Every file is written whole or not at all; a killed run goes on with the next one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from cldm.conditions import Condition
+from cldm.data.datamodule import DataModule
+from cldm.data.folder import FolderDataset
+from cldm.data.scenes.datamodule import encoder_fingerprint
+from ldm.batch import Batch
+from ldm.diffusion import LatentDiffusion
+from ldm.weights import fingerprint
+
+INDEX, KEY, VALIDATION = "index.json", "key.json", "validation.safetensors"
+VERSION = 1  # of reading, cropping and resizing in cldm.data.folder; a cache of another version is refused
+
+REASONS = {
+    "vae": "the VAE's encoder has other weights (`base`, `model`)",
+    "text_encoder": "the text encoder has other weights (`base`, `model`)",
+    "resolution": "the resolution or the buckets differ (`size`, `data.buckets`)",
+    "condition": "the condition or its parameters differ (`condition`)",
+    "preprocessing": "this version prepares images otherwise",
+    "items": "the pictures or captions differ (`data.path`)",
+}
+"""What each part of the key means to the user, and which config keys it hangs on."""
+
+
+def model_key(model: LatentDiffusion, condition: Condition) -> dict[str, str]:
+    """What a training run must agree on with the cache it reads."""
+    text = model.conditioner
+    return {
+        "vae": encoder_fingerprint(model.autoencoder),
+        "text_encoder": f"{fingerprint(text)}-{text.pad}",
+        "condition": repr(condition),
+        "preprocessing": str(VERSION),
+    }
+
+
+def data_key(dataset: FolderDataset) -> dict[str, str]:
+    """What a cache that is being built must agree on with what lies there already."""
+    digest = hashlib.blake2b(digest_size=8)
+    for item in dataset.items:
+        paths = [path for path in (item.image, item.hint) if path]
+        digest.update(repr((item.name, item.caption, [path.stat().st_size for path in paths])).encode())
+    sizes = dataset.buckets if dataset.groups else dataset.size
+    return {"resolution": repr(sizes), "items": digest.hexdigest() + ("-on_the_fly" if dataset.on_the_fly else "")}
+
+
+def check_key(there: dict[str, str], now: dict[str, str], folder: Path) -> None:
+    """Raises ValueError with the reasons if the two disagree on a part of `now`."""
+    wrong = [part for part in now if there.get(part) != now[part]]
+    if wrong:
+        told = "; ".join(f"{REASONS[part]}: {there.get(part)} there, {now[part]} now" for part in wrong)
+        raise ValueError(f"the cache in {folder} does not fit: {told}. Build another one with `python -m cldm cache`")
+
+
+@torch.no_grad()
+def build_cache(
+    train: FolderDataset,
+    validation: FolderDataset,
+    model: LatentDiffusion,
+    folder: str | Path,
+    batch_size: int = 8,
+    shard_size: int = 512,
+) -> Path:
+    """Encode both data sets into `folder`; goes on where a killed run stopped. Returns the folder.
+
+    Raises ValueError for augmented data, and if `folder` holds a cache with another key.
+    """
+    folder = Path(folder)
+    if train.varies:
+        raise ValueError("a cache holds each item once: set data.augment.flip=0, random_crop=false and vary=false")
+    key = {**model_key(model, train.condition), **data_key(train)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / KEY).exists():
+        check_key(json.loads((folder / KEY).read_text()), key, folder)
+    else:
+        _write_json(folder / KEY, key)
+    groups = train.groups or [0] * len(train)
+    shards, place = _plan(groups, shard_size)
+    device = model.schedule.betas.device
+
+    def encode(indices: Sequence[int]) -> dict[str, Tensor]:
+        batch = train.__getitems__(indices)
+        moments = model.autoencoder.moments(batch["image"].to(device))
+        return {"moments": moments.half().cpu(), "hint": _stored(batch["hint"])}
+
+    with tqdm(total=len(train), desc="moments and hints", unit="img") as bar:
+        for number, indices in enumerate(shards):
+            _shard(folder / f"moments-{number:05d}.safetensors", indices, encode, batch_size)
+            bar.update(len(indices))
+    captions = [item.caption for item in train.items]
+    texts = list(dict.fromkeys(captions))
+    numbers = {text: i for i, text in enumerate(texts)}
+
+    def read(indices: Sequence[int]) -> dict[str, Tensor]:
+        return {"context": model.context([texts[i] for i in indices]).half().cpu()}
+
+    with tqdm(total=len(texts), desc="captions", unit="text") as bar:
+        for number, first in enumerate(range(0, len(texts), shard_size)):
+            indices = [*range(first, min(first + shard_size, len(texts)))]
+            _shard(folder / f"contexts-{number:05d}.safetensors", indices, read, batch_size)
+            bar.update(len(indices))
+    held_out = validation.__getitems__(range(len(validation)))
+    tensors = {"image": ((held_out["image"] + 1) * 127.5).round().byte(), "hint": _stored(held_out["hint"])}
+    _write_tensors(folder / VALIDATION, tensors)
+    index = {
+        "key": key,
+        "shard_size": shard_size,
+        "place": place,
+        "groups": list(train.groups) if train.groups else None,
+        "texts": texts,
+        "captions": [numbers[caption] for caption in captions],
+        "validation": held_out["caption"],
+    }
+    _write_json(folder / INDEX, index)
+    return folder
+
+
+def _plan(groups: Sequence[int], shard_size: int) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Shards as lists of item numbers, each of one group; and the (shard, row) of each item."""
+    shards: list[list[int]] = []
+    place = [(0, 0)] * len(groups)
+    for group in sorted(set(groups)):
+        members = [i for i, own in enumerate(groups) if own == group]
+        for first in range(0, len(members), shard_size):
+            rows = members[first : first + shard_size]
+            for row, item in enumerate(rows):
+                place[item] = (len(shards), row)
+            shards.append(rows)
+    return shards, place
+
+
+def _shard(
+    path: Path, indices: Sequence[int], make: Callable[[Sequence[int]], dict[str, Tensor]], batch_size: int
+) -> None:
+    if path.exists():
+        return
+    parts = [make(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+    _write_tensors(path, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def _stored(hint: Tensor) -> Tensor:
+    """Hints as 8 bits, which is what they were; inpainting hints, which have -1, as float16."""
+    return hint.half() if bool((hint < 0).any()) else (hint * 255).round().byte()
+
+
+def _hint(stored: Tensor) -> Tensor:
+    return stored.float() / 255 if stored.dtype == torch.uint8 else stored.float()
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+class CachedDataset(Dataset):
+    """The training items of a finished cache, in the order of the data set that it was made of."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / INDEX).is_file():
+            found = (
+                "it is unfinished, run the same command again" if (self.folder / KEY).is_file() else "no cache there"
+            )
+            raise FileNotFoundError(f"data.path={folder}: {found} (`python -m cldm cache`)")
+        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        self.key: dict[str, str] = index["key"]
+        self.groups: list[int] | None = index["groups"]
+        self.place, self.texts, self.captions = index["place"], index["texts"], index["captions"]
+        self.shard_size, self.validation = index["shard_size"], index["validation"]
+        self._files: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        places = [self.place[int(i)] for i in indices]
+        numbers = [self.captions[int(i)] for i in indices]
+        contexts = [divmod(number, self.shard_size) for number in numbers]
+        return Batch(
+            moments=torch.cat([self._row("moments", shard, row, "moments") for shard, row in places]).float(),
+            hint=torch.cat([_hint(self._row("moments", shard, row, "hint")) for shard, row in places]),
+            context=torch.cat([self._row("contexts", shard, row, "context") for shard, row in contexts]).float(),
+            caption=[self.texts[n] for n in numbers],
+            id=torch.as_tensor([int(i) for i in indices]),
+        )
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def _row(self, kind: str, shard: int, row: int, name: str) -> Tensor:
+        file = f"{kind}-{shard:05d}.safetensors"
+        if file not in self._files:
+            self._files[file] = safe_open(self.folder / file, framework="pt")
+        return self._files[file].get_slice(name)[row : row + 1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # each worker opens its own
+
+
+class CachedValidation(Dataset):
+    """The held-out items of a cache: images, hints, captions."""
+
+    def __init__(self, cache: CachedDataset):
+        self.captions = cache.validation
+        with safe_open(cache.folder / VALIDATION, framework="pt") as file:
+            self.image, self.hint = file.get_tensor("image"), file.get_tensor("hint")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        rows = torch.as_tensor(list(indices))
+        return Batch(
+            image=self.image[rows].float() / 127.5 - 1,
+            hint=_hint(self.hint[rows]),
+            caption=[self.captions[int(i)] for i in indices],
+            id=rows,
+        )
+
+
+def cached_data(
+    condition: Condition, model: LatentDiffusion, path: str, batch_size: int, seed: int = 0, workers: int = 0
+) -> DataModule:
+    """A finished cache at `path`, refused if it was made with another VAE, text encoder or condition."""
+    train = CachedDataset(path)
+    check_key(train.key, model_key(model, condition), train.folder)
+    return DataModule(train, CachedValidation(train), batch_size, seed, workers, condition)

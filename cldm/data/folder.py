@@ -1,0 +1,186 @@
+"""Pictures on disk as a data set: fill50k, JSON lines, Hugging Face image folders, plain folders."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cldm.conditions import Condition
+from cldm.conditions.files import HintFileError, read_image, read_map
+from cldm.data.datamodule import DataModule
+from cldm.data.listing import Item, list_items
+from cldm.data.transforms import Augment, Size, bucket_sizes, check_size, cover, may_flip, nearest_bucket
+from ldm.batch import Batch
+from ldm.random import stable_seed
+
+Sample = tuple[Tensor, Tensor, str]
+"""Image (3, h, w) in [-1, 1], hint (3, h, w) in [0, 1], caption."""
+
+TRIES = 20  # unreadable pictures in a row before the run gives up
+
+
+class FolderDataset(Dataset):
+    """Items read when asked for: (image, hint, caption), at one size or in aspect-ratio buckets.
+
+    on_the_fly: make the hint from the picture even where a ready-made one exists; items without one always do.
+    buckets: sizes to choose from by aspect ratio (`groups` tells each item's bucket), or None for `size`.
+    Index i + n * len(self) is item i as drawn in epoch n: augmentation is a function of (seed, index) alone.
+    An unreadable picture is replaced by the next one, with a warning.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        size: int | Sequence[int],
+        condition: Condition,
+        on_the_fly: bool = False,
+        augment: Augment | None = None,
+        buckets: Sequence[Size] | None = None,
+        seed: int = 0,
+    ):
+        self.items, self.condition, self.on_the_fly, self.seed = list(items), condition, on_the_fly, seed
+        self.size, self.augment = check_size(size), augment or Augment()
+        self.buckets = [check_size(bucket) for bucket in buckets] if buckets else [self.size]
+        self.groups = [self._bucket(item) for item in self.items] if buckets else None
+        self.varies = self.augment.active
+        self._refuse_what_cannot_be()
+
+    def _refuse_what_cannot_be(self) -> None:
+        bare = next((item for item in self.items if item.hint is None), None)
+        if (bare or self.on_the_fly) and not self.condition.computable:
+            which = f"{bare.image} has no ready-made hint" if bare else "data.on_the_fly=true makes every hint"
+            raise ValueError(f"{which}, but condition {self.condition.name!r} cannot be computed from a picture")
+        if self.augment.vary and not self.on_the_fly and bare is None:
+            raise ValueError("data.augment.vary=true draws parameters of hints made on the fly; "
+                             "set data.on_the_fly=true, or vary=false for ready-made hints")  # fmt: skip
+
+    def _bucket(self, item: Item) -> int:
+        try:
+            with Image.open(item.image) as picture:
+                turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                width, height = picture.size[::-1] if turned else picture.size
+        except (OSError, SyntaxError, ValueError):
+            return 0  # replaced when it is its turn
+        return nearest_bucket((height, width), self.buckets)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        samples = [self.sample(int(index)) for index in indices]
+        return Batch(
+            image=torch.stack([image for image, _, _ in samples]),
+            hint=torch.stack([hint for _, hint, _ in samples]),
+            caption=[caption for _, _, caption in samples],
+            id=torch.as_tensor([int(index) % len(self) for index in indices]),
+        )
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def sample(self, index: int) -> Sample:
+        """Item `index` % len(self), as drawn for this index."""
+        number = index % len(self)
+        size = self.buckets[self.groups[number] if self.groups else 0]
+        for step in range(TRIES):
+            item = self.items[(number + step) % len(self)]
+            try:
+                return self._read(item, size, stable_seed(self.seed, "augment", index))
+            except HintFileError as error:
+                warnings.warn(f"{error}; the next item takes its place", stacklevel=2)
+        raise ValueError(f"{TRIES} pictures in a row cannot be read, from {self.items[number].image} on; run "
+                         "`python -m cldm annotate` on them, it sorts out what is broken")  # fmt: skip
+
+    def _read(self, item: Item, size: Size, seed: int) -> Sample:
+        ready = item.hint is not None and not self.on_the_fly
+        hint = read_map(item.hint) if ready and item.hint else None
+        return prepare(read_image(item.image), hint, item.caption, size, self.condition, self.augment, seed,
+                       str(item.image))  # fmt: skip
+
+
+def prepare(
+    image: np.ndarray,
+    hint: np.ndarray | None,
+    caption: str,
+    size: Size,
+    condition: Condition,
+    augment: Augment,
+    seed: int,
+    name: str,
+) -> Sample:
+    """A picture and its ready-made hint, or None to make it here -> one sample at `size`.
+
+    What is random is a function of `seed`. `name` says in errors which sample it was.
+    """
+    rng = np.random.default_rng(seed)
+    flip, at = rng.random() < augment.flip, (float(rng.random()), float(rng.random()))
+    try:
+        image, hint = cover(image, hint, size, condition, at if augment.random_crop else (0.5, 0.5))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if flip and (augment.flip_all or may_flip(caption, condition, hint is not None)):
+        image, hint = image[:, ::-1], None if hint is None else hint[:, ::-1]
+    image = np.ascontiguousarray(image)
+    if hint is None:
+        hint = (condition.vary(rng) if augment.vary else condition)(image)
+    return _image_tensor(image), hint_tensor(hint, condition), caption
+
+
+def _image_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def hint_tensor(pixels: np.ndarray, condition: Condition) -> Tensor:
+    """A map (h, w, c) uint8 as a hint (3, h, w)."""
+    hint = condition.to_hint(np.ascontiguousarray(pixels))[:, :, :3]
+    return torch.from_numpy(np.ascontiguousarray(hint.transpose(2, 0, 1)))
+
+
+def split(items: Sequence[Item], held_out: int) -> tuple[list[Item], list[Item]]:
+    """Training and validation items. Which are held out depends on names alone, not on what was added since."""
+    if not 0 < held_out < len(items):
+        raise ValueError(f"data.val_count={held_out} must be at least 1 and below the {len(items)} items there are")
+    chosen = {item.name for item in sorted(items, key=lambda item: stable_seed("held out", item.name))[:held_out]}
+    return [item for item in items if item.name not in chosen], [item for item in items if item.name in chosen]
+
+
+def folder_data(
+    condition: Condition,
+    model: Any,
+    path: str,
+    size: int | Sequence[int],
+    batch_size: int,
+    val_count: int = 16,
+    val_path: str | None = None,
+    on_the_fly: bool = False,
+    augment: Augment | None = None,
+    buckets: bool = False,
+    bucket_step: int = 64,
+    seed: int = 0,
+    workers: int = 0,
+) -> DataModule:
+    """Training and held-out items of `path` (see cldm.data.listing.list_items); validation is never augmented.
+
+    val_path: held-out items from there instead. The autoencoder encodes the images in every step: `python -m cldm
+    cache` does it once.
+    """
+    check_size(size)
+    if not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"data.path={path}: there is nothing there; make it with `python -m cldm annotate`")
+    items = list_items(path)
+    train, held_out = (items, list_items(val_path)[:val_count]) if val_path else split(items, val_count)
+    sizes = bucket_sizes(size, bucket_step) if buckets else None
+    return DataModule(
+        FolderDataset(train, size, condition, on_the_fly, augment, sizes, seed),
+        FolderDataset(held_out, size, condition, on_the_fly, seed=seed),
+        batch_size,
+        seed,
+        workers,
+        condition,
+    )

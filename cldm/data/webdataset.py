@@ -1,0 +1,193 @@
+"""Samples in tar shards, local or remote, for sets that are too large for a file listing (webdataset's layout).
+
+A sample is the files of one key: KEY.jpg (or png, webp), its caption KEY.txt or KEY.json, and KEY.hint.png if the
+hint is ready-made.
+"""
+
+import itertools
+import json
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from cldm.conditions import Condition
+from cldm.conditions.files import HintFileError, read_image, read_map
+from cldm.data.datamodule import DataModule
+from cldm.data.folder import Sample, prepare
+from cldm.data.listing import CAPTION_KEYS
+from cldm.data.transforms import Augment, check_size
+from ldm.batch import Batch
+from ldm.random import generator, stable_seed
+
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "target.png", "target.jpg")
+HINT_ENDINGS = ("hint.png", "source.png")
+
+Raw = dict[str, Any]
+"""A sample's files by ending, undecoded, and __key__."""
+
+
+class ShardDataset:
+    """Endless samples of tar shards: `urls` as webdataset takes them ("data/{0000..0099}.tar", "https://...").
+
+    Every epoch is a permutation of the shards by (seed, epoch), dealt in turn to the streams: one for each worker
+    of each rank. No stream ever ends, however few shards there are. Within a stream, samples pass a shuffle buffer.
+    With the same numbers of ranks and workers a resumed run sees the very same samples: what was seen before is
+    read over without decoding it.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        size: int | Sequence[int],
+        condition: Condition,
+        on_the_fly: bool = False,
+        augment: Augment | None = None,
+        shuffle: int = 1000,
+        seed: int = 0,
+    ):
+        self.urls, self.size, self.condition = expand(urls), check_size(size), condition
+        self.on_the_fly, self.augment, self.shuffle, self.seed = on_the_fly, augment or Augment(), shuffle, seed
+
+    def batches(self, batch_size: int, rank: int = 0, world: int = 1, start: int = 0) -> "ShardBatches":
+        """What a DataLoader of one rank iterates; `start` counts this rank's batches seen before."""
+        return ShardBatches(self, batch_size, rank, world, start)
+
+    def stream(self, number: int, count: int) -> Iterator[Raw]:
+        """Undecoded samples of stream `number` of `count`, without end."""
+        wds = _library()
+        samples = wds.tariterators.tarfile_samples(self._shards(number, count), handler=wds.warn_and_continue)
+        if self.shuffle < 2:
+            return samples
+        rng = random.Random(stable_seed(self.seed, "buffer", number, count))
+        return wds.shuffle(self.shuffle, initial=self.shuffle, rng=rng)(samples)
+
+    def _shards(self, number: int, count: int) -> Iterator[dict[str, str]]:
+        for epoch, first in zip(itertools.count(), itertools.count(step=len(self.urls))):
+            order = torch.randperm(len(self.urls), generator=generator(self.seed, "shards", epoch)).tolist()
+            for position, shard in enumerate(order, start=first):
+                if position % count == number:
+                    yield {"url": self.urls[shard]}
+
+    def decode(self, raw: Raw, draw: int) -> Sample:
+        """Image, hint and caption. Raises HintFileError for what is broken or not there."""
+        name = f"{raw.get('__url__', '')}:{raw['__key__']}"
+        image = next((raw[ending] for ending in IMAGE_ENDINGS if ending in raw), None)
+        if image is None:
+            raise HintFileError(f"cannot use sample {name}: none of its files ends in {', '.join(IMAGE_ENDINGS)}")
+        ready = None if self.on_the_fly else next((raw[ending] for ending in HINT_ENDINGS if ending in raw), None)
+        hint = None if ready is None else read_map(name, ready)
+        return prepare(read_image(name, content=image), hint, _caption(raw), self.size, self.condition, self.augment,
+                       stable_seed(self.seed, "augment", raw["__key__"], draw), name)  # fmt: skip
+
+    def collate(self, raws: Sequence[Raw], draw: int) -> Batch:
+        """A batch; what cannot be decoded is replaced by others of the same batch, with a warning."""
+        samples: list[Sample] = []
+        for raw in raws:
+            try:
+                samples.append(self.decode(raw, draw))
+            except HintFileError as error:
+                warnings.warn(f"{error}; another sample of the batch takes its place", stacklevel=2)
+        if not samples:
+            raise ValueError(f"no sample of a whole batch could be read, from {raws[0]['__key__']} on; check data.urls")
+        full = list(itertools.islice(itertools.cycle(samples), len(raws)))
+        return Batch(
+            image=torch.stack([image for image, _, _ in full]),
+            hint=torch.stack([hint for _, hint, _ in full]),
+            caption=[caption for _, _, caption in full],
+            id=torch.tensor([stable_seed(raw["__key__"]) for raw in raws]),
+        )
+
+
+class ShardBatches(IterableDataset):
+    """Batches of one rank, each worker making its own; batch k comes from stream k % workers of the rank."""
+
+    def __init__(self, shards: ShardDataset, batch_size: int, rank: int, world: int, start: int):
+        self.shards, self.batch_size = shards, batch_size
+        self.rank, self.world, self.start = rank, world, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        first = self.start + worker  # the loader asks its workers in turn, from worker 0 on
+        done, own = divmod(first, workers)
+        stream = self.shards.stream(self.rank * workers + own, self.world * workers)
+        raws = itertools.islice(stream, done * self.batch_size, None)
+        for draw in itertools.count(done):
+            chunk = list(itertools.islice(raws, self.batch_size))
+            if len(chunk) < self.batch_size:
+                raise ValueError("data.urls hold no readable samples")
+            yield self.shards.collate(chunk, draw)
+
+
+class ShardItems(Dataset):
+    """The first `count` samples of shards, decoded and kept in memory: held-out items."""
+
+    def __init__(self, shards: ShardDataset, count: int):
+        wds = _library()
+        sources = ({"url": url} for url in shards.urls)
+        raws = list(itertools.islice(wds.tariterators.tarfile_samples(sources), count))
+        if not raws:
+            raise ValueError(f"data.val_urls={shards.urls[:3]} hold no samples")
+        self.batch = shards.collate(raws, 0)
+
+    def __len__(self) -> int:
+        return len(self.batch["caption"])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        rows = torch.as_tensor(list(indices))
+        return Batch(
+            image=self.batch["image"][rows],
+            hint=self.batch["hint"][rows],
+            caption=[self.batch["caption"][int(i)] for i in indices],
+            id=rows,
+        )
+
+
+def expand(urls: str | Sequence[str]) -> list[str]:
+    """Every shard's address: braces expanded. Raises ValueError for commands, which webdataset would run."""
+    found = _library().shardlists.expand_urls(urls) if isinstance(urls, str) else list(urls)
+    commands = [url for url in found if url.startswith("pipe:")]
+    if not found or commands:
+        raise ValueError(f"data.urls must name tar files, got {commands[:1] or urls}; commands (pipe:) are not run")
+    return found
+
+
+def _caption(raw: Raw) -> str:
+    if "txt" in raw:
+        return raw["txt"].decode("utf-8", errors="replace").strip()
+    if "json" in raw:
+        content = json.loads(raw["json"])
+        return next((str(content[key]) for key in CAPTION_KEYS if content.get(key)), "")
+    return ""
+
+
+def _library() -> Any:
+    try:
+        import webdataset
+    except ImportError as error:
+        raise ImportError("data=webdataset needs webdataset: pip install -e '.[webdataset]'") from error
+    return webdataset
+
+
+def webdataset_data(
+    condition: Condition,
+    model: Any,
+    urls: str | Sequence[str],
+    val_urls: str | Sequence[str],
+    size: int | Sequence[int],
+    batch_size: int,
+    val_count: int = 16,
+    on_the_fly: bool = False,
+    augment: Augment | None = None,
+    shuffle: int = 1000,
+    seed: int = 0,
+    workers: int = 0,
+) -> DataModule:
+    """Training samples of `urls`; the first `val_count` samples of `val_urls` are held out."""
+    train = ShardDataset(urls, size, condition, on_the_fly, augment, shuffle, seed)
+    held_out = ShardItems(ShardDataset(val_urls, size, condition, on_the_fly), val_count)
+    return DataModule(train, held_out, batch_size, seed, workers, condition)

@@ -1,0 +1,164 @@
+"""Promises of the cache: the same loss, nothing encoded twice, and no run on a cache that is not its own."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from cldm import cli
+from cldm.conditions import get_condition
+from cldm.conditions.canny import Canny
+from cldm.control_ldm import ControlLDM
+from cldm.controlnet import ControlNet
+from cldm.data import cache as cache_module
+from cldm.data.cache import CachedDataset, build_cache, cached_data
+from cldm.data.fill50k import write_fill50k
+from cldm.data.folder import FolderDataset, folder_data
+from cldm.data.transforms import Augment
+
+
+@pytest.fixture(scope="module")
+def fill(tmp_path_factory):
+    return write_fill50k(11, tmp_path_factory.mktemp("fill"), side=64)
+
+
+@pytest.fixture(scope="module")
+def plain(fill):
+    """The data without a cache: 8 items to train on, 3 held out; two captions are alike."""
+    data = folder_data(Canny(), None, str(fill), 64, batch_size=4, val_count=3, seed=5)
+    object.__setattr__(data.train.items[2], "caption", data.train.items[0].caption)
+    return data
+
+
+@pytest.fixture(scope="module")
+def folder(plain, make_diffusion, tmp_path_factory):
+    return build_cache(plain.train, plain.validation, make_diffusion(), tmp_path_factory.mktemp("cache"), 4, 3)
+
+
+@pytest.mark.filterwarnings("ignore:the model does not know")
+def test_a_cached_batch_holds_what_the_model_would_make(plain, folder, diffusion):
+    cached = cached_data(Canny(), diffusion, str(folder), 4)
+    one, other = plain.train.__getitems__([5, 0, 7]), cached.train.__getitems__([5, 0, 7])
+    assert other.keys() == {"moments", "hint", "context", "caption", "id"}
+    assert one["caption"] == other["caption"]
+    assert torch.equal(one["id"], other["id"])
+    assert torch.equal(one["hint"], other["hint"])
+    with torch.no_grad():
+        moments, context = diffusion.autoencoder.moments(one["image"]), diffusion.context(one["caption"])
+    torch.testing.assert_close(other["moments"], moments, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(other["context"], context, rtol=1e-3, atol=1e-3)
+    held_out = cached.validation.__getitems__([0, 1, 2])
+    expected = plain.validation.__getitems__([0, 1, 2])
+    assert torch.equal(held_out["image"], expected["image"])
+    assert torch.equal(held_out["hint"], expected["hint"])
+    assert held_out["caption"] == expected["caption"]
+
+
+def losses(data, diffusion, control, batches) -> torch.Tensor:
+    module = ControlLDM(diffusion, control, torch.optim.SGD, prompt_dropout=0.5, seed=3)
+    module.log = lambda *_, **__: None
+    return torch.stack([module.training_step(data.train.__getitems__(b), i) for i, b in enumerate(batches)]).detach()
+
+
+@pytest.mark.filterwarnings("ignore:the model does not know")
+@pytest.mark.filterwarnings("ignore:You are trying to")
+def test_training_on_the_cache_has_the_same_losses(plain, folder, diffusion, fill_zeros):
+    """Within 1e-3: moments and contexts are rounded to float16, nothing else differs."""
+    control = ControlNet.from_unet(diffusion.unet, hint_widths=(4, 4, 8, 8))
+    fill_zeros(control)
+    cached = cached_data(Canny(), diffusion, str(folder), 4)
+    batches = [[0, 5, 2, 7], [1, 3, 4, 6], [7, 0, 1, 2]]
+    one, other = (losses(data, diffusion, control, batches) for data in (plain, cached))
+    assert one.std() > 0
+    assert ((one - other).abs() / one).max() < 1e-3
+
+
+def test_captions_are_encoded_once_each(plain, folder):
+    cached = CachedDataset(folder)
+    assert len(cached.texts) == len(set(cached.texts)) == 7
+    assert len(cached) == 8
+    assert cached.captions[0] == cached.captions[2]
+
+
+def test_a_killed_build_goes_on_and_ends_the_same(plain, folder, make_diffusion, tmp_path, monkeypatch):
+    diffusion, calls = make_diffusion(), []
+    moments = diffusion.autoencoder.moments
+
+    def die_in_the_third(x):
+        calls.append(len(x))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return moments(x)
+
+    monkeypatch.setattr(diffusion.autoencoder, "moments", die_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(plain.train, plain.validation, diffusion, tmp_path, 4, 3)
+    with pytest.raises(FileNotFoundError, match="unfinished, run the same command again"):
+        CachedDataset(tmp_path)
+    build_cache(plain.train, plain.validation, diffusion, tmp_path, 4, 3)
+    assert calls == [3, 3, 2, 2]  # the two finished shards were not encoded again
+    files = {path.name for path in folder.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    assert all((tmp_path / name).read_bytes() == (folder / name).read_bytes() for name in files)
+
+
+def perturbed(module: nn.Module) -> None:
+    with torch.no_grad():
+        next(module.parameters()).add_(1e-2)
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_the_reason(plain, folder, make_diffusion, tmp_path):
+    for part, reason in (("autoencoder", "VAE's encoder has other weights"), ("conditioner", "text encoder has other")):
+        model = make_diffusion()
+        perturbed(model.autoencoder.encoder if part == "autoencoder" else model.conditioner)
+        with pytest.raises(ValueError, match=reason):
+            cached_data(Canny(), model, str(folder), 4)
+        with pytest.raises(ValueError, match=reason):
+            build_cache(plain.train, plain.validation, model, folder, 4, 3)
+    with pytest.raises(ValueError, match=r"condition or its parameters differ.*low=100.*low=50"):
+        cached_data(Canny(low=50), make_diffusion(), str(folder), 4)
+    other = FolderDataset(plain.train.items, 128, Canny())
+    with pytest.raises(ValueError, match=r"resolution or the buckets differ.*\(64, 64\) there, \(128, 128\) now"):
+        build_cache(other, plain.validation, make_diffusion(), folder, 4, 3)
+    fewer = FolderDataset(plain.train.items[1:], 64, Canny())
+    with pytest.raises(ValueError, match="pictures or captions differ"):
+        build_cache(fewer, plain.validation, make_diffusion(), folder, 4, 3)
+    flipped = FolderDataset(plain.train.items, 64, Canny(), augment=Augment(flip=0.5))
+    with pytest.raises(ValueError, match=r"data\.augment\.flip=0"):
+        build_cache(flipped, plain.validation, make_diffusion(), tmp_path, 4, 3)
+    with pytest.raises(FileNotFoundError, match="no cache"):
+        cached_data(Canny(), make_diffusion(), str(tmp_path / "none"), 4)
+    assert json.loads((folder / cache_module.KEY).read_text())["vae"]
+
+
+def test_buckets_and_holes_go_through_the_cache(plain, make_diffusion, tmp_path):
+    inpaint = get_condition("inpaint")
+    items = plain.train.items[:4]
+    data = FolderDataset(items, 64, inpaint, on_the_fly=True, buckets=[(64, 64), (32, 64)])
+    data.groups = [0, 1, 0, 1]
+    held_out = FolderDataset(plain.validation.items, 64, inpaint, on_the_fly=True)
+    cached = CachedDataset(build_cache(data, held_out, make_diffusion(), tmp_path, 2, 8))
+    assert cached.groups == [0, 1, 0, 1]
+    assert cached.__getitems__([1, 3])["moments"].shape[-2:] == (4, 8)
+    hint = cached.__getitems__([0])["hint"]
+    assert (hint == -1).any()
+    torch.testing.assert_close(hint, data[0]["hint"], rtol=1e-3, atol=1e-3)
+
+
+def test_the_command_builds_what_the_config_reads(composed, fill, tmp_path, capsys):
+    options = ["model=tiny", "seed=2"]
+    command = ["cache", str(tmp_path), *options, "data=fill50k", f"data.path={fill}", "data.val_count=2"]
+    assert cli.main(command) == 0
+    assert "9 items in" in capsys.readouterr().out
+    from hydra.utils import instantiate
+
+    cfg = composed(*options, "data=cached", f"data.path={tmp_path}", "batch_size=3")
+    torch.manual_seed(2)
+    model = instantiate(cfg.model, _convert_="all")
+    data = instantiate(cfg.data, _convert_="all")(condition=instantiate(cfg.condition), model=model)
+    assert len(data.train) == 9
+    assert data.batch_size == 3
+    assert cli.main(["cache", str(tmp_path), "model=tiny", "data=scenes", "data.train_count=1", "data.val_count=1",
+                     "data.cache=null", "size=64"]) == 1  # fmt: skip
+    assert "scenes keeps a cache of its own" in capsys.readouterr().err

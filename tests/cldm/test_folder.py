@@ -1,0 +1,365 @@
+"""Promises of data on disk: what is listed, how it is cut, in which order it comes, and that nothing is lost."""
+
+import io
+import itertools
+import json
+import tarfile
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cldm.conditions import get_condition
+from cldm.conditions.canny import Canny
+from cldm.conditions.scribble import Scribble
+from cldm.data.datamodule import DataModule, StepSampler
+from cldm.data.fill50k import draw, write_fill50k
+from cldm.data.folder import FolderDataset, folder_data, split
+from cldm.data.listing import Item, list_items
+from cldm.data.transforms import Augment, bucket_sizes, check_size, cover, may_flip, nearest_bucket
+from cldm.data.webdataset import ShardDataset, expand, webdataset_data
+from ldm.batch import Batch
+
+
+def photo(number: int, height: int = 72, width: int = 96) -> np.ndarray:
+    noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A plain folder of twelve pictures in two shapes, captions beside some."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(12):
+        path = folder / f"part{i % 2}" / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(photo(i, *((72, 96) if i % 3 else (120, 64)))).save(path)
+        if i % 4:
+            path.with_suffix(".txt").write_text(f"picture {i}\n")
+    return folder
+
+
+# ------------------------------------------------------------------ listings
+
+
+def test_a_plain_folder_is_listed_through_its_subfolders_with_sidecar_captions(photos):
+    items = list_items(photos)
+    assert [item.name for item in items] == sorted(f"part{i % 2}/{i:02d}.png" for i in range(12))
+    captions = {item.name: item.caption for item in items}
+    assert captions["part1/05.png"] == "picture 5"
+    assert captions["part0/04.png"] == ""
+
+
+def test_hugging_face_image_folders_are_read_with_their_hints(tmp_path):
+    for name in ("a.png", "b.png", "hint_a.png"):
+        Image.fromarray(photo(0)).save(tmp_path / name)
+    lines = [{"file_name": "a.png", "text": "first", "conditioning_image": "hint_a.png"}, {"file_name": "b.png"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, second = list_items(tmp_path)
+    assert (first.caption, first.hint) == ("first", tmp_path / "hint_a.png")
+    assert (second.caption, second.hint) == ("", None)
+
+
+def test_json_lines_name_pictures_relative_to_themselves_and_may_repeat_them(tmp_path):
+    (tmp_path / "list.jsonl").write_text(
+        '{"image": "x/a.jpg", "caption": "é"}\n\n{"image": "x/a.jpg", "text": "two"}\n'
+    )
+    items = list_items(tmp_path / "list.jsonl")
+    assert [item.name for item in items] == ["x/a.jpg", "x/a-2.jpg"]
+    assert [item.caption for item in items] == ["é", "two"]
+    assert items[0].image == items[1].image == tmp_path / "x" / "a.jpg"
+    (tmp_path / "up.jsonl").write_text('{"image": "../../etc/a.jpg"}')
+    assert list_items(tmp_path / "up.jsonl")[0].name == "etc/a.jpg"  # never leaves an output folder
+
+
+@pytest.mark.parametrize(("line", "complaint"), [("{oops", "line 1 is no JSON"), ("3", "line 1 must be a JSON object"),
+                                                 ('{"text": "a"}', "line 1 names no picture")])  # fmt: skip
+def test_a_bad_line_is_named(tmp_path, line, complaint):
+    (tmp_path / "list.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=complaint):
+        list_items(tmp_path / "list.jsonl")
+
+
+def test_nothing_to_list_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no pictures"):
+        list_items(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no such"):
+        list_items(tmp_path / "none")
+
+
+# ------------------------------------------------------------------ fill50k
+
+
+def test_fill50k_is_drawn_in_the_published_layout_and_the_outline_lies_on_the_circle(tmp_path):
+    write_fill50k(3, tmp_path, side=128)
+    lines = [json.loads(line) for line in (tmp_path / "prompt.json").read_text().splitlines()]
+    assert lines[1].keys() == {"source", "target", "prompt"}
+    assert lines[2]["source"] == "source/2.png"
+    source, target, prompt = draw(1, 128)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / lines[1]["target"])), target)
+    assert lines[1]["prompt"] == prompt
+    assert " circle with " in prompt
+    edges = cv2.dilate(cv2.Canny(target, 20, 40), np.ones((5, 5)))
+    assert edges[source[:, :, 0] > 0].mean() > 0.95 * 255
+    items = list_items(tmp_path)
+    assert len(items) == 3
+    assert all(item.hint and item.hint.is_file() for item in items)
+
+
+def test_drawing_goes_on_after_a_kill_without_drawing_again(tmp_path):
+    write_fill50k(3, tmp_path, side=64)
+    before = (tmp_path / "target/0.png").stat().st_mtime_ns
+    (tmp_path / "target/2.png").unlink()
+    write_fill50k(4, tmp_path, side=64)
+    assert (tmp_path / "target/0.png").stat().st_mtime_ns == before
+    assert len(list_items(tmp_path)) == 4
+    assert all(item.image.is_file() for item in list_items(tmp_path))
+
+
+# ------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize(("size", "near"), [(100, 96), ([64, 65], 64), (4, 8), (0, 8)])
+def test_a_size_that_is_no_multiple_of_8_is_refused_early_with_one_that_is(photos, size, near):
+    with pytest.raises(ValueError, match=rf"data\.size=.*multiples of 8.*{near} is near"):
+        folder_data(Canny(), None, str(photos), size, 2)
+
+
+def test_buckets_have_the_asked_area_at_most_and_legal_sides():
+    buckets = bucket_sizes(512)
+    assert (512, 512) in buckets
+    assert all(h % 64 == w % 64 == 0 and h * w <= 512**2 and 0.5 <= w / h <= 2 for h, w in buckets)
+    assert buckets[nearest_bucket((1000, 1000), buckets)] == (512, 512)
+    tall = buckets[nearest_bucket((1500, 1000), buckets)]
+    assert tall[0] / tall[1] == pytest.approx(1.5, rel=0.12)
+    assert check_size([64, 128]) == (64, 128)
+
+
+def test_cover_keeps_the_aspect_and_cuts_image_and_hint_alike():
+    image = np.zeros((100, 200, 3), dtype=np.uint8)
+    cv2.circle(image, (60, 50), 20, (255, 255, 255), -1)
+    for at in ((0.5, 0.5), (0.3, 0.1)):
+        cut, hint = cover(image, image.copy(), (64, 64), get_condition("sobel"), at)
+        assert cut.shape == hint.shape == (64, 64, 3)
+        assert np.abs(cut.astype(int) - hint).max() == 0
+        ys, xs = np.nonzero(cut[:, :, 0] > 127)
+        assert np.ptp(ys) == pytest.approx(np.ptp(xs), abs=2) or xs.min() == 0  # a circle stays one
+    half, _ = cover(image, cv2.resize(image, (100, 50)), (64, 64), get_condition("sobel"))
+    assert half.shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="their shapes differ"):
+        cover(image, image[:, :150], (64, 64), Canny())
+
+
+# ------------------------------------------------------------------ samples
+
+
+@pytest.fixture(scope="module")
+def fill(tmp_path_factory):
+    return write_fill50k(13, tmp_path_factory.mktemp("fill"), side=64)
+
+
+def test_samples_keep_the_batch_contract(fill):
+    batch = FolderDataset(list_items(fill), 64, Canny()).__getitems__([3, 0])
+    assert batch.keys() == {"image", "hint", "caption", "id"}
+    assert batch.keys() <= Batch.__annotations__.keys()
+    assert batch["image"].shape == batch["hint"].shape == (2, 3, 64, 64)
+    assert batch["id"].tolist() == [3, 0]
+    source, target, prompt = draw(3, 64)
+    assert torch.equal(batch["hint"][0], torch.from_numpy(source).permute(2, 0, 1) / 255.0)
+    assert torch.equal(batch["image"][0], torch.from_numpy(target).permute(2, 0, 1).float() / 127.5 - 1)
+    assert batch["caption"][0] == prompt
+
+
+def test_hints_are_made_on_the_fly_where_none_is_ready_or_where_asked_for(fill, photos):
+    made = FolderDataset(list_items(photos), 64, Canny())[1]
+    assert set(made["hint"].unique().tolist()) == {0, 1}
+    ready, fly = (FolderDataset(list_items(fill), 64, Canny(), on_the_fly=f)[1] for f in (False, True))
+    assert torch.equal(ready["image"], fly["image"])
+    assert not torch.equal(ready["hint"], fly["hint"])
+    target = draw(1, 64)[1]
+    assert torch.equal(fly["hint"][0], torch.from_numpy(Canny()(target)).permute(2, 0, 1) / 255.0)
+    with pytest.raises(ValueError, match="'pose' cannot be computed"):
+        FolderDataset(list_items(photos), 64, get_condition("pose"))
+    with pytest.raises(ValueError, match=r"set data\.on_the_fly=true"):
+        FolderDataset(list_items(fill), 64, Canny(), augment=Augment(vary=True))
+
+
+def test_a_flip_mirrors_image_and_hint_together_and_only_where_it_may(fill):
+    items = list_items(fill)
+    plain, flipped = (FolderDataset(items, 64, Canny(), augment=Augment(flip=p))[4] for p in (0.0, 1.0))
+    assert torch.equal(flipped["image"], plain["image"].flip(-1))
+    assert torch.equal(flipped["hint"], plain["hint"].flip(-1))
+    normal = get_condition("normal", folder="unused")
+    for augment, same in ((Augment(flip=1.0), True), (Augment(flip=1.0, flip_all=True), False)):
+        kept = FolderDataset(items, 64, normal, augment=augment)[4]["image"]
+        assert torch.equal(kept, plain["image"]) == same
+    assert not may_flip("a star left of a ring", Canny(), False)
+    assert not may_flip("a shop with a Sign", Canny(), True)
+    assert may_flip("a cleft stick", Canny(), True)
+    assert may_flip("a person", get_condition("pose"), ready_made=False)
+    assert not may_flip("a person", get_condition("pose"), ready_made=True)
+
+
+def test_augmentation_is_a_function_of_the_draw_alone(photos):
+    augment = Augment(flip=0.5, random_crop=True, vary=True)
+    data, again = (FolderDataset(list_items(photos), 32, Scribble(), augment=augment, seed=3) for _ in range(2))
+    n = len(data)
+    first = data.__getitems__([5, 5 + n, 5 + 2 * n])
+    assert first["id"].tolist() == [5, 5, 5]
+    assert not torch.equal(first["image"][0], first["image"][1]) or not torch.equal(
+        first["image"][0], first["image"][2]
+    )
+    for i, index in enumerate((5, 5 + n, 5 + 2 * n)):
+        one = again[index]
+        assert torch.equal(one["image"][0], first["image"][i])
+        assert torch.equal(one["hint"][0], first["hint"][i])
+
+
+def test_an_unreadable_picture_is_replaced_with_a_warning(tmp_path, photos):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    items = [Item("broken.png", broken), *list_items(photos)[:2]]
+    data = FolderDataset(items, 32, Canny(), buckets=bucket_sizes(64, 32))
+    with pytest.warns(UserWarning, match=r"broken\.png: it is empty.*the next item takes its place"):
+        batch = data[0]
+    assert batch["caption"] == [items[1].caption]
+    with pytest.warns(UserWarning, match="it is empty"), pytest.raises(ValueError, match="20 pictures in a row"):
+        FolderDataset([items[0]], 32, Canny())[0]
+
+
+def test_inpainting_holes_in_files_reach_the_hint_as_minus_one(tmp_path):
+    image = photo(1, 64, 64)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    alpha = np.full((64, 64), 255, dtype=np.uint8)
+    alpha[10:30, 20:40] = 0
+    Image.fromarray(np.dstack([image, alpha])).save(tmp_path / "hole.png")
+    hint = FolderDataset([Item("a", tmp_path / "a.png", "", tmp_path / "hole.png")], 32, get_condition("inpaint"))[0][
+        "hint"
+    ]
+    assert (hint[0, :, 6:14, 11:19] == -1).all()
+    assert hint[0, :, 16:].min() >= 0
+
+
+def test_what_is_held_out_depends_on_names_alone(photos):
+    items = list_items(photos)
+    train, held_out = split(items, 4)
+    assert len(held_out) == 4
+    assert not {i.name for i in train} & {i.name for i in held_out}
+    _, reversed_held_out = split(items[::-1], 4)
+    assert {i.name for i in held_out} == {i.name for i in reversed_held_out}
+    with pytest.raises(ValueError, match=r"data\.val_count=12 must be"):
+        split(items, 12)
+
+
+# ------------------------------------------------------------------ order
+
+
+def global_batches(world: int, batch_size: int, count: int, start: int = 0, **options) -> list[set[int]]:
+    ranks = [StepSampler(50, batch_size, 1, rank, world, start, **options) for rank in range(world)]
+    return [{i for batch in step for i in batch} for step in itertools.islice(zip(*ranks, strict=True), count)]
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": [i % 3 for i in range(50)]}, {"numbered": True}])
+def test_the_global_batches_are_the_same_whatever_the_number_of_ranks(options):
+    alone = global_batches(1, 8, 20, **options)
+    assert global_batches(2, 4, 20, **options) == alone
+    assert global_batches(4, 2, 20, **options) == alone
+    assert global_batches(2, 4, 9, start=11, **options) == alone[11:]
+
+
+def test_a_bucket_batch_has_one_size_and_numbers_tell_epochs(photos):
+    data = FolderDataset(list_items(photos), 64, Canny(), buckets=bucket_sizes(64, 16))
+    assert len(set(data.groups)) == 2
+    for batch in itertools.islice(StepSampler(12, 2, 0, groups=data.groups), 12):
+        assert len({data.groups[i] for i in batch}) == 1
+        assert data.__getitems__(batch)["image"].shape[-2:] == data.buckets[data.groups[batch[0]]]
+    numbers = list(itertools.chain(*itertools.islice(StepSampler(12, 4, 0, numbered=True), 6)))
+    assert {n // 12 for n in numbers[:12]} == {0}
+    assert {n // 12 for n in numbers[12:]} == {1}
+    with pytest.warns(UserWarning, match="4 of 12 samples are in buckets too small"):
+        StepSampler(12, 5, 0, groups=data.groups)
+
+
+def loaded(data: DataModule, count: int, **where) -> list[Batch]:
+    trainer = {"global_rank": 0, "world_size": 1, "global_step": 0, "accumulate_grad_batches": 1, **where}
+    data.trainer = SimpleNamespace(**trainer)
+    return list(itertools.islice(data.train_dataloader(), count))
+
+
+def assert_same(a: list[Batch], b: list[Batch]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        assert one["caption"] == other["caption"]
+        assert torch.equal(one["id"], other["id"])
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["hint"], other["hint"])
+
+
+def test_workers_and_resuming_change_nothing_even_with_augmentation(photos):
+    augment = Augment(flip=0.5, random_crop=True, vary=True)
+    options = {"val_count": 2, "augment": augment, "buckets": True, "bucket_step": 16, "seed": 7}
+    alone = folder_data(Canny(), None, str(photos), 64, 2, **options)
+    straight = loaded(alone, 11)
+    assert_same(loaded(folder_data(Canny(), None, str(photos), 64, 2, workers=2, **options), 11), straight)
+    assert_same(loaded(alone, 4, global_step=7), straight[7:])
+
+
+# ------------------------------------------------------------------ shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(3):
+        with tarfile.open(folder / f"{shard:04d}.tar", "w") as tar:
+            for i in range(5):
+                number, buffer = shard * 5 + i, io.BytesIO()
+                Image.fromarray(photo(number)).save(buffer, format="PNG")
+                content = b"oops" if number == 7 else buffer.getvalue()
+                for ending, data in (("png", content), ("txt", f"picture {number}".encode())):
+                    info = tarfile.TarInfo(f"{number:03d}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return str(folder / "{0000..0002}.tar")
+
+
+def shard_data(shards: str, **options) -> DataModule:
+    return webdataset_data(Canny(), None, shards, expand(shards)[:1], 32, 2, val_count=3, shuffle=4, seed=1, **options)
+
+
+@pytest.mark.filterwarnings("ignore:cannot use image")
+def test_shards_go_round_for_ever_and_every_sample_has_its_turn(shards):
+    data = shard_data(shards)
+    batches = loaded(data, 40)
+    captions = [caption for batch in batches for caption in batch["caption"]]
+    assert set(captions) == {f"picture {i}" for i in range(15)} - {"picture 7"}
+    assert len(data.validation) == 3
+    assert data.validation.__getitems__([1])["caption"] == ["picture 1"]
+    assert batches[0]["image"].shape == batches[0]["hint"].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.filterwarnings("ignore:cannot use image")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_sees_the_very_same_shard_samples(shards, workers):
+    straight = loaded(shard_data(shards, workers=workers), 12)
+    assert_same(loaded(shard_data(shards, workers=workers), 5, global_step=7), straight[7:])
+
+
+def test_ranks_and_workers_read_different_shards(shards):
+    data = ShardDataset(shards, 32, Canny(), shuffle=0)
+    firsts = [next(data.stream(number, 3))["__url__"] for number in range(3)]
+    assert len(set(firsts)) == 3
+    assert next(data.stream(5, 7)) is not None  # more streams than shards: none is empty
+
+
+def test_a_broken_sample_is_replaced_and_commands_are_not_run(shards):
+    data = ShardDataset(shards, 32, Canny(), shuffle=0)
+    raws = [raw for raw in itertools.islice(data.stream(0, 1), 15) if raw["__key__"] in ("006", "007")]
+    with pytest.warns(UserWarning, match="another sample of the batch takes its place"):
+        batch = data.collate(raws, 0)
+    assert batch["caption"] == ["picture 6", "picture 6"]
+    with pytest.raises(ValueError, match=r"commands \(pipe:\) are not run"):
+        expand("pipe:cat x.tar")

@@ -1,0 +1,86 @@
+"""Promises of training on pictures: a run that died goes on exactly, from files, with augmentation, or from a cache."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+import train
+from cldm.control_ldm import ControlLDM
+from cldm.data.cache import build_cache
+from cldm.data.fill50k import write_fill50k
+from ldm.training import DiffusionTraining
+from ldm.weights import save_weights
+
+SMALL = ["model=tiny", "logger=csv", "batch_size=2", "sampler.steps=1", "trainer.callbacks.watch.count=2", "seed=4",
+         "trainer.callbacks.progress.refresh_rate=0", "trainer.callbacks.watch.every=2",
+         "trainer.callbacks.checkpoint.every_n_train_steps=2", "steps=4", "stage.module.hint_dropout=0.3"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(composed, fill_zeros, tmp_path_factory):
+    """Pictures, a cache of them, and the base model that both belong to, as overrides by name."""
+    folder = tmp_path_factory.mktemp("places")
+    pictures = write_fill50k(9, folder / "fill", side=72)
+    model = instantiate(composed("model=tiny").model, _convert_="all")
+    fill_zeros(model)
+    base = f"base={save_weights(model, folder / 'base.safetensors')}"
+    data = ["data=folder", f"data.path={pictures}", "data.val_count=2"]
+    cfg = composed("model=tiny", *data)
+    made = instantiate(cfg.data, _convert_="all")(condition=instantiate(cfg.condition), model=model)
+    build_cache(made.train, made.validation, model, folder / "cache")
+    augmented = ["data.on_the_fly=true", "data.augment.flip=0.5", "data.augment.random_crop=true",
+                 "data.augment.vary=true", "condition=scribble"]  # fmt: skip
+    return {
+        "fill50k": [base, "data=fill50k", *data[1:]],
+        "augmented": [base, *data, *augmented],
+        "cached": [base, "data=cached", f"data.path={folder / 'cache'}"],
+    }
+
+
+def checkpoint(run: Path) -> dict:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["fill50k", "augmented", "cached"])
+def test_a_run_on_pictures_that_died_goes_on_as_if_it_had_not(composed, places, tmp_path, monkeypatch, name):
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    results = train.train(composed(*SMALL, *places[name], f"run_dir={straight}"))
+    assert "edge_f1_1px" in results["fidelity"]
+    assert (straight / "grid.png").exists()
+    step = DiffusionTraining.training_step
+
+    def power_cut(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionTraining, "training_step", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train.train(composed(*SMALL, *places[name], f"run_dir={cut}"))
+    monkeypatch.undo()
+    assert checkpoint(cut)["global_step"] == 2
+    train.train(composed(*SMALL, *places[name], f"resume={cut}"))
+    one, other = checkpoint(straight)["state_dict"], checkpoint(cut)["state_dict"]
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeypatch):
+    from cldm.controlnet import ControlNet
+
+    seen = []
+    monkeypatch.setattr(DiffusionTraining, "training_step", lambda self, batch, _: seen.append(batch["hint"]))
+    control = ControlNet.from_unet(diffusion.unet, hint_widths=(4, 4, 8, 8))
+    batch = random_items(8).__getitems__(range(8))
+    for rate in (0.0, 0.5, 1.0):
+        ControlLDM(diffusion, control, torch.optim.SGD, hint_dropout=rate).training_step(batch, 0)
+    black = [[not hint.any() for hint in hints] for hints in seen]
+    assert [sum(b) for b in black][::2] == [0, 8]
+    assert 0 < sum(black[1]) < 8
+    kept = [i for i, dropped in enumerate(black[1]) if not dropped]
+    assert torch.equal(seen[1][kept], batch["hint"][kept])
+    assert torch.equal(seen[0], batch["hint"])
+    with pytest.raises(ValueError, match=r"stage\.module\.hint_dropout is a probability"):
+        ControlLDM(diffusion, control, torch.optim.SGD, hint_dropout=2)
