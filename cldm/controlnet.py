@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ldm.blocks import zero_module
+from ldm.attention import Context
+from ldm.blocks import Shifts, zero_module
 from ldm.unet import ControlResiduals, UNet, UNetEncoder
 
 
@@ -63,8 +64,8 @@ class ControlNet(nn.Module):
             raise ValueError(f"hint has {hint.shape[1]} channels, control.hint_channels is {self.hint_channels}")
         return self.hint_encoder(hint)
 
-    def residuals(self, z: Tensor, t: Tensor, context: Tensor, features: Tensor) -> ControlResiduals:
-        """The branch on noisy latents z, with the hint already encoded."""
+    def residuals(self, z: Tensor, t: Tensor | Shifts, context: Context, features: Tensor) -> ControlResiduals:
+        """The branch on noisy latents z, with the hint already encoded; rows may be shared as in `UNet`."""
         encoded = self.encoder.encode(self.encoder.conv_in(z) + features, self.encoder.embed_time(t), context)
         skips = (conv(skip) for conv, skip in zip(self.zero_convs, encoded.skips, strict=True))
         return ControlResiduals(tuple(skips), self.zero_conv_middle(encoded.middle))

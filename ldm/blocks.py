@@ -10,6 +10,16 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
+Shifts = dict[nn.Module, Tensor]
+"""ResBlock -> what the time embedding adds to its channels (b, c): a row of `ldm.reuse.time_table`."""
+
+
+def repeat_rows(x: Tensor, rows: int) -> Tensor:
+    """x (b, ...) -> (rows, ...): the batch as a whole, repeated. A batch of the right size passes through."""
+    if len(x) == rows:
+        return x
+    return x.expand(rows, *x.shape[1:]) if len(x) == 1 else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+
 
 def timestep_embedding(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoids of the timestep: (b,) -> (b, channels) in fp32, ordered [cos, sin].
@@ -54,12 +64,18 @@ class ResBlock(nn.Module):
         if zero_init:
             zero_module(self.conv2)
 
-    def forward(self, h: Tensor, emb: Tensor | None = None) -> Tensor:
+    def shift(self, emb: Tensor) -> Tensor:
+        """What the time embedding (b, emb_channels) adds to the channels: (b, out_channels)."""
+        assert self.emb_proj is not None
+        return self.emb_proj(F.silu(emb))
+
+    def forward(self, h: Tensor, emb: Tensor | Shifts | None = None) -> Tensor:
         """(b, in_channels, h, w), (b, emb_channels) -> (b, out_channels, h, w)."""
         r = self.conv1(F.silu(self.norm1(h)))
         if self.emb_proj is not None:
             assert emb is not None
-            r = r + rearrange(self.emb_proj(F.silu(emb)), "b c -> b c 1 1")
+            shift = emb[self] if isinstance(emb, dict) else self.shift(emb)
+            r = r + rearrange(repeat_rows(shift, len(r)), "b c -> b c 1 1")
         r = self.conv2(F.silu(self.norm2(r)))
         return self.skip(h) + r
 
@@ -77,11 +93,12 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour x2, then a convolution."""
+    """Nearest neighbour x2, or to a given (h, w), then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+    def forward(self, h: Tensor, size: torch.Size | None = None) -> Tensor:
+        size = size or torch.Size(2 * side for side in h.shape[-2:])
+        return self.conv(F.interpolate(h, size, mode="nearest"))

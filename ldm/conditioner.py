@@ -73,7 +73,8 @@ class Conditioner(nn.Module):
         ids = dict.fromkeys(token for word in words for token in clip.encode(word))
         return {token: i for i, token in enumerate([*ids, clip.sot_token_id, clip.eot_token_id])}
 
-    def _encode(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Token numbers of a text, without start and end."""
         tokens = _tokens(text)
         if self._small_ids is None:
             return tokens
@@ -89,16 +90,23 @@ class Conditioner(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> token numbers (b, context_length) int64; what does not fit is cut off."""
+        return self.frame([self.ids(text) for text in texts])
+
+    def frame(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Token numbers of texts -> (b, context_length) int64: start, the text, end, padding."""
         clip, length = _clip_tokenizer(), self.text_encoder.context_length
         start, end = clip.sot_token_id, clip.eot_token_id
         if self._small_ids is not None:
             start, end = self._small_ids[start], self._small_ids[end]
         rows = []
-        for text in texts:
-            row = [start, *self._encode(text)[: length - 2], end]
+        for text in ids:
+            row = [start, *text[: length - 2], end]
             rows.append(row + [end if self.pad == "end" else 0] * (length - len(row)))
         return torch.tensor(rows, dtype=torch.int64)
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        device = self.text_encoder.token_embedding.weight.device
-        return self.text_encoder(self.tokenize(texts).to(device))
+    def encode(self, tokens: Tensor, clip_skip: int = 0) -> Tensor:
+        """Token numbers (b, n) -> context (b, n, width), on the encoder's device."""
+        return self.text_encoder(tokens.to(self.text_encoder.token_embedding.weight.device), clip_skip)
+
+    def forward(self, texts: Sequence[str], clip_skip: int = 0) -> Tensor:
+        return self.encode(self.tokenize(texts), clip_skip)

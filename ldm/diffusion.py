@@ -29,9 +29,9 @@ class LatentDiffusion(nn.Module):
         if width != expected:
             raise ValueError(f"model: text encoder width {width}, but unet.context_channels {expected}")
 
-    def context(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> (b, n, d)."""
-        return self.conditioner(prompts)
+    def context(self, prompts: Sequence[str], clip_skip: int = 0) -> Tensor:
+        """Prompts -> (b, n, d), read literally and cut off at the text encoder's length."""
+        return self.conditioner(prompts, clip_skip)
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Image (b, 3, h, w) in [-1, 1] -> latents; the posterior's mean when eps is None."""
@@ -44,9 +44,8 @@ class LatentDiffusion(nn.Module):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of an image; ValueError if a side does not divide."""
         factor = self.autoencoder.factor
-        unit = factor * 2 ** (len(self.unet.config.channel_mult) - 1)  # each U-Net level halves once more
-        if height % unit or width % unit:
-            raise ValueError(f"image sides must be multiples of {unit} for this model, got {height} x {width}")
+        if height % factor or width % factor or height < 1 or width < 1:
+            raise ValueError(f"image sides must be multiples of {factor} for this model, got {height} x {width}")
         return self.autoencoder.z_channels, height // factor, width // factor
 
     def denoise(self, z: Tensor, t: Tensor, context: Tensor, control: ControlResiduals | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): wraps a model, returns a denoiser."""
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): wraps a model, returns one answer per latent."""
 
 from collections.abc import Callable
 
@@ -6,33 +6,46 @@ import torch
 from torch import Tensor
 
 from ldm.samplers import Denoiser
+from ldm.schedule import NoiseSchedule
 
-ConditionalModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(z (b, c, h, w), t (b,), context (b, n, d)) -> eps (b, c, h, w)."""
+Model = Callable[[Tensor, Tensor], Tensor]
+"""(z (b, c, h, w), t (b,)) -> the network's eps or v: (b, c, h, w), or (2b, c, h, w) where it is to be guided."""
 
 
-def classifier_free_guidance(
-    model: ConditionalModel, context: Tensor, negative: Tensor | None, scale: float
-) -> Denoiser:
-    """Denoiser eps = eps_uc + scale (eps_c - eps_uc), where eps_c sees `context` and eps_uc `negative`.
+def classifier_free_guidance(model: Model, scale: float, rescale: float = 0.0) -> Model:
+    """uc + scale (c - uc), of a model that answers twice: (2b, ...), under the negative prompts, then the prompts.
 
-    context and negative are (b, n, d), with b the batch size that the denoiser will be called with.
-    Each step calls the model once, on both halves as one batch of 2b. The negative half comes first: a model
-    that treats the halves differently (guess mode) relies on it. At scale 1 the negative half cancels: the
-    model sees `context` alone, and `negative` may be None. The paper's guidance weight w is scale - 1.
+    One call of the model answers both, so that it can share what does not depend on the prompt. Both eps and v
+    may be guided: the two views of a prediction differ by a linear map. The paper's guidance weight w is scale - 1.
+
+    rescale in [0, 1]: how far the result is brought back to the standard deviation of c, image by image, which
+    high scales inflate (Lin et al. 2023, arXiv:2305.08891, section 3.4, phi; they use 0.7).
     """
-    if scale == 1:
-        return lambda z, t: model(z, t, context)
-    if negative is None:
-        raise ValueError(f"guidance scale {scale} needs a negative context (say, the empty prompt), got None")
-    if negative.shape != context.shape:
-        shapes = f"{tuple(context.shape)}, got {tuple(negative.shape)}"
-        raise ValueError(f"the negative context must have the context's shape {shapes}")
-    contexts = torch.cat([negative, context])
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"sampler.rescale must be in [0, 1], got {rescale}")
 
-    def denoiser(z: Tensor, t: Tensor) -> Tensor:
-        eps = model(torch.cat([z, z]), torch.cat([t, t]), contexts)
-        eps_uc, eps_c = eps.float().chunk(2)  # the scale would amplify a half-precision difference's rounding
-        return eps_uc + scale * (eps_c - eps_uc)
+    def guided(z: Tensor, t: Tensor) -> Tensor:
+        uc, c = model(z, t).float().chunk(2)  # the scale would amplify a half-precision difference's rounding
+        out = uc + scale * (c - uc)
+        if rescale == 0:
+            return out
+        axes = tuple(range(1, out.ndim))
+        same_std = out * (c.std(axes, keepdim=True) / out.std(axes, keepdim=True))
+        return torch.lerp(out, same_std, rescale)
 
-    return denoiser
+    return guided
+
+
+def known_outside(denoiser: Denoiser, z0: Tensor, mask: Tensor, schedule: NoiseSchedule) -> Denoiser:
+    """Inpainting with any base: eps where mask (b, 1, h, w) is 1, and where it is 0 the eps that leads to z0.
+
+    Started from `schedule.add_noise(z0, noise, t)`, a deterministic sampler then carries the known latents z0
+    along their own noised path: the blend after each step that latent inpainting is, for samplers that keep a
+    history too.
+    """
+
+    def blended(z: Tensor, t: Tensor) -> Tensor:
+        known = schedule.eps_from_z0(z0, z, t)
+        return torch.lerp(known, denoiser(z, t).to(known.dtype), mask.to(known.dtype))
+
+    return blended

@@ -12,13 +12,19 @@ precision the network works in.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 PREDICTIONS = ("eps", "v")
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = ("leading", "trailing", "linspace", "karras")
+KARRAS_RHO = 7.0
+"""How much the grid of Karras et al. 2022 (arXiv:2206.00364, eq. 5) favours low noise."""
+
+ZERO_SNR_FLOOR = 2.0**-24
+"""abar_T of a zero-terminal-SNR schedule: not 0, so that z0 = (z - sqrt(1 - abar) eps) / sqrt(abar) exists."""
 
 
 class NoiseSchedule(nn.Module):
@@ -33,9 +39,18 @@ class NoiseSchedule(nn.Module):
     alphas_cumprod: Tensor
 
     def __init__(
-        self, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, prediction: str = "eps"
+        self,
+        steps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        prediction: str = "eps",
+        zero_snr: bool = False,
     ) -> None:
-        """`prediction` is what the network outputs: "eps" (SD 1.x, 2.x base) or "v" (SD 2.x 768)."""
+        """`prediction` is what the network outputs: "eps" (SD 1.x, 2.x base) or "v" (SD 2.x 768).
+
+        zero_snr: rescale so that the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1);
+            for models trained so, which predict v. abar_T is 2^-24 rather than 0, as in the published samplers.
+        """
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"model.schedule.prediction must be one of {PREDICTIONS}, got {prediction!r}")
@@ -46,7 +61,10 @@ class NoiseSchedule(nn.Module):
         self.steps = steps
         self.beta_start = beta_start
         self.beta_end = beta_end
+        if zero_snr and prediction == "eps":
+            raise ValueError("model.schedule.zero_snr needs model.schedule.prediction=v: eps says nothing at abar = 0")
         self.prediction = prediction
+        self.zero_snr = zero_snr
         betas, alphas_cumprod = self._tables()
         self.register_buffer("betas", betas, persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
@@ -55,7 +73,12 @@ class NoiseSchedule(nn.Module):
         # float64 first, as in the code that trained Stable Diffusion: a product of 1000 factors drifts
         roots = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64, device="cpu")
         betas = roots.square()
-        return betas.float(), (1 - betas).cumprod(dim=0).float()
+        abar = (1 - betas).cumprod(dim=0)
+        if self.zero_snr:
+            root = abar.sqrt()
+            abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square().clamp(min=ZERO_SNR_FLOOR)
+            betas = 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+        return betas.float(), abar.float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseSchedule:
         # Follow the device only: `.half()` must not round abar to three digits, nor `to_empty` leave garbage
@@ -68,10 +91,20 @@ class NoiseSchedule(nn.Module):
         return f"{self.steps}, betas {self.beta_start}..{self.beta_end}, prediction={self.prediction!r}"
 
     # ------------------------------------------------------------------ z0, eps, v and z
-    # z0, eps, v, z and output are (b, ...); t is (b,) int64 in 0..T-1. `_abar` gives abar_t as (b, 1, ...).
+    # z0, eps, v, z and output are (b, ...); t is (b,) in 0..T-1. `_abar` gives abar_t as (b, 1, ...).
+
+    def abar(self, t: Tensor) -> Tensor:
+        """abar at t (b,): float32 for whole timesteps; between them log sigma is linear (k-diffusion), in t's dtype."""
+        table = self.alphas_cumprod
+        if not t.is_floating_point():
+            return table[t.to(table.device)]
+        logits = table.to(t).logit()  # -2 log sigma
+        below = t.long()
+        above = (below + 1).clamp(max=self.steps - 1)
+        return torch.lerp(logits[below], logits[above], t - below).sigmoid()
 
     def _abar(self, t: Tensor, like: Tensor) -> Tensor:
-        return self.alphas_cumprod[t].reshape(-1, *[1] * (like.ndim - 1))
+        return self.abar(t).float().to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """z = sqrt(abar) z0 + sqrt(1 - abar) eps (DDPM eq. 4)."""
@@ -106,15 +139,20 @@ class NoiseSchedule(nn.Module):
         abar = self._abar(t, z)
         return (z - (1 - abar).sqrt() * eps) / abar.sqrt()
 
+    def eps_from_z0(self, z0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """eps = (z - sqrt(abar) z0) / sqrt(1 - abar): the noise that leads from z0 to z."""
+        abar = self._abar(t, z)
+        return (z - abar.sqrt() * z0) / (1 - abar).sqrt()
+
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio abar / (1 - abar), shape (b,), > 0."""
-        abar = self.alphas_cumprod[t]
+        abar = self.abar(t)
         return abar / (1 - abar)
 
     # ------------------------------------------------------------------ sampling grids
 
     def timesteps(self, n: int, spacing: str = "leading") -> Tensor:
-        """Exactly n distinct timesteps to sample at, descending, int64 (n,), for every n in 1..T.
+        """Exactly n distinct timesteps to sample at, descending, (n,), for every n in 1..T: int64, karras float64.
 
         leading: 1, 1 + k, 1 + 2k, ... with k = T // n. Stable Diffusion's published grid, for reproducing its
             images. At n = T, where it would overrun, the offset 1 becomes 0. It starts below T-1, where pure
@@ -122,6 +160,8 @@ class NoiseSchedule(nn.Module):
         trailing: T-1, T-1 - T/n, ... rounded. Starts at T-1 for every n: better for few steps and odd counts.
         linspace: evenly from T-1 to 0, both included (n = 1 is T-1). The step at t = 0 removes no noise in
             samplers that arrive at abar_0.
+        karras: from T-1 to 0, both included, with the noise levels of Karras et al. 2022: dense where there is
+            little noise. Their timesteps lie between whole ones.
         """
         if not 1 <= n <= self.steps:
             raise ValueError(f"the number of sampling steps must be in 1..{self.steps}, got {n}")
@@ -133,9 +173,20 @@ class NoiseSchedule(nn.Module):
             return (self.steps - torch.arange(n) * (self.steps / n)).round().long() - 1
         if spacing == "linspace":
             return torch.linspace(self.steps - 1, 0, n, dtype=torch.float64).round().long()
+        if spacing == "karras":
+            return self._karras(n)
         raise ValueError(f"timestep spacing must be one of {SPACINGS}, got {spacing!r}")
 
-    def steps_along(self, timesteps: Tensor, final_alpha: float) -> Iterator[tuple[int, float, float]]:
+    def _karras(self, n: int) -> Tensor:
+        # log sigma of every timestep, ascending, in double precision and without abar's float32 rounding
+        log_sigmas = -0.5 * self.alphas_cumprod.cpu().double().logit()
+        low, high = (log_sigmas[[0, -1]] / KARRAS_RHO).exp()
+        wanted = KARRAS_RHO * torch.lerp(high, low, torch.linspace(0, 1, n, dtype=torch.float64)).log()
+        above = torch.searchsorted(log_sigmas, wanted).clamp(1, self.steps - 1)
+        share = (wanted - log_sigmas[above - 1]) / (log_sigmas[above] - log_sigmas[above - 1])
+        return (above - 1 + share).clamp(0, self.steps - 1)
+
+    def steps_along(self, timesteps: Tensor, final_alpha: float) -> Iterator[tuple[float, float, float]]:
         """(t, abar_t, abar where the step arrives) for each step of a sampler along `timesteps` (n,).
 
         A step arrives at the next, less noisy timestep, the last one at `final_alpha`. These are Python
@@ -146,7 +197,9 @@ class NoiseSchedule(nn.Module):
         descends = all(later < earlier for earlier, later in itertools.pairwise(grid))
         if timesteps.ndim != 1 or not grid or not descends or not 0 <= grid[-1] <= grid[0] < self.steps:
             raise ValueError(f"timesteps must be 1-D, descending, in 0..{self.steps - 1}, got {timesteps}")
-        abars = self.alphas_cumprod[timesteps.to(self.alphas_cumprod.device)].tolist()
+        # between whole timesteps abar goes through logarithms, which may overshoot the end by a rounding
+        abars = self.abar(timesteps).tolist()
+        abars[-1] = final_alpha if math.isclose(abars[-1], final_alpha, rel_tol=1e-6) else abars[-1]
         if not abars[-1] <= final_alpha <= 1:
             raise ValueError(f"final_alpha must be in [{abars[-1]}, 1], got {final_alpha}")
         return zip(grid, abars, [*abars[1:], final_alpha], strict=True)

@@ -75,9 +75,13 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=1.0)
         nn.init.normal_(self.position_embedding.weight, std=0.3)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, clip_skip: int = 0) -> Tensor:
+        """clip_skip: leave out as many layers more than `skip_last`."""
+        used = len(self.layers) - self.skip_last - clip_skip
+        if clip_skip < 0 or used < 0:
+            raise ValueError(f"clip_skip must be in 0..{len(self.layers) - self.skip_last}, got {clip_skip}")
         x = self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
-        for layer in self.layers[: len(self.layers) - self.skip_last]:
+        for layer in self.layers[:used]:
             x = layer(x)
         return self.final_norm(x)
 

@@ -12,8 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.attention import SpatialTransformer
-from ldm.blocks import Downsample, ResBlock, Upsample, timestep_embedding, zero_module
+from ldm.attention import Context, SpatialTransformer
+from ldm.blocks import Downsample, ResBlock, Shifts, Upsample, repeat_rows, timestep_embedding, zero_module
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    rows = max(len(a), len(b))
+    return repeat_rows(a, rows) + repeat_rows(b, rows)
 
 
 @dataclass(frozen=True)
@@ -21,14 +26,15 @@ class ControlResiduals:
     """What a control branch adds: one tensor per encoder output (shallowest first) and one for the middle.
 
     `a + b` composes branches; `r * s` scales all residuals by a number, or each by its own (skips, then middle).
+    Rows: those of the U-Net's batch, or a whole fraction of them, which is then repeated.
     """
 
     skips: tuple[Tensor, ...]
     middle: Tensor
 
     def __add__(self, other: "ControlResiduals") -> "ControlResiduals":
-        skips = tuple(a + b for a, b in zip(self.skips, other.skips, strict=True))
-        return ControlResiduals(skips, self.middle + other.middle)
+        skips = tuple(_add(a, b) for a, b in zip(self.skips, other.skips, strict=True))
+        return ControlResiduals(skips, _add(self.middle, other.middle))
 
     def __mul__(self, scale: float | Sequence[float]) -> "ControlResiduals":
         count = len(self.skips) + 1
@@ -105,12 +111,16 @@ class Block(nn.Module):
         super().__init__()
         self.res, self.attention, self.resample = res, attention, resample
 
-    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self, h: Tensor, emb: Tensor | Shifts, context: Context, upsample_to: torch.Size | None = None
+    ) -> Tensor:
         if self.res is not None:
             h = self.res(h, emb)
         if self.attention is not None:
             h = self.attention(h, context)
-        if self.resample is not None:
+        if isinstance(self.resample, Upsample):
+            h = self.resample(h, upsample_to)
+        elif self.resample is not None:
             h = self.resample(h)
         return h
 
@@ -127,7 +137,7 @@ class Middle(nn.Module):
             config.res(width, width),
         )
 
-    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, h: Tensor, emb: Tensor | Shifts, context: Context) -> Tensor:
         return self.res2(self.attention(self.res1(h, emb), context), emb)
 
 
@@ -137,11 +147,11 @@ class Encoded:
 
     skips: tuple[Tensor, ...]
     middle: Tensor
-    emb: Tensor
+    emb: Tensor | Shifts
 
     def __add__(self, control: ControlResiduals) -> "Encoded":
-        skips = tuple(s + r for s, r in zip(self.skips, control.skips, strict=True))
-        return Encoded(skips, self.middle + control.middle, self.emb)
+        skips = tuple(_add(s, r) for s, r in zip(self.skips, control.skips, strict=True))
+        return Encoded(skips, _add(self.middle, control.middle), self.emb)
 
 
 class UNetEncoder(nn.Module):
@@ -159,29 +169,35 @@ class UNetEncoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         self.out_channels = [widths[0]]  # of every encoder output, conv_in's first
+        self.levels = [0]  # and its level: the side is halved that many times
         for level, width in enumerate(widths):
             for _ in range(config.res_blocks):
                 attention = config.transformer(width) if config.attention[level] else None
                 self.blocks.append(Block(config.res(self.out_channels[-1], width), attention))
                 self.out_channels.append(width)
+                self.levels.append(level)
             if level < len(widths) - 1:
                 self.blocks.append(Block(resample=Downsample(width)))
                 self.out_channels.append(width)
+                self.levels.append(level + 1)
         self.middle = Middle(config)
+        self.levels.append(len(widths) - 1)  # the middle's
 
-    def embed_time(self, t: Tensor) -> Tensor:
-        """Timesteps (b,) to the embedding every ResBlock receives (b, 4 * channels)."""
+    def embed_time(self, t: Tensor | Shifts) -> Tensor | Shifts:
+        """Timesteps (b,) to the embedding every ResBlock receives (b, 4 * channels); a time table's row as it is."""
+        if isinstance(t, dict):
+            return t
         emb = timestep_embedding(t, self.config.channels)
         return self.time_embed(emb.to(self.conv_in.weight.dtype))
 
-    def encode(self, h: Tensor, emb: Tensor, context: Tensor) -> Encoded:
+    def encode(self, h: Tensor, emb: Tensor | Shifts, context: Context) -> Encoded:
         """Everything after the first convolution, whose output is h."""
         skips = [h]
         for block in self.blocks:
             skips.append(block(skips[-1], emb, context))
         return Encoded(tuple(skips), self.middle(skips[-1], emb, context), emb)
 
-    def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Encoded:
+    def forward(self, z: Tensor, t: Tensor | Shifts, context: Context) -> Encoded:
         return self.encode(self.conv_in(z), self.embed_time(t), context)
 
 
@@ -206,15 +222,21 @@ class UNetDecoder(nn.Module):
         self.norm_out = nn.GroupNorm(config.groups, width, eps=1e-5)
         self.conv_out = zero_module(nn.Conv2d(width, config.out_channels, 3, padding=1))
 
-    def forward(self, encoded: Encoded, context: Tensor) -> Tensor:
-        h = encoded.middle
-        for block, skip in zip(self.blocks, reversed(encoded.skips), strict=True):
-            h = block(torch.cat([h, skip], dim=1), encoded.emb, context)
+    def forward(self, encoded: Encoded, context: Context) -> Tensor:
+        h, skips = encoded.middle, encoded.skips[::-1]
+        sizes = [*(skip.shape[-2:] for skip in skips[1:]), None]  # an odd side was rounded up on the way down
+        for block, skip, size in zip(self.blocks, skips, sizes, strict=True):
+            h = block(torch.cat([h, repeat_rows(skip, len(h))], dim=1), encoded.emb, context, size)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class UNet(nn.Module):
-    """Noisy latents z (b, c, h, w), timesteps t (b,) and context (b, n, d) to eps or v (b, c, h, w)."""
+    """Noisy latents z (b, c, h, w), timesteps t (b,) and context (b, n, d) to eps or v (b, c, h, w).
+
+    Rows may be shared. t may have one row for all; a context of k b rows asks k prompts about every latent, and
+    the answer has k b rows: what comes before the first cross-attention runs on b rows. t and context may also
+    be what does not change between calls, computed once: see ldm.reuse.
+    """
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -222,7 +244,9 @@ class UNet(nn.Module):
         self.encoder = UNetEncoder(config)
         self.decoder = UNetDecoder(config, self.encoder.out_channels)
 
-    def forward(self, z: Tensor, t: Tensor, context: Tensor, control: ControlResiduals | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, t: Tensor | Shifts, context: Context, control: ControlResiduals | None = None
+    ) -> Tensor:
         encoded = self.encoder(z, t, context)
         if control is not None:
             encoded = encoded + control

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 import sample
+from cldm.pictures import to_pil
 from cldm.tracking import REPOSITORY
 from ldm.weights import load_weights, save_weights
 
@@ -110,5 +111,54 @@ def test_scale_zero_draws_what_the_base_alone_draws(run: Path, tmp_path: Path) -
     base = instantiate(model_cfg.model, _convert_="all")
     load_weights(base, run / "base.safetensors")
     image = instantiate(cfg.sampler, _convert_="all")(base.eval(), [cfg.prompt], [0], (64, 64))[0]
-    expected = np.asarray(sample.to_pil(image)).astype(int)
+    expected = np.asarray(to_pil(image)).astype(int)
     assert np.array_equal(pixels(silent / "seed_0.png"), expected)
+
+
+def test_a_job_list_is_drawn_into_folders_and_not_drawn_twice(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = Image.new("RGB", (80, 60))
+    photo.paste((200, 30, 30), (20, 20, 60, 40))
+    photo.save(tmp_path / "cat.png")
+    cat = str(tmp_path / "cat.png")
+    (tmp_path / "jobs.jsonl").write_text(
+        f'{{"photo": "{cat}", "prompt": "a (red:1.2) cat", "count": 2, "size": [64, 72]}}\n'
+        f'{{"name": "over", "image": "{cat}", "mask": "{cat}", "count": 1, "mode": "control", "strength": 1.0}}\n'
+    )
+    arguments = (f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl", f"out={tmp_path}/out", "sampler=unipc")
+    folder = draw(run, *arguments)
+    assert pixels(folder / "cat/seed_1.png").shape == (64, 72, 3)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
+    assert found == {"cat/seed_0.png", "cat/seed_1.png", "cat/sheet.png", "over/seed_0.png", "over/sheet.png"}
+    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("everything was there already"))
+    draw(run, *arguments)
+
+
+def test_two_controlnets_of_half_scale_draw_what_one_draws(run: Path, tmp_path: Path) -> None:
+    one = draw(run, f"checkpoint={run}", "count=1", f"out={tmp_path}/one")
+    hint = str(REPOSITORY / "docs/hint.png")
+    two = draw(run, f"checkpoint={run}", "count=1", f"out={tmp_path}/two", "scale=0.5",
+               f"more=[{{checkpoint: '{run}', hint: '{hint}', scale: 0.5}}]")  # fmt: skip
+    assert np.abs(pixels(one / "seed_0.png") - pixels(two / "seed_0.png")).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("size=[64,70]", "multiples of 8"),
+        ("sampler.steps=1001", r"1\.\.1000"),
+        ("sampler.spacing=log", "spacing"),
+        ("mode=strong", "control mode"),
+        ("photo=none.jpg", "none.jpg"),
+        ("precision=fp8", "precision must be one of"),
+        ("count=0", "count must be at least 1"),
+        ("jobs=none.jsonl", "no such file or folder"),
+    ],
+)
+def test_bad_settings_are_refused_before_weights_are_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("weights were read first"))
+    with pytest.raises(SystemExit, match=message):
+        draw(run, f"checkpoint={run}", override)

@@ -1,15 +1,10 @@
 """DDIM: Song, Meng & Ermon 2020, arXiv:2010.02502. Their alpha_t is abar_t here."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ldm.samplers import Callback, Denoiser, PerImageNoise
-    from ldm.schedule import NoiseSchedule
+from ldm.samplers.contract import Callback, Denoiser, PerImageNoise, evaluate, required, widened
+from ldm.schedule import NoiseSchedule
 
 
 @torch.no_grad()
@@ -32,19 +27,17 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    if eta > 0 and generator is None:
-        raise ValueError(f"ddim with eta={eta} draws noise: give it generator=PerImageNoise(seeds)")
+    noise = required(generator, f"ddim with eta={eta}") if eta > 0 else None
     if final_alpha is None:
         final_alpha = schedule.alphas_cumprod[0].item()
-    dtype = z.dtype
-    z = z.to(torch.promote_types(dtype, torch.float32))
+    dtype, z = z.dtype, widened(z)
     for i, (t, a, a_prev) in enumerate(schedule.steps_along(timesteps, final_alpha)):
-        eps = denoiser(z.to(dtype), torch.full((len(z),), t, device=z.device)).to(z.dtype)
+        eps = evaluate(denoiser, z, t, dtype)
         z0 = (z - (1 - a) ** 0.5 * eps) / a**0.5  # "predicted x0" of eq. 12
         sigma = eta * ((1 - a_prev) / (1 - a)) ** 0.5 * (1 - a / a_prev) ** 0.5  # eq. 16
         z = a_prev**0.5 * z0 + (1 - a_prev - sigma**2) ** 0.5 * eps  # eq. 12
-        if generator is not None and sigma > 0:
-            z = z + sigma * generator.like(z)
+        if noise is not None and sigma > 0:
+            z = z + sigma * noise.like(z)
         if callback is not None:
             callback(i, z)
     return z.to(dtype)

@@ -1,15 +1,10 @@
 """DDPM ancestral sampling: Ho, Jain & Abbeel 2020, arXiv:2006.11239, on any subset of the timesteps."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ldm.samplers import Callback, Denoiser, PerImageNoise
-    from ldm.schedule import NoiseSchedule
+from ldm.samplers.contract import Callback, Denoiser, PerImageNoise, evaluate, required, widened
+from ldm.schedule import NoiseSchedule
 
 
 @torch.no_grad()
@@ -28,12 +23,10 @@ def ddpm(
     arXiv:2102.09672, eq. 19). The last step arrives at abar = 1, where that variance is zero: the noise-free
     last step of Ho et al., algorithm 2. The same as `ddim(eta=1, final_alpha=1.0)` up to rounding.
     """
-    if generator is None:
-        raise ValueError("ddpm draws noise: give it generator=PerImageNoise(seeds)")
-    dtype = z.dtype
-    z = z.to(torch.promote_types(dtype, torch.float32))
+    noise = required(generator, "ddpm")
+    dtype, z = z.dtype, widened(z)
     for i, (t, abar, abar_prev) in enumerate(schedule.steps_along(timesteps, final_alpha=1.0)):
-        eps = denoiser(z.to(dtype), torch.full((len(z),), t, device=z.device)).to(z.dtype)
+        eps = evaluate(denoiser, z, t, dtype)
         z0 = (z - (1 - abar) ** 0.5 * eps) / abar**0.5  # eq. 15
         alpha = abar / abar_prev
         beta = 1 - alpha
@@ -41,7 +34,7 @@ def ddpm(
         z = abar_prev**0.5 * beta / (1 - abar) * z0 + alpha**0.5 * (1 - abar_prev) / (1 - abar) * z
         variance = (1 - abar_prev) / (1 - abar) * beta
         if variance > 0:
-            z = z + variance**0.5 * generator.like(z)
+            z = z + variance**0.5 * noise.like(z)
         if callback is not None:
             callback(i, z)
     return z.to(dtype)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cldm.control import ControlUnit
+from cldm.control import ControlUnit, PreparedUnit
 from cldm.controlnet import ControlNet, HintEncoder
 from cldm.generation import Sampling
 from ldm.samplers import ddim
@@ -126,13 +126,13 @@ def test_the_residuals_obey_the_hint_once_the_branch_speaks(diffusion, inputs):
 def test_a_unit_scales_its_residuals_and_feeds_the_hint_to_both_halves_of_guidance(diffusion, inputs):
     z, t, context = inputs
     control = speak(ControlNet.from_unet(diffusion.unet))
-    plain = control(z, t, context, HINTS["noise"])
-    halved = ControlUnit(control, HINTS["noise"], scale=0.5).branch()(z, t, context)
-    assert torch.equal(halved.middle, 0.5 * plain.middle)
-    assert all(torch.equal(a, 0.5 * b) for a, b in zip(halved.skips, plain.skips, strict=True))
-    doubled = ControlUnit(control, HINTS["noise"]).branch(halves=2)(
-        torch.cat([z, z]), torch.cat([t, t]), torch.cat([context, context])
-    )
+    t = t[:1]
+    plain = control(z, t.expand(2), context, HINTS["noise"])
+    halved = PreparedUnit(ControlUnit(control, HINTS["noise"], scale=0.5), context, None, t).residuals(z, 0)
+    torch.testing.assert_close(halved.middle, 0.5 * plain.middle, rtol=1e-4, atol=1e-5)
+    for a, b in zip(halved.skips, plain.skips, strict=True):
+        torch.testing.assert_close(a, 0.5 * b, rtol=1e-4, atol=1e-5)
+    doubled = PreparedUnit(ControlUnit(control, HINTS["noise"]), context, context, t).residuals(z, 0)
     for half in doubled.middle.chunk(2):
         torch.testing.assert_close(half, plain.middle, rtol=1e-4, atol=1e-5)
 

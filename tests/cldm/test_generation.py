@@ -8,7 +8,7 @@ import torch
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.generation import Sampling
-from ldm.samplers import ddim, ddpm
+from ldm.samplers import ddim, ddpm, dpmpp_2m
 
 PROMPTS = ["a red star", "a blue ring on a mint background", ""]
 SEEDS = [11, 5, 8]
@@ -48,6 +48,83 @@ def test_the_global_random_state_neither_matters_nor_changes(diffusion):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_prompts_image_does_not_depend_on_longer_prompts_beside_it(diffusion, unit):
+    """Prompts of one, two and three chunks, weighted words: alone or together, the same image."""
+    prompts = ["a (red:1.4) star", "red star " * 15, "blue ring " * 30]
+    sampling = Sampling(ddim, steps=2, guidance=2.0, prompt_weights=True)
+    together = sampling(diffusion, prompts, SEEDS, (64, 64), control=unit, negative="a " * 30)
+    for i in range(3):
+        alone_unit = ControlUnit(unit.net, unit.hint[i : i + 1])
+        alone = sampling(diffusion, prompts[i : i + 1], SEEDS[i : i + 1], (64, 64), alone_unit, "a " * 30)
+        assert (alone[0] - together[i]).abs().max() < 1e-5
+
+
+def test_each_prompt_may_have_its_own_negative(diffusion, unit):
+    sampling = Sampling(ddim, steps=2, guidance=2.0)
+    negatives = ["a blue ring", "", "mint"]
+    together = sampling(diffusion, PROMPTS, SEEDS, (64, 64), negative=negatives)
+    for i in range(3):
+        alone = sampling(diffusion, PROMPTS[i : i + 1], SEEDS[i : i + 1], (64, 64), negative=negatives[i])
+        assert (alone[0] - together[i]).abs().max() < 1e-5
+
+
+def test_equal_prompt_and_negative_make_guidance_a_no_op_exactly(diffusion, unit):
+    """And half the work, as long as both halves get the hint; guess mode tells them apart by the hint alone."""
+    rows = []
+    diffusion.unet.register_forward_hook(lambda *_: rows.append(len(_[2])))
+    guided, plain = (Sampling(ddim, steps=2, guidance=scale) for scale in (7.5, 1.0))
+    arguments = (diffusion, ["", ""], [1, 2], (64, 64), ControlUnit(unit.net, unit.hint[:2]), "")
+    assert torch.equal(guided(*arguments), plain(*arguments))
+    assert rows == [2] * 4
+    guess = ControlUnit(unit.net, unit.hint[:2], mode="control")
+    assert (guided(*arguments[:4], guess, "") - plain(*arguments[:4], guess, "")).abs().max() > 1e-3
+    assert rows[4:6] == [4] * 2
+
+
+def test_an_image_is_drawn_over_from_its_strength_on(diffusion):
+    image = 2 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(5)) - 1
+    sampling, steps = Sampling(ddim, steps=10, guidance=1.0), []
+    near = diffusion.decode(diffusion.encode(image))
+    drawn = {
+        strength: sampling(diffusion, PROMPTS[:2], SEEDS[:2], (64, 64), image=image, strength=strength,
+                           callback=lambda i, z: steps.append(i))
+        for strength in (0.1, 0.5, 1.0)
+    }  # fmt: skip
+    assert steps == [*range(1), *range(5), *range(10)]
+    distances = [(images - near).abs().mean() for images in drawn.values()]
+    assert distances == sorted(distances)
+    assert (drawn[0.5][0] - drawn[0.5][1]).abs().max() > 1e-3
+    for strength in (0.0, 0.05, 1.5):
+        with pytest.raises(ValueError, match="strength must be in"):
+            sampling(diffusion, PROMPTS[:1], SEEDS[:1], (64, 64), image=image, strength=strength)
+
+
+def test_outside_the_mask_the_image_stays(diffusion, unit):
+    image = 2 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(5)) - 1
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1
+    seen = {}
+    diffusion.decode = lambda z: seen.setdefault("z", z)
+    Sampling(dpmpp_2m, steps=5)(diffusion, PROMPTS[:1], SEEDS[:1], (64, 64), image=image, mask=mask)
+    z0 = diffusion.encode(image)
+    assert torch.equal(seen["z"][..., 4:], z0[..., 4:])
+    assert (seen["z"] - z0)[..., :4].abs().max() > 0.1
+    with pytest.raises(ValueError, match="a mask needs the image"):
+        Sampling(ddim)(diffusion, ["a"], [1], (64, 64), mask=mask)
+
+
+def test_low_memory_draws_the_same_image_with_one_part_at_a_time_on_the_device(diffusion, unit, monkeypatch):
+    names = {id(diffusion.conditioner): "text", id(diffusion.unet): "unet", id(unit.net): "control",
+             id(diffusion.autoencoder): "autoencoder"}  # fmt: skip
+    moves, to = [], torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", lambda m, device: (moves.append(names[id(m)]), to(m, device))[1])
+    arguments = (diffusion, PROMPTS, SEEDS, (64, 64), unit)
+    frugal = Sampling(ddim, steps=2, low_memory="cpu")(*arguments)
+    # there and back, one after another
+    assert moves == ["text", "text", "unet", "control", "unet", "control", "autoencoder", "autoencoder"]
+    assert (frugal - Sampling(ddim, steps=2)(*arguments)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(("guidance", "batch"), [(1.0, 3), (3.0, 6)])
 def test_as_many_calls_as_steps_and_one_encoding_of_the_hint(diffusion, unit, guidance, batch):
     calls = {"unet": [], "hint": [], "steps": []}
@@ -82,5 +159,5 @@ def test_prompt_negative_and_hint_each_change_the_image(diffusion, unit):
 def test_what_cannot_be_drawn_is_refused_early(diffusion):
     with pytest.raises(ValueError, match="2 prompts but 1 seeds"):
         Sampling(ddim)(diffusion, ["a", "a"], [1], (64, 64))
-    with pytest.raises(ValueError, match="multiples of 64"):
-        Sampling(ddim)(diffusion, ["a"], [1], (64, 72))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        Sampling(ddim)(diffusion, ["a"], [1], (64, 70))

@@ -1,4 +1,5 @@
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -7,7 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.samplers import Denoiser, PerImageNoise, ddim, ddpm, initial_noise
+from ldm.samplers import (
+    Denoiser,
+    PerImageNoise,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    euler,
+    euler_ancestral,
+    heun,
+    initial_noise,
+    pndm,
+    unipc,
+)
 from ldm.schedule import SPACINGS, NoiseSchedule
 
 MEAN, STD = 1.5, 0.5  # the data distribution of the Gaussian tests
@@ -24,12 +38,10 @@ def marginal_variance(abar: float) -> float:
 @functools.cache
 def gaussian_denoiser() -> Denoiser:
     """The exact eps of N(MEAN, STD^2) data: -sqrt(1 - abar) times the score of z_t. Affine in z."""
-    slopes = [(1 - a) ** 0.5 / marginal_variance(a) for a in ABAR]
-    means = [torch.tensor(a**0.5 * MEAN, dtype=torch.float64) for a in ABAR]
 
     def denoiser(z: Tensor, t: Tensor) -> Tensor:
-        step = t.tolist()[0]
-        return slopes[step] * (z - means[step])
+        abar = SCHEDULE.abar(t[:1]).item()
+        return (1 - abar) ** 0.5 / marginal_variance(abar) * (z - abar**0.5 * MEAN)
 
     return denoiser
 
@@ -40,7 +52,7 @@ def random_model(seed: int = 0) -> Callable[[Tensor, Tensor], Tensor]:
     first, second = (torch.randn(4, 4, 3, 3, generator=generator) / 6 for _ in range(2))
 
     def model(z: Tensor, t: Tensor) -> Tensor:
-        h = torch.tanh(torch.nn.functional.conv2d(z, first, padding=1) + t[:, None, None, None] / 1000)
+        h = torch.tanh(torch.nn.functional.conv2d(z, first, padding=1) + t.float()[:, None, None, None] / 1000)
         return z + torch.nn.functional.conv2d(h, second, padding=1)
 
     return model
@@ -61,7 +73,7 @@ def ddim_map(timesteps: Tensor, final_alpha: float) -> tuple[float, float]:
     marginals' standard deviations times the cosine of the angle turned: the next (signal std, noise std) is
     projected on this one. Short steps have cosines near 1, which leaves the probability flow: exact data.
     """
-    abars = [*(ABAR[t] for t in timesteps.tolist()), final_alpha]
+    abars = [*SCHEDULE.abar(timesteps).tolist(), final_alpha]
     start, end = abars[0], abars[-1]
     turned = [angle(a) - angle(b) for a, b in pairwise(abars)]
     scale = math.prod(map(math.cos, turned)) * math.sqrt(marginal_variance(end) / marginal_variance(start))
@@ -164,46 +176,231 @@ def test_ddpm_is_ddim_with_eta_one(n):
     torch.testing.assert_close(ancestral, eta_one, rtol=1e-4, atol=1e-4)
 
 
+# ---------------------------------------------------------------------- a Gaussian mixture: every sampler
+
+MEANS = torch.tensor([[-1.0, 0.5], [1.5, 0.0], [0.0, -1.0]], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+SPREAD = 0.3  # standard deviation of every component
+
+
+def mixture_denoiser(z: Tensor, t: Tensor) -> Tensor:
+    """The exact eps of the mixture in the plane: -sqrt(1 - abar) times the score of z_t. z is (b, 2, h, w)."""
+    abar = SCHEDULE.abar(t[:1]).item()
+    offsets = abar**0.5 * MEANS[:, :, None, None] - z.double()[:, None]
+    variance = abar * SPREAD**2 + 1 - abar
+    share = torch.softmax(WEIGHTS.log()[:, None, None] - offsets.square().sum(2) / (2 * variance), dim=1)
+    return -((1 - abar) ** 0.5) * (share[:, :, None] * offsets).sum(1) / variance
+
+
+DETERMINISTIC = {"ddim": ddim, "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "unipc": unipc, "pndm": pndm}
+STOCHASTIC = {
+    "ddim_eta_1": functools.partial(ddim, eta=1.0),
+    "ddpm": ddpm,
+    "euler_ancestral": euler_ancestral,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+}
+ALL = DETERMINISTIC | STOCHASTIC
+SEEDS = [0, 1]  # every pixel of a latent is a sample of its own
+
+
+def draw(sampler: Callable[..., Tensor], timesteps: Tensor, shape: tuple[int, ...] = (2, 64, 64), **kw) -> Tensor:
+    noise = initial_noise(SEEDS, shape, dtype=torch.float64)
+    return sampler(mixture_denoiser, noise, timesteps, SCHEDULE, PerImageNoise(SEEDS), **kw)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_sampler_returns_the_mean_and_covariance_of_a_mixture(name):
+    """8192 samples, at most four standard errors off. The first-order SDE solvers need the longest grid."""
+    n = 1000 if name in ("ddim_eta_1", "ddpm", "euler_ancestral") else 200
+    points = draw(ALL[name], SCHEDULE.timesteps(n, "trailing")).permute(1, 0, 2, 3).flatten(1)
+    mean = WEIGHTS @ MEANS
+    covariance = MEANS.T @ (WEIGHTS[:, None] * MEANS) - mean[:, None] * mean + SPREAD**2 * torch.eye(2)
+    errors = covariance.diagonal().sqrt() * 4 / math.sqrt(points.shape[1])
+    assert torch.all((points.mean(1) - mean).abs() < errors)
+    # the data's fourth moments are below a normal's, and pndm and ddim arrive at abar_0
+    assert torch.all((points.cov() - covariance).abs() < 4 * math.sqrt(2 / points.shape[1]) * covariance.max())
+
+
+@functools.cache
+def exact_flow() -> Tensor:
+    """Where the probability flow takes the noise at timestep 0, to about 1e-8: UniPC on a fine grid."""
+    return arrival(unipc, fine_grid(2000))
+
+
+def fine_grid(n: int) -> Tensor:
+    """n fractional timesteps from T-1 to 0 on Karras' noise levels; `timesteps` stops at 1000."""
+    log_sigmas = -0.5 * SCHEDULE.alphas_cumprod.double().logit()
+    low, high = (log_sigmas[[0, -1]] / 7).exp()
+    wanted = 7 * torch.lerp(high, low, torch.linspace(0, 1, n, dtype=torch.float64)).log()
+    above = torch.searchsorted(log_sigmas, wanted).clamp(1, 999)
+    return (above - (log_sigmas[above] - wanted) / (log_sigmas[above] - log_sigmas[above - 1])).clamp(0, 999)
+
+
+def arrival(sampler: Callable[..., Tensor], timesteps: Tensor) -> Tensor:
+    """The latents when they reach the last timestep, one step before the end."""
+    seen = {}
+    draw(sampler, timesteps, (2, 8, 8), callback=lambda i, z: seen.update({i: z}))
+    return seen[len(timesteps) - 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp_2m", 2), ("unipc", 2), ("pndm", 2)]
+)
+def test_the_error_falls_with_the_samplers_order(name, order):
+    """Twice the steps, 2^order less error; at least the order, for the corrector of UniPC adds one."""
+    errors = [
+        (arrival(DETERMINISTIC[name], SCHEDULE.timesteps(n, "karras")) - exact_flow()).abs().mean().item()
+        for n in (160, 320)
+    ]
+    assert math.log2(errors[0] / errors[1]) > order - 0.25
+    assert errors[1] < 0.01
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_sampler_takes_exactly_n_steps_for_every_n(name, spacing):
+    """And its last latents are finite and about as large as data: none overruns a table or divides by zero."""
+    for n in (1, 2, 3, 7, 333, 599) if spacing == "leading" else (1, 2, 13):
+        steps = []
+        out = draw(ALL[name], SCHEDULE.timesteps(n, spacing), (2, 1, 1), callback=lambda i, z, s=steps: s.append(i))
+        assert steps == list(range(n))
+        assert out.isfinite().all()
+        assert out.abs().max() < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_long_runs_and_odd_counts_work(name):
+    """Every count has a grid of its own, which tests/ldm/test_schedule.py checks; here the arithmetic on them."""
+    for n in (*range(4, 60, 7), 251, 501, 667, 999, 1000):
+        steps = []
+        z = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        out = ALL[name](lambda z, t: z, z, SCHEDULE.timesteps(n), SCHEDULE, PerImageNoise([0]),
+                        callback=lambda i, z, s=steps: s.append(i))  # fmt: skip
+        assert len(steps) == n
+        assert out.isfinite().all()
+
+
+def test_euler_is_ddim_that_ends_at_no_noise():
+    """The flow is straight in (z / sqrt(abar), sigma): both take the same straight step."""
+    for spacing in SPACINGS:
+        timesteps = SCHEDULE.timesteps(13, spacing)
+        torch.testing.assert_close(draw(euler, timesteps), draw(functools.partial(ddim, final_alpha=1.0), timesteps))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_v_model_gives_the_image_of_its_eps_model(name):
+    """(z0, eps) and (z, v) are two views of one prediction; zero terminal SNR only has the second."""
+    schedule = NoiseSchedule(prediction="v")
+
+    def through_v(z: Tensor, t: Tensor) -> Tensor:
+        eps = mixture_denoiser(z, t)
+        v = schedule.velocity(schedule.z0_from_eps(eps, z, t), eps, t)
+        return schedule.to_eps(v, z, t)
+
+    noise = initial_noise([0], (2, 4, 4), dtype=torch.float64)
+    sampler, timesteps = DETERMINISTIC[name], schedule.timesteps(20)
+    ours = sampler(through_v, noise, timesteps, schedule)
+    torch.testing.assert_close(ours, sampler(mixture_denoiser, noise, timesteps, schedule), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_zero_snr_schedule_draws_the_brightness_that_the_usual_one_cannot(name):
+    """Data of one value far from zero: from pure noise, abar_T = 0.0047 keeps part of the way to it."""
+    schedule = NoiseSchedule(prediction="v", zero_snr=True)
+
+    def denoiser(z: Tensor, t: Tensor) -> Tensor:
+        z0 = torch.full_like(z, 5.0)
+        abar = schedule.abar(t)[:, None, None, None]
+        v = (abar.sqrt() * z - z0) / (1 - abar).sqrt()  # of the noise that leads from z0 to z
+        return schedule.to_eps(v, z, t)
+
+    noise = initial_noise([0, 1], (1, 8, 8))
+    out = ALL[name](denoiser, noise, schedule.timesteps(20, "trailing"), schedule, PerImageNoise([0, 1]))
+    assert (out - 5).abs().max() < 0.15  # ddim and pndm keep the noise of timestep 0, standard deviation 0.03
+
+
 # ---------------------------------------------------------------------- parity with diffusers
 
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+DDIM = {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+TRAILING = {"timestep_spacing": "trailing"}
+KARRAS = {"timestep_spacing": "linspace", "use_karras_sigmas": True}
+# diffusers' DDIM and PNDM step by T // n whatever their grid: off on all but the leading one (T/n = 33.3 at n = 30)
+PARITY = [
+    ("ddim", "DDIMScheduler", DDIM, "leading"),
+    ("euler", "EulerDiscreteScheduler", LEADING, "leading"),
+    ("euler", "EulerDiscreteScheduler", TRAILING, "trailing"),
+    ("euler", "EulerDiscreteScheduler", KARRAS, "karras"),
+    ("euler_ancestral", "EulerAncestralDiscreteScheduler", LEADING, "leading"),
+    ("heun", "HeunDiscreteScheduler", LEADING, "leading"),
+    ("heun", "HeunDiscreteScheduler", TRAILING, "trailing"),
+    ("dpmpp_2m", "DPMSolverMultistepScheduler", TRAILING, "trailing"),
+    ("dpmpp_2m", "DPMSolverMultistepScheduler", KARRAS, "karras"),
+    ("dpmpp_2m_sde", "DPMSolverMultistepScheduler", TRAILING | {"algorithm_type": "sde-dpmsolver++"}, "trailing"),
+    ("unipc", "UniPCMultistepScheduler", TRAILING, "trailing"),
+    ("unipc_3", "UniPCMultistepScheduler", TRAILING | {"solver_order": 3}, "trailing"),
+    ("pndm", "PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False} | LEADING, "leading"),
+]  # fmt: skip
 
-def diffusers_ddim(n: int, **config: object) -> object:
-    """diffusers' DDIM with Stable Diffusion's settings (the class defaults are others), set to n steps."""
-    diffusers = pytest.importorskip("diffusers")
-    settings = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "steps_offset": 1,
-        "set_alpha_to_one": False,
-        "clip_sample": False,
-    }
-    scheduler = diffusers.DDIMScheduler(**settings | config)
+
+def diffusers_scheduler(cls: str, n: int, **config: object) -> object:
+    """One of diffusers' with Stable Diffusion's betas (the class defaults are others), set to n steps."""
+    scheduler = getattr(pytest.importorskip("diffusers"), cls)(**SD | config)
     scheduler.set_timesteps(n)
     return scheduler
 
 
-def diffusers_sample(scheduler: object, model: Callable, z: Tensor, **options: object) -> Tensor:
+class Drawn:
+    """diffusers asks `randn_tensor` for step noise: give it the stream of each image, past the initial noise."""
+
+    def __init__(self, seeds: list[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for generator in self.generators:
+            torch.randn(*TINY, generator=generator)
+
+
+def diffusers_sample(scheduler: object, model: Callable, z: Tensor) -> Tensor:
+    """The loop of a diffusers pipeline. Latents in; where it works on z / sqrt(abar), so does this."""
+    in_sigma = "Euler" in type(scheduler).__name__ or "Heun" in type(scheduler).__name__
+    x = z * (scheduler.sigmas[0] ** 2 + 1) ** 0.5 if in_sigma else z
+    options = inspect.signature(scheduler.step).parameters
+    extra = {"generator": Drawn([0, 1]).generators} if "generator" in options else {}
     for t in scheduler.timesteps:
-        z = scheduler.step(model(z, t.expand(len(z))), t, z, **options).prev_sample
-    return z
+        x = scheduler.step(model(scheduler.scale_model_input(x, t), t.expand(len(z))), t, x, **extra).prev_sample
+    return x
 
 
+@pytest.mark.parametrize(("name", "cls", "config", "spacing"), PARITY, ids=lambda p: p if isinstance(p, str) else "")
 @pytest.mark.parametrize("n", [10, 20, 30, 50])
-def test_ddim_matches_diffusers(n):
+def test_a_sampler_matches_diffusers(name, cls, config, spacing, n):
+    """The same model, noise and settings give the same latents: random weights, so no luck by smoothness."""
+    sampler = (ALL | {"unipc_3": functools.partial(unipc, order=3)})[name]
     model, noise = random_model(), initial_noise([0, 1], TINY)
-    reference = diffusers_sample(diffusers_ddim(n), model, noise)
-    out = ddim(model, noise, SCHEDULE.timesteps(n), SCHEDULE)
-    assert (out - reference).abs().max() <= 1e-5
+    reference = diffusers_sample(diffusers_scheduler(cls, n, **config), model, noise)
+    out = sampler(model, noise, SCHEDULE.timesteps(n, spacing), SCHEDULE, PerImageNoise([0, 1]))
+    # DPM-Solver rounds Karras' fractional timesteps, and Euler's are float32
+    tolerance = 2e-2 if (name, spacing) == ("dpmpp_2m", "karras") else 1e-3
+    assert (out - reference).abs().max() <= tolerance * reference.abs().max()
 
 
 @pytest.mark.parametrize("n", [10, 30])
 def test_ddim_of_a_v_model_matches_diffusers(n):
     schedule = NoiseSchedule(prediction="v")
     model, noise = random_model(), initial_noise([0, 1], TINY)
-    reference = diffusers_sample(diffusers_ddim(n, prediction_type="v_prediction"), model, noise)
+    reference = diffusers_sample(
+        diffusers_scheduler("DDIMScheduler", n, **DDIM, prediction_type="v_prediction"), model, noise
+    )
     out = ddim(lambda z, t: schedule.to_eps(model(z, t), z, t), noise, schedule.timesteps(n), schedule)
     assert (out - reference).abs().max() <= 1e-5
+
+
+def test_zero_snr_betas_match_diffusers():
+    scheduler = diffusers_scheduler("DDIMScheduler", 10, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    ours = NoiseSchedule(prediction="v", zero_snr=True).alphas_cumprod
+    torch.testing.assert_close(ours, scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    assert ours[-1] == 2**-24
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
@@ -217,7 +414,7 @@ def test_a_seed_makes_the_image_of_diffusers_list_of_generators(eta):
     def step_noise(z: Tensor) -> Tensor:
         return torch.cat([torch.randn(1, *z.shape[1:], generator=g) for g in generators])
 
-    model, scheduler, z = random_model(), diffusers_ddim(20), noise
+    model, scheduler, z = random_model(), diffusers_scheduler("DDIMScheduler", 20, **DDIM), noise
     for t in scheduler.timesteps:
         z = scheduler.step(model(z, t.expand(2)), t, z, eta=eta, variance_noise=step_noise(z)).prev_sample
     out = ddim(model, noise, SCHEDULE.timesteps(20), SCHEDULE, PerImageNoise(seeds), eta=eta)
@@ -245,43 +442,32 @@ def test_step_noise_depends_on_the_seed_and_step_alone():
     assert len({image.sum().item() for image in everything}) == 12, "a draw repeats another or the initial noise"
 
 
-def sample_ddpm(seeds: list[int]) -> Tensor:
-    generator = PerImageNoise(seeds)
-    return ddpm(random_model(), initial_noise(seeds, TINY), SCHEDULE.timesteps(10), SCHEDULE, generator)
-
-
-def sample_ddim(seeds: list[int]) -> Tensor:
+def sample(sampler: Callable[..., Tensor], seeds: list[int]) -> Tensor:
     noise, generator = initial_noise(seeds, TINY), PerImageNoise(seeds)
-    return ddim(random_model(), noise, SCHEDULE.timesteps(10), SCHEDULE, generator, eta=1.0)
+    return sampler(random_model(), noise, SCHEDULE.timesteps(10), SCHEDULE, generator)
 
 
-@pytest.mark.parametrize("sample", [sample_ddpm, sample_ddim])
-def test_a_seed_names_an_image_whatever_the_batch(sample):
-    batch = sample([5, 6, 7])
-    torch.testing.assert_close(sample([7, 5]), batch[[2, 0]])
-    torch.testing.assert_close(sample([6]), batch[1:2])
-    assert torch.equal(sample([5, 6, 7]), batch)
+@pytest.mark.parametrize("sampler", ALL.values(), ids=ALL.keys())
+def test_a_seed_names_an_image_whatever_the_batch(sampler):
+    batch = sample(sampler, [5, 6, 7])
+    torch.testing.assert_close(sample(sampler, [7, 5]), batch[[2, 0]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sample(sampler, [6]), batch[1:2], rtol=1e-4, atol=1e-4)
+    assert torch.equal(sample(sampler, [5, 6, 7]), batch)
 
 
 def test_sampling_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
-    sample_ddpm([1])
+    sample(ddpm, [1])
     assert torch.equal(torch.get_rng_state(), state)
 
 
 # ---------------------------------------------------------------------- the contract
 
 
-SAMPLERS = {
-    "ddim": lambda *args, **kw: ddim(*args, SCHEDULE, **kw),
-    "ddim eta 1": lambda *args, **kw: ddim(*args, SCHEDULE, PerImageNoise([0, 1]), eta=1.0, **kw),
-    "ddpm": lambda *args, **kw: ddpm(*args, SCHEDULE, PerImageNoise([0, 1]), **kw),
-}
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("n", [1, 7, 50])
-def test_one_denoiser_call_and_one_callback_per_timestep(sampler, n):
+def test_a_denoiser_is_called_at_the_timesteps_once_and_a_callback_follows_each(name, n):
+    """heun asks a second time at every step but the last, pndm once more in all: at the timestep that follows."""
     timesteps, seen, steps = SCHEDULE.timesteps(n), [], []
 
     def denoiser(z: Tensor, t: Tensor) -> Tensor:
@@ -292,14 +478,20 @@ def test_one_denoiser_call_and_one_callback_per_timestep(sampler, n):
 
     noise = initial_noise([0, 1], TINY)
     before = noise.clone()
-    out = sampler(denoiser, noise, timesteps, callback=lambda i, z: steps.append((i, z)))
-    assert seen == timesteps.tolist()
+    out = ALL[name](denoiser, noise, timesteps, SCHEDULE, PerImageNoise([0, 1]),
+                    callback=lambda i, z: steps.append((i, z)))  # fmt: skip
+    expected = timesteps.tolist()
+    if name == "heun":
+        expected = [expected[0]] + [t for t in expected[1:] for _ in range(2)]
+    if name == "pndm":
+        expected[1:2] *= 2
+    assert seen == expected
     assert [i for i, _ in steps] == list(range(n))
     assert torch.equal(steps[-1][1], out)
     assert torch.equal(noise, before), "the caller's latents are not overwritten"
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize("sampler", ALL.values(), ids=ALL.keys())
 def test_a_half_precision_denoiser_sees_its_dtype_and_arithmetic_is_float32(sampler):
     noise = initial_noise([0, 1], TINY, dtype=torch.bfloat16)
     running = []
@@ -308,7 +500,8 @@ def test_a_half_precision_denoiser_sees_its_dtype_and_arithmetic_is_float32(samp
         assert z.dtype == torch.bfloat16
         return 0.9 * z
 
-    out = sampler(denoiser, noise, SCHEDULE.timesteps(5), callback=lambda i, z: running.append(z.dtype))
+    out = sampler(denoiser, noise, SCHEDULE.timesteps(5), SCHEDULE, PerImageNoise([0, 1]),
+                  callback=lambda i, z: running.append(z.dtype))  # fmt: skip
     assert out.dtype == torch.bfloat16
     assert set(running) == {torch.float32}
 
@@ -317,6 +510,15 @@ def test_samplers_keep_no_graph():
     weight = torch.ones(1, requires_grad=True)
     out = ddim(lambda z, t: weight * z, initial_noise([0], TINY), SCHEDULE.timesteps(3), SCHEDULE)
     assert not out.requires_grad
+
+
+def test_samplers_that_draw_noise_ask_for_the_generator():
+    noise = initial_noise([0, 1], TINY)
+    for sampler in STOCHASTIC.values():
+        with pytest.raises(ValueError, match="PerImageNoise"):
+            sampler(random_model(), noise, SCHEDULE.timesteps(3), SCHEDULE)
+    with pytest.raises(ValueError, match="order of unipc"):
+        unipc(random_model(), noise, SCHEDULE.timesteps(3), SCHEDULE, order=4)
 
 
 def test_misuse_is_an_error():

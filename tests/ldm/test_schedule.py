@@ -4,6 +4,7 @@ import torch
 from ldm.schedule import SPACINGS, NoiseSchedule
 
 EVERY_T = torch.arange(1000)
+WHOLE = ("leading", "trailing", "linspace")
 
 
 def triple(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -75,7 +76,7 @@ def test_timesteps_are_exactly_n_for_every_n(spacing):
     schedule = NoiseSchedule()
     for n in range(1, 1001):
         t = schedule.timesteps(n, spacing)
-        assert t.dtype == torch.int64
+        assert t.dtype == (torch.float64 if spacing == "karras" else torch.int64)
         assert t.shape == (n,)
         assert 0 <= t[-1] <= t[0] <= 999
         assert torch.all(t.diff() < 0), f"{n} steps are not distinct and descending"
@@ -88,12 +89,31 @@ def test_trailing_and_linspace_start_from_pure_noise(spacing):
 
 
 def test_all_spacings_agree_on_the_full_grid():
-    for spacing in SPACINGS:
+    for spacing in WHOLE:
         assert torch.equal(NoiseSchedule().timesteps(1000, spacing), EVERY_T.flip(0))
 
 
+def test_karras_noise_levels_are_those_of_the_paper():
+    """Equation 5 with rho 7, between the noise levels of the first and the last timestep."""
+    schedule = NoiseSchedule()
+    abar = schedule.abar(schedule.timesteps(12, "karras"))
+    low, high = 0.0291675, 14.614642  # of Stable Diffusion, as quoted by k-diffusion
+    expected = (high ** (1 / 7) + torch.linspace(0, 1, 12).double() * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    torch.testing.assert_close(((1 - abar) / abar).sqrt(), expected, rtol=1e-4, atol=0)
+
+
+def test_between_whole_timesteps_abar_goes_from_one_to_the_next():
+    schedule = NoiseSchedule()
+    table = schedule.alphas_cumprod
+    torch.testing.assert_close(schedule.abar(EVERY_T.double()).float(), table)
+    halfway = schedule.abar(EVERY_T[:-1].double() + 0.5)
+    assert torch.all((halfway < table[:-1]) & (halfway > table[1:]))
+    log_sigma = -0.5 * table.double().logit()
+    torch.testing.assert_close(-0.5 * halfway.logit(), (log_sigma[:-1] + log_sigma[1:]) / 2, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("n", [10, 20, 30, 50])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", WHOLE)
 def test_timesteps_match_diffusers(n, spacing):
     diffusers = pytest.importorskip("diffusers")
     reference = diffusers.DDIMScheduler(steps_offset=1, timestep_spacing=spacing)
@@ -156,7 +176,9 @@ def test_unknown_words_are_errors_that_name_the_key():
     with pytest.raises(ValueError, match="beta_start"):
         NoiseSchedule(beta_start=0.1, beta_end=0.01)
     with pytest.raises(ValueError, match="spacing"):
-        NoiseSchedule().timesteps(10, "karras")
+        NoiseSchedule().timesteps(10, "log")
+    with pytest.raises(ValueError, match=r"zero_snr needs model\.schedule\.prediction=v"):
+        NoiseSchedule(zero_snr=True)
 
 
 @pytest.mark.parametrize("grid", [[], [1, 5], [5, 5], [1000, 1], [5, -1], [[5, 1]], 5])

@@ -93,6 +93,16 @@ def test_the_unet_equals_that_of_diffusers(sd1, inputs):
         assert difference(unet(*inputs), reference(*inputs).sample) < 1e-5
 
 
+@pytest.mark.parametrize("size", [(9, 13), (15, 16), (5, 7)])
+def test_latents_that_do_not_halve_evenly_give_what_diffusers_gives(sd1, size):
+    """An odd side is rounded up on the way down and cut back on the way up: images of any multiple of 8."""
+    unet, reference = sd1
+    z = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(4))
+    t, context = torch.tensor([500]), torch.randn(1, 7, CONTEXT, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert difference(unet(z, t, context), reference(z, t, context).sample) < 1e-5
+
+
 def test_linear_projections_and_heads_of_fixed_width_equal_those_of_diffusers(inputs):
     unet, reference = pair(SD2, attention_head_dim=(2, 4, 4, 4), use_linear_projection=True)
     with torch.no_grad():

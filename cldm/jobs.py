@@ -1,0 +1,292 @@
+"""Lists of images to draw: read and checked before any weights, drawn in batches, resumed where they stopped."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from cldm.conditions import Condition
+from cldm.conditions.files import load_hint
+from cldm.control import check_settings
+from cldm.pictures import grid, save_atomically, to_pil
+
+MANIFEST = "manifest.jsonl"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """What one ControlNet gets: a ready map (`hint`) or a picture to make it of (`photo`), and how it is applied."""
+
+    hint: str | None = None
+    photo: str | None = None
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: str = "balanced"
+    weighting: str | None = None
+    pool: bool = False
+    region: str | None = None  # a picture: where in the image the control applies
+
+    def __post_init__(self) -> None:
+        if (self.hint is None) == (self.photo is None):
+            raise ValueError("give each control either hint (a ready map) or photo (to run the condition on)")
+        check_settings(self.start, self.end, self.mode, self.weighting)
+
+    def load(self, size: tuple[int, int], condition: Condition, notify: Callable[[str], None] = print) -> Tensor:
+        """The hint (1, 3, h, w) in [0, 1]."""
+        if self.hint is not None:
+            return load_hint(self.hint, size, condition=condition, notify=notify)[None]
+        hint = condition(load_picture(self.photo or "", size))
+        return torch.from_numpy(hint.copy()).permute(2, 0, 1)[None].float() / 255
+
+    def load_region(self, size: tuple[int, int]) -> Tensor | None:
+        return None if self.region is None else load_mask(self.region, size)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One or more images of a prompt: seeds seed, seed + 1, ...; `units` in the order of the checkpoints."""
+
+    name: str
+    units: tuple[UnitSettings, ...]
+    size: tuple[int, int]
+    prompt: str = ""
+    negative: str = ""
+    seed: int = 0
+    count: int = 1
+    image: str | None = None  # a picture to draw over
+    strength: float = 0.75  # how much of the way, with an image
+    mask: str | None = None  # a picture, white where `image` is to be painted anew
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        if self.mask is not None and self.image is None:
+            raise ValueError("mask needs image: the picture to paint on")
+        if self.image is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"strength must be in (0, 1], got {self.strength}")
+
+
+def load_picture(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture of any mode as (h, w, 3) uint8, scaled until it covers the size (h, w), the rest cut off evenly."""
+    with Image.open(Path(path).expanduser()) as picture:
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+    return np.asarray(ImageOps.fit(upright, size[::-1], Image.Resampling.LANCZOS))
+
+
+def load_image(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """A picture as (1, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(load_picture(path, size).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def load_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """A picture as a mask (1, 1, h, w): 1 where it is brighter than middle grey."""
+    grey = load_picture(path, size).astype(np.float32).mean(axis=2)
+    return torch.from_numpy((grey > 127.5).astype(np.float32))[None, None]
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[Mapping[str, Any]] = ()) -> list[Job]:
+    """Jobs of a JSONL file (one object a line, any of the keys of `defaults`) or of a folder of pictures.
+
+    A folder's pictures are hints, or photos where `defaults["photo"]` is set; NAME.txt beside NAME.png is its
+    prompt. extra: further controls, merged with a line's "more", entry by entry. ValueError names file and line.
+    """
+    source = Path(source).expanduser()
+    if source.is_dir():
+        kind = "photo" if defaults.get("photo") else "hint"
+        pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES)
+        lines = [{"name": path.stem, kind: str(path)} | _prompt_beside(path) for path in pictures]
+        places = [str(path) for path in pictures]
+    elif source.is_file():
+        numbered = [(i, line) for i, line in enumerate(source.read_text().splitlines(), 1) if line.strip()]
+        places = [f"{source} line {i}" for i, _ in numbered]
+        lines = [_object(line, place) for (_, line), place in zip(numbered, places, strict=True)]
+    else:
+        raise ValueError(f"jobs={source}: there is no such file or folder")
+    if not lines:
+        raise ValueError(f"jobs={source}: nothing to draw; expected lines of JSON, or pictures ({' '.join(PICTURES)})")
+    jobs = []
+    for line, place in zip(lines, places, strict=True):
+        try:
+            jobs.append(make_job(line, defaults, extra))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{place}: {error}") from error
+    return _named_apart(jobs)
+
+
+def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Sequence[Mapping[str, Any]] = ()) -> Job:
+    """A job from what is given, over the defaults. Giving a hint replaces a default photo, and the other way round."""
+    more = given.get("more", [])
+    unknown = set(given) - set(defaults) - {"more", "name"}
+    if unknown:
+        raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known: name, more, {', '.join(sorted(defaults))}")
+    if len(more) > len(extra):
+        raise ValueError(f"{len(more)} entries in more, but more= names {len(extra)} checkpoints")
+    units = [_unit(given, defaults)]
+    units += [_unit(more[i] if i < len(more) else {}, settings) for i, settings in enumerate(extra)]
+    merged = {**defaults, **given}
+    own = {f.name: merged[f.name] for f in fields(Job) if f.name in merged and f.name not in ("units", "size", "name")}
+    size = merged["size"]
+    name = str(given.get("name") or Path(units[0].hint or units[0].photo or "image").stem)
+    if Path(name).name != name or name.startswith("."):
+        raise ValueError(f"name must be a plain file name, got {name!r}")
+    return Job(name, tuple(units), (size, size) if isinstance(size, int) else tuple(size), **own)
+
+
+def _unit(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> UnitSettings:
+    known = {f.name for f in fields(UnitSettings)}
+    merged = {k: v for k, v in {**defaults, **given}.items() if k in known}
+    if given.get("hint") and not given.get("photo"):
+        merged["photo"] = None
+    if merged.get("photo"):
+        merged["hint"] = given.get("hint")
+    return UnitSettings(**merged)
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{place} is not an object: {line[:60]}")
+    return found
+
+
+def _prompt_beside(path: Path) -> dict[str, str]:
+    text = path.with_suffix(".txt")
+    return {"prompt": text.read_text().strip()} if text.is_file() else {}
+
+
+def _named_apart(jobs: list[Job]) -> list[Job]:
+    seen: dict[str, int] = {}
+    for i, job in enumerate(jobs):
+        seen[job.name] = seen.get(job.name, 0) + 1
+        if seen[job.name] > 1:
+            jobs[i] = replace(job, name=f"{job.name}-{seen[job.name]}")
+    if len({job.name for job in jobs}) < len(jobs):
+        raise ValueError("job names coincide; give each line a name of its own")
+    return jobs
+
+
+# ---------------------------------------------------------------------- drawing and writing
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image of a job: the seed, and the file it goes to."""
+
+    job: Job
+    seed: int
+    file: str
+
+
+@dataclass
+class Ledger:
+    """The folder of a job list: images, their settings, and which of them are done.
+
+    common: settings that all images share, such as sampler and checkpoints.
+    """
+
+    folder: Path
+    common: dict[str, Any]
+    flat: bool = False  # one job: its images lie in the folder itself
+    resume: bool = True
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        manifest = self.folder / MANIFEST
+        if self.resume and manifest.is_file():
+            for line in manifest.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # a line that a kill cut short: its image is drawn again
+                self.done[entry.pop("file")] = entry
+
+    def settings(self, shot: Shot) -> dict[str, Any]:
+        own = {k: v for k, v in asdict(shot.job).items() if k not in ("count", "seed")}
+        return json.loads(json.dumps({**self.common, **own, "seed": shot.seed}))  # as it reads back from a file
+
+    def shots(self, job: Job) -> list[Shot]:
+        place = "" if self.flat else f"{job.name}/"
+        return [Shot(job, seed, f"{place}seed_{seed}.png") for seed in range(job.seed, job.seed + job.count)]
+
+    def missing(self, jobs: Sequence[Job]) -> list[Shot]:
+        """Images that are not there yet, or were drawn with other settings."""
+        return [
+            shot
+            for job in jobs
+            for shot in self.shots(job)
+            if self.done.get(shot.file) != self.settings(shot) or not (self.folder / shot.file).is_file()
+        ]
+
+    def write(self, shot: Shot, image: Tensor) -> None:
+        """The PNG with its settings inside, then its line in the manifest: a line means a whole file."""
+        settings, path = self.settings(shot), self.folder / shot.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info, partial = PngInfo(), path.with_suffix(".partial.png")
+        info.add_text("settings", json.dumps(settings))
+        to_pil(image).save(partial, pnginfo=info)
+        partial.replace(path)
+        with (self.folder / MANIFEST).open("a") as manifest:
+            manifest.write(json.dumps({"file": shot.file, **settings}) + "\n")
+        self.done[shot.file] = settings
+
+    def sheet(self, job: Job, hints: Sequence[Tensor]) -> Path:
+        """sheet.png: the hints and every image of the job, read back from their files."""
+        names = ["hint"] if len(hints) == 1 else [f"hint {i + 1}" for i in range(len(hints))]
+        columns = {name: 2 * hint - 1 for name, hint in zip(names, hints, strict=True)}
+        for shot in self.shots(job):
+            columns[f"seed {shot.seed}"] = load_image(self.folder / shot.file, job.size)
+        path = (self.folder / self.shots(job)[0].file).parent / "sheet.png"
+        save_atomically(grid(columns, [job.prompt], pairs=1), path)
+        return path
+
+
+def batches(shots: Sequence[Shot], size: int) -> Iterator[list[Shot]]:
+    """Shots that can be drawn together, in order, at most `size` at a time."""
+
+    def alike(shot: Shot) -> tuple:
+        job = shot.job
+        controls = tuple(replace(unit, hint="", photo=None, region=None) for unit in job.units)
+        regions = tuple(unit.region is None for unit in job.units)
+        return job.size, controls, regions, job.image is None, job.strength, job.mask is None
+
+    for _, group in groupby(shots, alike):
+        rest = list(group)
+        while rest:
+            yield rest[:size]
+            rest = rest[size:]
+
+
+def draw_in_batches(shots: Sequence[Shot], draw: Callable[[list[Shot]], Tensor], ledger: Ledger, size: int) -> None:
+    """draw(shots) -> (n, 3, h, w), for all shots; a batch that the device cannot hold is halved, and later ones too."""
+    for batch in batches(shots, size):
+        rest = batch
+        while rest:
+            now = rest[:size]
+            try:
+                images = draw(now)
+            except torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = max(len(now) // 2, 1)
+                torch.cuda.empty_cache()
+                print(f"out of memory: going on with batches of {size}")
+                continue
+            for shot, image in zip(now, images, strict=True):
+                ledger.write(shot, image)
+            rest = rest[len(now) :]

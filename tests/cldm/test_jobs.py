@@ -1,0 +1,201 @@
+"""Promises of job lists: read strictly, refused early with the place, resumed exactly, batched without mixing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cldm.conditions import get_condition
+from cldm.jobs import MANIFEST, Ledger, batches, draw_in_batches, load_image, load_mask, make_job, read_jobs
+
+DEFAULTS = {
+    "hint": "docs/hint.png", "photo": None, "prompt": "a star", "negative": "", "count": 2, "seed": 5, "size": 64,
+    "scale": 1.0, "start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None, "pool": False, "region": None,
+    "image": None, "strength": 0.75, "mask": None,
+}  # fmt: skip
+
+
+def lines(path, *objects):
+    path.write_text("\n".join(o if isinstance(o, str) else json.dumps(o) for o in objects) + "\n")
+    return path
+
+
+def picture(path, size=(80, 60), box=(20, 20, 60, 40)):
+    image = Image.new("RGB", size)
+    image.paste((255, 255, 255), box)
+    image.save(path)
+    return path
+
+
+def test_a_line_overrides_the_defaults_and_names_its_job(tmp_path):
+    jobs = read_jobs(
+        lines(tmp_path / "jobs.jsonl", {"hint": "a/cat.png", "scale": 0.5}, "", {"name": "b", "photo": "x.jpg"}),
+        DEFAULTS,
+    )
+    assert [(job.name, job.units[0].hint, job.units[0].photo) for job in jobs] == [
+        ("cat", "a/cat.png", None),
+        ("b", None, "x.jpg"),
+    ]
+    assert jobs[0].units[0].scale == 0.5
+    assert (jobs[1].prompt, jobs[1].count, jobs[1].seed, jobs[1].size) == ("a star", 2, 5, (64, 64))
+
+
+def test_a_folder_is_a_list_of_hints_with_prompts_beside_them(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.jpg")
+    (tmp_path / "b.txt").write_text("a ring\n")
+    (tmp_path / "notes.md").write_text("no picture")
+    jobs = read_jobs(tmp_path, DEFAULTS)
+    assert [(job.name, job.prompt) for job in jobs] == [("a", "a star"), ("b", "a ring")]
+    photos = read_jobs(tmp_path, DEFAULTS | {"photo": "any"})
+    assert [job.units[0].hint for job in photos] == [None, None]
+    assert photos[1].units[0].photo.endswith("b.jpg")
+
+
+def test_the_same_hint_twice_gets_two_names(tmp_path):
+    jobs = read_jobs(lines(tmp_path / "j.jsonl", {"seed": 1}, {"seed": 2}), DEFAULTS)
+    assert [job.name for job in jobs] == ["hint", "hint-2"]
+
+
+def test_further_controls_merge_entry_by_entry():
+    extra = [{"hint": "depth.png", "scale": 0.5, "end": 0.6}]
+    job = make_job({"more": [{"hint": "other.png"}]}, DEFAULTS, extra)
+    assert [(unit.hint, unit.scale, unit.end) for unit in job.units] == [
+        ("docs/hint.png", 1.0, 1.0),
+        ("other.png", 0.5, 0.6),
+    ]
+    with pytest.raises(ValueError, match="1 entries in more, but more= names 0"):
+        make_job({"more": [{"hint": "other.png"}]}, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", "line 2 is not JSON"),
+        ("[1]", "line 2 is not an object"),
+        ({"promt": "x"}, r"line 2: unknown key promt; known: name, more, .*prompt"),
+        ({"mode": "strong"}, "line 2: control mode must be one of"),
+        ({"start": 0.8, "end": 0.2}, "line 2: a control acts from start to end"),
+        ({"count": 0}, "line 2: count must be at least 1"),
+        ({"mask": "m.png"}, "line 2: mask needs image"),
+        ({"image": "m.png", "strength": 2}, "line 2: strength must be in"),
+        ({"name": "../up"}, "line 2: name must be a plain file name"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        read_jobs(lines(tmp_path / "j.jsonl", {}, line), DEFAULTS)
+
+
+def test_an_empty_or_missing_source_is_refused(tmp_path):
+    for source in (tmp_path, lines(tmp_path / "empty.jsonl"), tmp_path / "none"):
+        with pytest.raises(ValueError, match=r"nothing to draw|no such file"):
+            read_jobs(source, DEFAULTS)
+
+
+def test_a_photo_goes_through_the_condition_at_the_jobs_size(tmp_path):
+    unit = make_job({"photo": str(picture(tmp_path / "p.png"))}, DEFAULTS).units[0]
+    hint = unit.load((64, 96), get_condition("canny"))
+    assert hint.shape == (1, 3, 64, 96)
+    assert hint.unique().tolist() == [0.0, 1.0]
+
+
+def test_images_and_masks_cover_the_size(tmp_path):
+    path = picture(tmp_path / "p.png")
+    image, mask = load_image(path, (40, 40)), load_mask(path, (40, 40))
+    assert image.shape == (1, 3, 40, 40)
+    assert (image.min(), image.max()) == (-1, 1)
+    assert mask.shape == (1, 1, 40, 40)
+    assert mask.unique().tolist() == [0, 1]
+
+
+class Brush:
+    """Draws an image of one value from seed and prompt; counts, and can be made to stop or to run out of memory."""
+
+    def __init__(self, stop_after=None, holds=None):
+        self.drawn, self.sizes, self.stop_after, self.holds = 0, [], stop_after, holds
+
+    def __call__(self, shots):
+        if self.stop_after is not None and self.drawn >= self.stop_after:
+            raise KeyboardInterrupt
+        if self.holds is not None and len(shots) > self.holds:
+            raise torch.cuda.OutOfMemoryError
+        self.drawn += len(shots)
+        self.sizes.append(len(shots))
+        values = [((shot.seed * 37 + len(shot.job.prompt)) % 100) / 50 - 1 for shot in shots]
+        return torch.tensor(values)[:, None, None, None].expand(-1, 3, 64, 64)
+
+
+def three_jobs(tmp_path):
+    return read_jobs(
+        lines(tmp_path / "j.jsonl", {"name": "a"}, {"name": "b", "seed": 9}, {"name": "c", "scale": 0.5}), DEFAULTS
+    )
+
+
+def test_a_stopped_list_goes_on_where_it_stopped_and_ends_the_same(tmp_path):
+    jobs, folder = three_jobs(tmp_path), tmp_path / "out"
+    whole = Ledger(tmp_path / "whole", {"sampler": "x"})
+    draw_in_batches(whole.missing(jobs), Brush(), whole, 2)
+    first = Ledger(folder, {"sampler": "x"})
+    with pytest.raises(KeyboardInterrupt):
+        draw_in_batches(first.missing(jobs), Brush(stop_after=2), first, 2)
+    with (folder / MANIFEST).open("a") as manifest:
+        manifest.write('{"file": "b/seed_9.p')  # the kill came while a line was written
+    with (folder / MANIFEST).open("a") as manifest:
+        manifest.write("\n")
+    again, brush = Ledger(folder, {"sampler": "x"}), Brush()
+    draw_in_batches(again.missing(jobs), brush, again, 2)
+    assert brush.drawn == 4
+    assert Ledger(folder, {"sampler": "x"}).missing(jobs) == []
+    for job in jobs:
+        for shot in whole.shots(job):
+            pixels = [np.asarray(Image.open(root / shot.file)) for root in (folder, tmp_path / "whole")]
+            assert np.array_equal(*pixels)
+
+
+def test_other_settings_or_a_lost_file_are_drawn_again(tmp_path):
+    jobs, folder = three_jobs(tmp_path), tmp_path / "out"
+    ledger = Ledger(folder, {"sampler": "x"})
+    draw_in_batches(ledger.missing(jobs), Brush(), ledger, 4)
+    assert len(Ledger(folder, {"sampler": "y"}).missing(jobs)) == 6
+    (folder / "b/seed_9.png").unlink()
+    assert [shot.file for shot in Ledger(folder, {"sampler": "x"}).missing(jobs)] == ["b/seed_9.png"]
+
+
+def test_a_png_and_the_manifest_hold_the_full_settings(tmp_path):
+    jobs, ledger = three_jobs(tmp_path), Ledger(tmp_path / "out", {"sampler": {"steps": 3}})
+    draw_in_batches(ledger.missing(jobs), Brush(), ledger, 4)
+    settings = json.loads(Image.open(tmp_path / "out/c/seed_6.png").text["settings"])
+    assert settings["seed"] == 6
+    assert settings["units"][0]["scale"] == 0.5
+    assert settings["sampler"] == {"steps": 3}
+    entries = [json.loads(line) for line in (tmp_path / "out" / MANIFEST).read_text().splitlines()]
+    assert {"file": "c/seed_6.png", **settings} in entries
+    assert len(entries) == 6
+
+
+def test_the_sheet_shows_the_hint_and_every_image(tmp_path):
+    jobs, ledger = three_jobs(tmp_path), Ledger(tmp_path / "out", {})
+    draw_in_batches(ledger.missing(jobs), Brush(), ledger, 4)
+    sheet = Image.open(ledger.sheet(jobs[0], [torch.ones(1, 3, 64, 64)]))
+    assert sheet.width > 3 * 64
+    assert (tmp_path / "out/a/sheet.png").is_file()
+
+
+def test_batches_hold_what_can_be_drawn_together(tmp_path):
+    ledger = Ledger(tmp_path / "out", {})
+    shots = ledger.missing(three_jobs(tmp_path))
+    found = [[shot.file for shot in batch] for batch in batches(shots, 3)]
+    assert [len(batch) for batch in found] == [3, 1, 2]  # job c has another scale
+    assert [file for batch in found for file in batch] == [shot.file for shot in shots]
+
+
+def test_what_does_not_fit_the_device_is_halved_until_it_does(tmp_path):
+    jobs, ledger, brush = three_jobs(tmp_path), Ledger(tmp_path / "out", {}), Brush(holds=1)
+    draw_in_batches(ledger.missing(jobs), brush, ledger, 4)
+    assert brush.sizes == [1] * 6
+    assert ledger.missing(jobs) == []
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        draw_in_batches(ledger.missing(jobs) or ledger.shots(jobs[0]), Brush(holds=0), ledger, 4)
