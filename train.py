@@ -11,7 +11,7 @@ import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.callbacks import Export, Watch, averaged
@@ -96,7 +96,10 @@ def reproduction(cfg: DictConfig) -> DictConfig:
     typed = [item for item in HydraConfig.get().overrides.task if not item.startswith("reproduce=")]
     recorded = [str(item) for item in OmegaConf.load(old / ".hydra" / "overrides.yaml")]
     overrides = [item for item in recorded if not item.startswith(("run_dir=", "resume="))]
-    again = compose("train", overrides=[*overrides, *typed, f"run_dir='{old}-again'"])
+    again = compose("train", [f"run_dir='{old}-again'", *overrides, *typed], return_hydra_config=True)
+    HydraConfig.instance().set_config(again)  # values that name the chosen groups ask for it
+    with open_dict(again):
+        del again["hydra"]
     changed = differences(stable(OmegaConf.load(old / "config.yaml")), stable(again))  # type: ignore[arg-type]
     print(
         f"{old} again" + (", with a difference:" if changed else ", with the same configuration"), *changed, sep="\n  "

@@ -26,7 +26,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from cldm.tracking import REPOSITORY, commit, to_json, write_json
 
 VOLATILE = (
-    "hydra", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags", "threads",
+    "hydra", "sweep", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags", "threads",
     "data.cache", "data.workers", "trainer.default_root_dir", "trainer.callbacks.progress", "trainer.log_every_n_steps",
 )  # fmt: skip
 """Keys that do not change what a run computes; the seed is a folder of its own."""
