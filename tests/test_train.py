@@ -323,3 +323,47 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     for told in ("edge F1, 1 px", "shape correct", "base", "control", "ceiling", f"run folder: {folder}"):
         assert told in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_told_to_stop_saves_exits_143_and_goes_on_as_if_it_had_not(small, base, tmp_path):
+    script = f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from ldm.training import DiffusionTraining
+original = DiffusionTraining.training_step
+def step(self, batch, batch_idx):
+    if self.global_step == 3:
+        os.kill(os.getpid(), signal.SIGUSR1)  # as a cluster does before the time is up
+    return original(self, batch, batch_idx)
+DiffusionTraining.training_step = step
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+    options = [*small, f"base={base}", "steps=6"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    arguments = [sys.executable, "-c", script, *options, "run_dir=stopped"]
+    told = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    stopped = tmp_path / "stopped"
+    assert told.returncode == 143, told.stderr
+    assert checkpoint(stopped)["global_step"] == 4
+    assert not (stopped / "DONE.json").exists()
+    assert json.loads((stopped / "FAILED.json").read_text())["reason"].startswith("SIGTERMException")
+    for name in ("stopped", "straight"):
+        done = command(*options, f"run_dir={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    names = [tmp_path / name / "control.safetensors" for name in ("stopped", "straight")]
+    assert_equal_tensors(*[load_file(path) for path in names])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_the_last_good_state(run):
+    original = DiffusionTraining.training_step
+
+    def step(self, batch, batch_idx):
+        return original(self, batch, batch_idx) * (float("nan") if self.global_step == 2 else 1.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiffusionTraining, "training_step", step)
+        with pytest.raises(FloatingPointError, match=r"the loss is nan at step 3.*Lower optimizer.lr"):
+            run("nan", "steps=4", "trainer.callbacks.checkpoint.every_n_train_steps=1")
+    kept = checkpoint(run.runs / "nan")
+    assert kept["global_step"] == 2
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
