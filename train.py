@@ -1,5 +1,6 @@
 """Train a stage: `python train.py` trains a ControlNet on the shipped base model. Config: configs/train.yaml."""
 
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from cldm.interop import load_control
 from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
 from cldm.runs import base_of, report
 from cldm.sweeps import in_sweep, note_failure
-from cldm.tracking import to_json, wandb_run
+from cldm.tracking import commit, describe_run, parts, parts_table, to_json, wandb_run
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
 from ldm.training import Stage
@@ -78,6 +79,11 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     export.metadata |= {"extractor": repr(condition), "polarity": condition.polarity}
+    found = parts(module.train())
+    print(parts_table(found))
+    batch = cfg.batch_size * cfg.trainer.accumulate_grad_batches * trainer.world_size
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    describe_run(loggers, {**config, "commit": commit(), "parts": found, "effective_batch": batch})
     trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     if not trainer.is_global_zero:
         return {}
@@ -124,6 +130,8 @@ def main(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda line: "💡" not in line.getMessage())
     try:
         if cfg.reproduce:
             cfg = reproduction(cfg)

@@ -5,13 +5,14 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -61,6 +62,37 @@ def csv_logger(save_dir: str) -> CSVLogger:
         attempt = 1 + len(list(path.parent.glob("metrics.*.csv")))
         path.rename(path.with_name(f"metrics.{attempt}.csv"))
     return CSVLogger(save_dir, name="", version="")
+
+
+def parts(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """Parameters, how many of them train, type and mode of each part of a training stage."""
+    children = dict(module.named_children())
+    children |= dict(children.pop("diffusion").named_children()) if "diffusion" in children else {}
+    return {
+        name: {
+            "parameters": sum(p.numel() for p in part.parameters()),
+            "trainable": sum(p.numel() for p in part.parameters() if p.requires_grad),
+            "dtype": "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in part.parameters()})),
+            "mode": "train" if part.training else "eval",
+        }
+        for name, part in children.items()
+        if any(True for _ in part.parameters())
+    }
+
+
+def parts_table(found: dict[str, dict[str, Any]]) -> str:
+    """`parts` as lines to print."""
+    lines = [f"{'part':16}{'parameters':>14}{'trainable':>14}  {'dtype':10}mode"]
+    for name, facts in found.items():
+        lines.append(f"{name:16}{facts['parameters']:14,}{facts['trainable']:14,}  {facts['dtype']:10}{facts['mode']}")
+    return "\n".join(lines)
+
+
+def describe_run(loggers: Iterable[Logger], facts: dict[str, Any]) -> None:
+    """Hand what a run is to the loggers that can filter and compare by it; the run folder has it in config.yaml."""
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            logger.log_hyperparams(facts)
 
 
 def commit() -> str:

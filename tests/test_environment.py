@@ -20,7 +20,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yaml").read_text())["dependencies"]
-OURS = {"ldm", "cldm", "train", "sample", "evaluate"}
+OURS = {"ldm", "cldm", "train", "sample", "evaluate", "tests"}
 
 
 def declared(*extras: str) -> set[str]:

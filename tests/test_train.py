@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -249,14 +250,56 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked something"))
-    train.train(composed(*small, "logger=wandb", "steps=1", f"run_dir={tmp_path / 'run'}"))
+    options = [*small, "logger=wandb", "steps=2", "trainer.log_every_n_steps=1", "group=mine", "tags=[a,b]"]
+    train.train(composed(*options, f"run_dir={tmp_path / 'run'}"))
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert offline.name.endswith((tmp_path / "run" / "wandb_id").read_text())
     assert [*offline.glob("*.wandb")]
     assert (tmp_path / "run" / "metrics.csv").exists()
-    import wandb
+    records = [*wandb_records(next(offline.glob("*.wandb")))]
+    (told,) = (record.run for record in records if record.HasField("run"))
+    assert (told.run_group, told.job_type, [*told.tags]) == ("mine", "control", ["a", "b"])
+    config = {
+        item.key: json.loads(item.value_json)
+        for record in records
+        for item in [*record.run.config.update, *record.config.update]
+    }
+    assert config["steps"] == 2
+    assert config["effective_batch"] == 2
+    assert config["parts"]["unet"]["trainable"] == 0 < config["parts"]["control"]["trainable"]
+    assert [config["parts"][part]["mode"] for part in ("unet", "control")] == ["eval", "train"]
+    history = [
+        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
+    assert steps == sorted(set(steps))
+    assert len(steps) == 2
+    (exit_code,) = (record.exit.exit_code for record in records if record.HasField("exit"))
+    assert exit_code == 0
 
-    wandb.finish()
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of an offline run: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, parts = path.read_bytes(), 7, b""
+    while position < len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)  # kind: 1 whole, 2 first, 3 middle, 4 last
+        if not length and not kind:
+            return
+        chunk = data[position + 7 : position + 7 + length]
+        position += 7 + length
+        parts = chunk if kind in (1, 2) else parts + chunk
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
 
 
 # ------------------------------------------------------------------ the command
