@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cldm.evaluation.metrics import scenes_of
 from cldm.pictures import grid, save_atomically
-from cldm.tracking import commit, to_json
+from cldm.tracking import commit, log_picture, to_json
 from ldm.weights import save_weights
 
 Metrics = Callable[..., dict[str, float]]
@@ -165,8 +165,7 @@ class Watch(Callback):
             line = {"file": f"step_{step:07d}.png", "step": step, "ids": ids, "captions": captions, **found}
             manifest.write(to_json(line) + "\n")
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image("preview", [sheet], step=step)
+            log_picture(logger, "preview", sheet, step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

@@ -11,7 +11,9 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+import numpy as np
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -93,6 +95,14 @@ def describe_run(loggers: Iterable[Logger], facts: dict[str, Any]) -> None:
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_hyperparams(facts)
+
+
+def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
+    """Hand a picture to a logger that takes pictures; the run folder holds it as a file either way."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [picture], step=step, caption=[f"step {step}"])
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
 
 def commit() -> str:

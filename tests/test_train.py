@@ -280,6 +280,19 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     assert exit_code == 0
 
 
+def test_tensorboard_gets_figures_and_pictures(composed, small, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = [*small, "logger=tensorboard", "steps=2", "trainer.log_every_n_steps=1", f"run_dir={tmp_path}"]
+    train.train(composed(*options))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("watch/edge_f1_1px")] == [0, 2]
+    assert len(events.Scalars("train/loss")) == 2
+    assert [event.step for event in events.Images("preview")] == [0, 2]
+    assert (tmp_path / "metrics.csv").exists()
+
+
 def wandb_records(path: Path) -> Iterator[Any]:
     """The records of an offline run: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
