@@ -6,9 +6,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
+from cldm.callbacks import BASE_FILE
 from cldm.evaluation.convergence import convergence_step
 from cldm.evaluation.report import CONTROL_ROWS, autoencoder_report, base_report, control_report, table
 from cldm.pictures import curve
+from ldm.weights import read_metadata
 
 
 def base_of(cfg: DictConfig) -> str | None:
@@ -43,6 +45,19 @@ def _with_values(ours: Any, recorded: Any) -> Any:
     if isinstance(ours, dict) and isinstance(recorded, dict):
         return {k: v if k.startswith("_") else _with_values(v, recorded.get(k, v)) for k, v in ours.items()}
     return ours if isinstance(recorded, dict) or isinstance(ours, dict) else recorded
+
+
+def base_beside(control: Path) -> Path | None:
+    """The base that was trained together with the branch in a file, and lies beside it; None if it was locked."""
+    if control.suffix != ".safetensors" or read_metadata(control).get("locking", "locked") == "locked":
+        return None
+    base = control.with_name(BASE_FILE)
+    if not base.is_file():
+        raise ValueError(
+            f"{control} was trained together with its base (stage.module.locking), and {base} is missing; "
+            "keep the two files together"
+        )
+    return base
 
 
 def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]) -> dict[str, Any]:

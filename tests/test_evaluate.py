@@ -137,7 +137,7 @@ def test_settings_of_the_run_are_those_it_recorded_and_nothing_of_a_run_folder_i
     run.mkdir()
     (run / "control.safetensors").write_bytes((runs / "a" / "control.safetensors").read_bytes())
     (run / "config.yaml").write_text(
-        "size: 64\ncondition: {_target_: os.system, low: 7, high: 9, command: 'rm -rf /'}\ncontrol: {_target_: os.abort}\n"
+        "size: 64\ncondition: {_target_: os.system, low: 7, high: 9, command: ls}\ncontrol: {_target_: os.abort}\n"
     )
     [folder] = measure(runs, f"checkpoint={run}", "items=1", "noise_seeds=[0]", "prompts=[none]", "baseline=false")
     with initialize_config_dir(CONFIGS, version_base="1.3"):
