@@ -35,7 +35,9 @@ def run_all(tasks: Sequence[Task], at_once: int) -> list[str]:
         started = {pool.submit(_run, task, at_once, running): task for task in tasks}
         for i, future in enumerate(as_completed(started), start=1):
             task, code = started[future], future.result()
-            print(f"[{i}/{len(tasks)}, {(time.time() - began) / 60:.1f} min] {task.title}: {_outcome(code)}", flush=True)
+            print(
+                f"[{i}/{len(tasks)}, {(time.time() - began) / 60:.1f} min] {task.title}: {_outcome(code)}", flush=True
+            )
             if code:
                 failed.append(task.title)
                 if at_once > 1:

@@ -38,8 +38,8 @@ def markdown(spec: Spec, lines: Sequence[Line], found: Sequence[Record], command
             for line in lines]  # fmt: skip
     parts = [f"### {spec.title}", spec.about.strip(), _grid(["", *heads], rows)]
     parts.append(
-        f"Mean ± sample standard deviation over n = {len(spec.seeds)} training seeds ({_join(spec.seeds)}). Bold: better "
-        f"than every other row beyond Student's {CONFIDENCE:.0%} interval of the differences paired by training seed."
+        f"Mean ± sample standard deviation over n = {len(spec.seeds)} training seeds ({_join(spec.seeds)}). Bold: "
+        f"better than every other row beyond Student's {CONFIDENCE:.0%} interval of the differences paired by seed."
     )
     if len(spec.rows) > 1:
         parts.append(_differences(spec, lines))

@@ -1,4 +1,4 @@
-"""Spread and intervals of scores. Samples of one training run say nothing of another: seeds of training are the unit."""
+"""Spread and intervals of scores. The unit is the training run: its images say nothing of other runs."""
 
 from collections.abc import Sequence
 

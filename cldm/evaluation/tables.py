@@ -323,7 +323,7 @@ def _best(column: Column, values: Mapping[str, Mapping[int, float]]) -> str | No
     best = max(values, key=lambda title: sign * float(np.mean([*values[title].values()])))
     for title, others in values.items():
         shared = sorted({*others} & {*values[best]})
-        low, high = t_interval([sign * (values[best][seed] - others[seed]) for seed in shared]) if shared else (0, 0)
+        low, _ = t_interval([sign * (values[best][seed] - others[seed]) for seed in shared]) if shared else (0, 0)
         if title != best and not low > 0:  # nan is not
             return None
     return best

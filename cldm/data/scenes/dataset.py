@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from einops import rearrange
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -88,15 +88,19 @@ class ScenesDataset(Dataset):
         return caption(self.scenes[index], self.seed, self.start + index)
 
     def _load(self, path: Path | None) -> dict[str, Tensor]:
-        if path is not None and path.exists():
+        if path is None:
+            return self._render_all()
+        if path.exists():
             return torch.load(path, weights_only=True)
-        tensors = self._render_all()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")  # ranks may write side by side
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # ranks and jobs of a sweep ask at once: one renders, the others wait
+            if path.exists():
+                return torch.load(path, weights_only=True)
+            tensors = self._render_all()
+            partial = path.with_suffix(".partial")
             torch.save(tensors, partial)
             partial.replace(path)
-        return tensors
+            return tensors
 
     def _render_all(self) -> dict[str, Tensor]:
         chunks: list[dict[str, Tensor]] = []
