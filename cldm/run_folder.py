@@ -26,8 +26,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from cldm.tracking import REPOSITORY, commit, to_json, write_json
 
 VOLATILE = (
-    "hydra", "sweep", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags", "threads",
-    "data.cache", "data.workers", "trainer.default_root_dir", "trainer.callbacks.progress", "trainer.log_every_n_steps",
+    "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
+    "threads", "data.cache", "data.workers", "trainer.default_root_dir", "trainer.callbacks.progress",
+    "trainer.log_every_n_steps", "trainer.plugins",
 )  # fmt: skip
 """Keys that do not change what a run computes; the seed is a folder of its own."""
 
