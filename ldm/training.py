@@ -44,6 +44,14 @@ class Stage(pl.LightningModule):
         """The module whose weights this stage exists to produce; its exported file holds them."""
         raise NotImplementedError
 
+    def trained_base(self) -> nn.Module | None:
+        """A base model that training changes on the way and that the exported file needs; None if there is none."""
+        return None
+
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
+        """What the exported file, of this precision, says of itself beside its weights."""
+        return {}
+
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         """Images (b, 3, h, w) in [-1, 1] to look at, by name, drawn from the current weights."""
         raise NotImplementedError
