@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from cldm.tracking import REPOSITORY, commit, to_json, write_json
+from cldm.tracking import REPOSITORY, commit, to_json, write_json, write_text
 
 VOLATILE = (
     "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
@@ -147,7 +147,7 @@ def attempt(cfg: DictConfig) -> Iterator[Run]:
     with _locked(folder):
         for name in ("DONE.json", "FAILED.json"):
             (folder / name).unlink(missing_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         if run.last_checkpoint:
             print(f"going on from {last}")
         _note(folder, {"event": "start", **provenance(), "resumed": bool(run.last_checkpoint), "changed": changed})

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import initialize_config_dir
@@ -137,6 +138,15 @@ def test_the_exported_file_is_the_average_and_says_what_it_is(straight):
     }
     assert expected.items() <= facts.items()
     assert set(facts) >= {"seed", "base", "commit", "command"}
+
+
+def test_a_checkpoint_alone_says_what_run_it_belongs_to(straight):
+    for name in ("last", "best"):
+        told = torch.load(straight / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert told["config"] == OmegaConf.to_container(OmegaConf.load(straight / "config.yaml"))
+        assert told["parts"]["unet"]["trainable"] == 0
+        assert {"commit", "base_fingerprint", "effective_batch"} <= told.keys()
+        assert not any(key.startswith("diffusion.") for key in told["state_dict"])
 
 
 def test_two_and_two_steps_are_four_bit_for_bit(run, straight):
@@ -312,8 +322,23 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
     assert steps == sorted(set(steps))
     assert len(steps) == 2
-    (exit_code,) = (record.exit.exit_code for record in records if record.HasField("exit"))
-    assert exit_code == 0
+    assert any("val/loss_0-250" in row for row in history)
+    assert exit_code(records) == 0
+    shown = [row["preview"] for row in history if "preview" in row]
+    manifest = (tmp_path / "run" / "previews" / "manifest.jsonl").read_text().splitlines()
+    for images, line in zip(shown, map(json.loads, manifest), strict=True):
+        wanted = [f"step {line['step']}: {caption} ({', '.join(line['columns'])})" for caption in line["captions"]]
+        assert images["captions"] == wanted
+        for name in images["filenames"]:
+            pixels = np.asarray(Image.open(offline / "files" / name))
+            assert pixels.shape == (64, 4 * 64, 3)
+            assert pixels.std() > 0
+
+    with power_cut(DiffusionTraining, step=1), pytest.raises(RuntimeError, match="power cut"):
+        train.train(composed(*options, f"run_dir={tmp_path / 'other'}"))  # the next job of the same process
+    (other,) = (tmp_path / "other" / "wandb").glob("offline-run-*/*.wandb")
+    assert exit_code([*wandb_records(other)]) == 1
+    assert len([*(tmp_path / "run" / "wandb").glob("offline-run-*")]) == 1  # a run of its own
 
 
 def test_tensorboard_gets_figures_and_pictures(composed, small, tmp_path):
@@ -324,9 +349,16 @@ def test_tensorboard_gets_figures_and_pictures(composed, small, tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("watch/edge_f1_1px")] == [0, 2]
+    assert [event.step for event in events.Scalars("val/loss_750-1000")] == [0, 2]
     assert len(events.Scalars("train/loss")) == 2
     assert [event.step for event in events.Images("preview")] == [0, 2]
+    assert [event.step for event in events.Images("convergence")] == [2]
     assert (tmp_path / "metrics.csv").exists()
+
+
+def exit_code(records: list[Any]) -> int:
+    (code,) = (record.exit.exit_code for record in records if record.HasField("exit"))
+    return code
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
