@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
+import train
 from cldm.run_folder import attempts
 from cldm.tracking import REPOSITORY
 
+EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs" / "experiment").glob("*.yaml"))
 LAUNCHERS = sorted(path.stem for path in (REPOSITORY / "configs" / "launcher").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in (REPOSITORY / "configs" / "sweep").glob("*.yaml"))
 
@@ -22,6 +26,12 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         [sys.executable, str(REPOSITORY / "train.py"), *arguments],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
+
+
+def swept(params: DictConfig, key: str) -> list[str]:
+    """The values that a sweep gives to a key, as they are typed."""
+    override = OverridesParser.create().parse_override(f"{key}={params[key]}")
+    return [*override.sweep_string_iterator()]
 
 
 def starts(cwd: Path) -> dict[str, int]:
@@ -41,9 +51,30 @@ def test_a_sweep_file_names_its_group_and_sweeps_keys_that_exist(name):
         assert str(sweep.hydra.mode).endswith("MULTIRUN")
         params = sweep.hydra.sweeper.params
         assert "seed" in params
-        for key, values in params.items():
-            for value in str(values).split(","):
+        for key in params:
+            for value in swept(params, key):
                 compose("train", overrides=[f"sweep={name}", f"{key}={value}"])  # an unknown key or file fails
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_last_job_of_a_sweep_trains(composed, small, tmp_path, name):
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        sweep = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
+    params = sweep.hydra.sweeper.params
+    job = [f"{key}={swept(params, key)[-1]}" for key in params]
+    train.train(composed(*small, f"sweep={name}", "steps=2", f"run_dir={tmp_path / 'run'}", *job))
+    assert json.loads((tmp_path / "run" / "DONE.json").read_text())["steps"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_trains(composed, small, tmp_path, name):
+    cfg = composed(*small, f"experiment={name}", "steps=2", f"run_dir={tmp_path}")
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        train.train_chain(cfg) if cfg.chain else train.train(cfg)
+    done = [json.loads(path.read_text())["steps"] for path in tmp_path.rglob("DONE.json")]
+    assert done == [2] * (len(cfg.chain) if cfg.chain else 1)
 
 
 @pytest.mark.slow
