@@ -382,8 +382,10 @@ def wandb_records(path: Path) -> Iterator[Any]:
         if left < 7:
             position += left
             continue
+        if position + 7 > len(data):
+            return
         _, length, kind = struct.unpack_from("<IHB", data, position)  # kind: 1 whole, 2 first, 3 middle, 4 last
-        if not length and not kind:
+        if (not length and not kind) or position + 7 + length > len(data):  # not written yet
             return
         chunk = data[position + 7 : position + 7 + length]
         position += 7 + length
