@@ -316,7 +316,7 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     assert config["parts"]["unet"]["trainable"] == 0 < config["parts"]["control"]["trainable"]
     assert [config["parts"][part]["mode"] for part in ("unet", "control")] == ["eval", "train"]
     history = [
-        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records
         if record.HasField("history")
     ]
@@ -325,12 +325,13 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     assert len(steps) == 2
     assert any("val/loss_0-250" in row for row in history)
     assert exit_code(records) == 0
-    shown = [row["preview"] for row in history if "preview" in row]
+    shown = [(row["preview.captions"], row["preview.filenames"]) for row in history if "preview.captions" in row]
     manifest = (tmp_path / "run" / "previews" / "manifest.jsonl").read_text().splitlines()
-    for images, line in zip(shown, map(json.loads, manifest), strict=True):
+    for (captions, names), line in zip(shown, map(json.loads, manifest), strict=True):
         wanted = [f"step {line['step']}: {caption} ({', '.join(line['columns'])})" for caption in line["captions"]]
-        assert images["captions"] == wanted
-        for name in images["filenames"]:
+        assert captions == wanted
+        assert len(names) == len(captions)
+        for name in names:
             pixels = np.asarray(Image.open(offline / "files" / name))
             assert pixels.shape == (64, 4 * 64, 3)
             assert pixels.std() > 0
