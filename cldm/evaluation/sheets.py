@@ -48,13 +48,13 @@ def history(run: Path) -> dict[int, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def preview(run: Path, line: dict[str, Any], item: int, column: int, size: int) -> Image.Image:
+def preview(run: Path, line: dict[str, Any], item: int, name: str, size: int) -> Image.Image:
     """One picture of a preview that cldm.pictures.grid drew of square images, two pairs side by side."""
     page, rows = Image.open(run / "previews" / line["file"]), -(-len(line["ids"]) // 2)
     if not 0 <= item < rows:
         raise ValueError(f"items of this run's strip are 0 to {rows - 1}, got {item}")
     header = TEXT_SIZE + 6
-    x, y = GAP + column * (size + GAP), header + item * ((page.height - header) // rows)
+    x, y = GAP + line["columns"].index(name) * (size + GAP), header + item * ((page.height - header) // rows)
     return page.crop((x, y, x + size, y + size)).convert("RGB")
 
 
@@ -66,15 +66,15 @@ def convergence_strip(run: Path, items: Sequence[int], size: int, metric: str, s
     looks = history(run)
     values = {step: line[metric] for step, line in looks.items() if line.get(metric) is not None}
     if not values:
-        known = sorted({*next(iter(looks.values()))} - {"file", "step", "ids", "captions"})
+        known = sorted({*next(iter(looks.values()))} - {"file", "step", "columns", "ids", "captions"})
         raise ValueError(f"previews of {run} are not measured by {metric!r}, but by {', '.join(known) or 'nothing'}")
     shown = [[*looks][i] for i in sorted({*np.linspace(0, len(looks) - 1, steps).round().astype(int).tolist()})]
     figure = Figure(figsize=(1.35 * (len(shown) + 1), 1.4 * len(items) + 2.4), layout="constrained", dpi=120)
     canvas = FigureCanvasAgg(figure)
     layout = figure.add_gridspec(len(items) + 1, len(shown) + 1, height_ratios=[1] * len(items) + [1.5])
     for i, item in enumerate(items):
-        pictures = [preview(run, looks[shown[0]], item, 0, size)]
-        pictures += [preview(run, looks[step], item, 1, size) for step in shown]
+        pictures = [preview(run, looks[shown[0]], item, "hint", size)]
+        pictures += [preview(run, looks[step], item, "controlled", size) for step in shown]
         for j, (title, picture) in enumerate(zip(["hint", *(f"step {step}" for step in shown)], pictures, strict=True)):
             axes = figure.add_subplot(layout[i, j])
             axes.imshow(picture)
