@@ -31,7 +31,7 @@ def control_table(control: ControlNet, layout: str) -> list[names.Spelling]:
     """The tensors of a branch's file, without prefix."""
     config = control.encoder.config
     if layout == "own":
-        return names.spell(control, lambda name: name)
+        return names.own_table(control)
     return names.spell(control, names.by_module(_control_names(control), layout), names.projections(config))
 
 
@@ -65,7 +65,7 @@ def understand_control(published: Published, base: Published | None = None) -> U
 
 def _understand(part: Part, what: str) -> Understood:
     state = part.state
-    inside = {name.removeprefix("encoder."): t for name, t in state.items()} if part.layout == "own" else state
+    inside = sizes.own_encoder(state) if part.layout == "own" else state
     config = sizes.unet_config(inside, part.layout, part.settings, what)
     widths, hint_channels = _hint_sizes(state, part.layout, what)
     with torch.device("meta"):

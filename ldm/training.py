@@ -1,5 +1,6 @@
 """LightningModules that train the autoencoder and the base diffusion model."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -125,6 +126,11 @@ class AutoencoderTraining(Stage):
     def trained(self) -> nn.Module:
         return nn.ModuleDict({"autoencoder": self.autoencoder})  # named as in LatentDiffusion
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the exported file says of itself beside its weights."""
+        return {"settings": json.dumps({"autoencoder": self.autoencoder.untold()})}
+
     @torch.no_grad()
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         x = batch["image"]
@@ -242,6 +248,11 @@ class DiffusionTraining(Stage):
 
     def trained(self) -> nn.Module:
         return self.diffusion
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the exported file says of itself beside its weights; `python -m cldm convert` reads it."""
+        return {"prediction": self.diffusion.schedule.prediction, "settings": json.dumps(self.diffusion.untold())}
 
     def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Scaled latents drawn from the posterior of the batch's cached moments or images."""

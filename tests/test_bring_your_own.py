@@ -103,3 +103,11 @@ def test_a_downloaded_base_is_fine_tuned_itself(base: Path, composed, small, tmp
     for part, name in (("unet.", "unet"), ("conditioner.text_encoder.", "text"), ("autoencoder.", "autoencoder")):
         for key, tensor in understand(published, name).state.items():
             assert torch.equal(tuned[part + key], tensor)
+    file = str(tmp_path / "diffusion.safetensors")
+    assert main(["inspect", file]) == 0
+    assert main(["convert", file, str(tmp_path / "tuned.safetensors"), "--to", "original"]) == 0
+    assert main(["convert", file, str(tmp_path / "tuned"), "--to", "diffusers"]) == 0
+    again, downloaded = load_file(tmp_path / "tuned.safetensors"), load_file(base)
+    assert again.keys() == downloaded.keys()
+    assert all(torch.equal(again[key], tensor) for key, tensor in downloaded.items())
+    assert (tmp_path / "tuned" / "model_index.json").is_file()
