@@ -22,7 +22,7 @@ from cldm.controlnet import ControlNet
 from cldm.generation import Sampling
 from cldm.interop import load_control
 from cldm.jobs import Job, Ledger, Shot, draw_in_batches, load_image, load_mask, make_job, read_jobs
-from cldm.runs import base_of
+from cldm.runs import base_beside, base_of
 from cldm.tracking import REPOSITORY
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import load_base
@@ -88,10 +88,10 @@ def published(path: Path) -> Published:
 
 
 def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet]:
-    """The locked model and its branch, both loaded strictly."""
+    """The base and its branch, both loaded strictly. A base that was trained together with the branch comes with it."""
     base = base_of(cfg)
     diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
-    load_base(diffusion, base)
+    load_base(diffusion, base_beside(path) or base)
     return diffusion.eval(), load_branch(path, cfg, diffusion)
 
 

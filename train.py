@@ -20,7 +20,7 @@ from cldm.configs import register_resolvers
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
 from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
-from cldm.runs import base_of, report
+from cldm.runs import base_beside, base_of, report
 from cldm.sweeps import in_sweep, note_failure
 from cldm.tracking import commit, describe_run, parts, parts_table, to_json, wandb_run
 from ldm.diffusion import LatentDiffusion
@@ -60,18 +60,12 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, verbose=False)
     model = instantiate(cfg.model, _convert_="all")
-    if cfg.stage.loads:
-        load_base(model, base_of(cfg), cfg.stage.loads)
+    scratch = cfg.stage.module.get("locking") == "scratch"
+    if loads := [part for part in cfg.stage.loads if not (scratch and part == "unet")]:
+        load_base(model, base_of(cfg), loads)
     module = build_module(cfg, model)
     if cfg.init_from:
-        trained, source = module.trained(), Path(cfg.init_from)
-        exported = source / f"{cfg.stage.name}.safetensors"  # of a run folder
-        source = exported if exported.is_file() else source
-        if isinstance(trained, ControlNet):
-            load_control(trained, source)
-        else:  # what the stage does not train stays as it came from `base`
-            names = {name for name, _ in trained.named_children()} - {*cfg.stage.loads}
-            load_base(model, source, [part for part in PARTS if part in names])
+        start_from(cfg, module, model)
     condition = instantiate(cfg.condition, _convert_="all")
     data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]
@@ -94,6 +88,21 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         results = report(cfg, module, data, sampling, watch.history)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
     return finish(run, {**results, "steps": trainer.global_step}, began)
+
+
+def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> None:
+    """Load the weights that cfg.init_from names, those of a run folder or a file, into what the stage trains."""
+    trained, source = module.trained(), Path(cfg.init_from)
+    exported = source / f"{cfg.stage.name}.safetensors"
+    source = exported if exported.is_file() else source
+    if isinstance(trained, ControlNet):
+        own_base, base = base_beside(source), base_of(cfg)
+        if own_base is not None and (base is None or Path(base).resolve() != own_base.resolve()):
+            raise ValueError(f"{source} was trained together with a base of its own: start with base={own_base} too")
+        load_control(trained, source)
+    else:  # what the stage does not train stays as it came from `base`
+        names = {name for name, _ in trained.named_children()} - {*cfg.stage.loads}
+        load_base(model, source, [part for part in PARTS if part in names])
 
 
 def reproduction(cfg: DictConfig) -> DictConfig:

@@ -19,6 +19,7 @@ from torch import Tensor
 from cldm.evaluation.metrics import scenes_of
 from cldm.pictures import grid, save_atomically
 from cldm.tracking import commit, log_picture, to_json
+from ldm.training import base_facts
 from ldm.weights import save_weights
 
 Metrics = Callable[..., dict[str, float]]
@@ -211,8 +212,14 @@ class Guard(Callback):
             )
 
 
+BASE_FILE = "base.safetensors"
+"""Beside a branch that was trained with an unlocked base: that base, complete."""
+
+
 class Export(Callback):
     """Beside every checkpoint: the stage's averaged weights as <stage>.safetensors, ready to sample with.
+
+    A control stage that trains its base too writes that as well, first (base.safetensors).
 
     metadata: what the file says of itself, such as {"stage": "control", "condition": "canny"}.
     dtype: "float32", or "float16" for a file of half the size.
@@ -228,15 +235,16 @@ class Export(Callback):
         """Write the file, with further facts in its metadata."""
         metadata = {
             **{name: str(value) for name, value in self.metadata.items()},
-            **getattr(module, "facts", {}),
             **facts,
             "steps": str(trainer.global_step),
             "commit": commit(),
             "command": " ".join(["python", *sys.argv]),
         }
         with averaged(trainer, module):
+            if (base := module.trained_base()) is not None:
+                save_weights(base, self.folder / BASE_FILE, {**metadata, **base_facts(base)}, self.dtype)
             path = self.folder / f"{self.metadata['stage']}.safetensors"
-            save_weights(module.trained(), path, metadata, self.dtype)
+            save_weights(module.trained(), path, {**metadata, **module.facts(self.dtype)}, self.dtype)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self.write(trainer, pl_module)

@@ -6,9 +6,11 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
+from cldm.callbacks import BASE_FILE
 from cldm.evaluation.convergence import convergence_step
 from cldm.evaluation.report import CONTROL_ROWS, autoencoder_report, base_report, control_report, table
 from cldm.pictures import curve
+from ldm.weights import read_metadata
 
 
 def base_of(cfg: DictConfig) -> str | None:
@@ -20,6 +22,19 @@ def base_of(cfg: DictConfig) -> str | None:
             "this model comes without weights: set base=FILE_OR_FOLDER (model=pretrained: model.path=...) to a Stable "
             "Diffusion checkpoint or diffusers folder of yours; docs/bring_your_own.md says more"
         ) from error
+
+
+def base_beside(control: Path) -> Path | None:
+    """The base that was trained together with the branch in a file, and lies beside it; None if it was locked."""
+    if control.suffix != ".safetensors" or read_metadata(control).get("locking", "locked") == "locked":
+        return None
+    base = control.with_name(BASE_FILE)
+    if not base.is_file():
+        raise ValueError(
+            f"{control} was trained together with its base (stage.module.locking), and {base} is missing; "
+            "keep the two files together"
+        )
+    return base
 
 
 def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]) -> dict[str, Any]:

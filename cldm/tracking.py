@@ -75,7 +75,7 @@ def parts(module: nn.Module) -> dict[str, dict[str, Any]]:
             "parameters": sum(p.numel() for p in part.parameters()),
             "trainable": sum(p.numel() for p in part.parameters() if p.requires_grad),
             "dtype": "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in part.parameters()})),
-            "mode": "train" if part.training else "eval",
+            "mode": "/".join(sorted({"train" if module.training else "eval" for module in part.modules()})),
         }
         for name, part in children.items()
         if any(True for _ in part.parameters())

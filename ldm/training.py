@@ -45,6 +45,14 @@ class Stage(pl.LightningModule):
         """The module whose weights this stage exists to produce; its exported file holds them."""
         raise NotImplementedError
 
+    def trained_base(self) -> LatentDiffusion | None:
+        """A base model that training changes on the way and that the exported file needs; None if there is none."""
+        return None
+
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
+        """What the exported file, of this precision, says of itself beside its weights."""
+        return {}
+
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         """Images (b, 3, h, w) in [-1, 1] to look at, by name, drawn from the current weights."""
         raise NotImplementedError
@@ -126,9 +134,7 @@ class AutoencoderTraining(Stage):
     def trained(self) -> nn.Module:
         return nn.ModuleDict({"autoencoder": self.autoencoder})  # named as in LatentDiffusion
 
-    @property
-    def facts(self) -> dict[str, str]:
-        """What the exported file says of itself beside its weights."""
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
         return {"settings": json.dumps({"autoencoder": self.autoencoder.untold()})}
 
     @torch.no_grad()
@@ -222,6 +228,11 @@ def recorded(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def base_facts(diffusion: LatentDiffusion) -> dict[str, str]:
+    """What the file of a base model says of it beside its weights; `python -m cldm convert` reads it."""
+    return {"prediction": diffusion.schedule.prediction, "settings": json.dumps(diffusion.untold())}
+
+
 class DiffusionTraining(Stage):
     """Trains the U-Net and the text encoder on the latents of a fixed autoencoder.
 
@@ -249,10 +260,8 @@ class DiffusionTraining(Stage):
     def trained(self) -> nn.Module:
         return self.diffusion
 
-    @property
-    def facts(self) -> dict[str, str]:
-        """What the exported file says of itself beside its weights; `python -m cldm convert` reads it."""
-        return {"prediction": self.diffusion.schedule.prediction, "settings": json.dumps(self.diffusion.untold())}
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
+        return base_facts(self.diffusion)
 
     def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Scaled latents drawn from the posterior of the batch's cached moments or images."""

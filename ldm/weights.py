@@ -43,12 +43,16 @@ def make_readable(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """16 hex digits that change with any weight of the module: names the base that a branch was trained on."""
+def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """16 hex digits that change with any weight of the module: names the base that a branch was trained on.
+
+    dtype: of the file that the weights will have been through when they are asked for it again.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        tensor = tensor.detach().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

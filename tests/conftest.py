@@ -1,8 +1,12 @@
 """Tiny models, a data set without a renderer, and composed configurations, shared by the tests."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process per core; read when torch is imported, here and in the runs started
 
 import pytest
 import torch

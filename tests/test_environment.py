@@ -108,8 +108,8 @@ def test_ci_runs_the_commands_of_the_readme_and_every_linter():
         "ruff check .",
         "ruff format --check .",
         "mypy",
-        "pytest",
+        "pytest -n auto --dist worksteal --durations=15",
     ]
     readme = (ROOT / "README.md").read_text()
-    assert "pip install -e '.[test]' && pytest" in readme
+    assert "pip install -e '.[test]' && pytest -n auto" in readme
     assert "pip install -e . && python train.py" in readme

@@ -20,10 +20,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+import sample
 import train
 from cldm.run_folder import ChangedConfig, attempt, attempts
 from ldm.training import AutoencoderTraining, DiffusionTraining
-from ldm.weights import read_metadata, save_weights
+from ldm.weights import fingerprint, read_metadata, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY_TWO = ["trainer.callbacks.watch.every=2", "trainer.callbacks.checkpoint.every_n_train_steps=2"]
@@ -216,6 +217,41 @@ def test_init_from_a_run_folder_starts_at_its_weights(run, straight):
     # a rate of zero leaves the weights as they were read
     other = run("init", "steps=1", f"init_from={straight}", "optimizer.lr=0")
     assert_equal_tensors(load_file(other / "control.safetensors"), load_file(straight / "control.safetensors"))
+
+
+@pytest.mark.parametrize("locking", ["decoder", "scratch"])
+def test_a_base_that_trains_too_is_exported_beside_the_branch_and_drawn_with(run, base, composed, locking):
+    unlocked = [f"stage.module.locking={locking}", "steps=3", "optimizer.lr=0.01"]
+    folder = run(locking, *unlocked, "trainer.callbacks.export.dtype=float16")
+    assert {"locking": locking}.items() <= read_metadata(folder / "control.safetensors").items()
+    before, after = load_file(base), load_file(folder / "base.safetensors")
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name].half(), after[name])}
+    assert moved
+    assert all(name.startswith("unet.decoder." if locking == "decoder" else "unet.") for name in moved)
+    average = state(folder, "EMA")["average"]
+    held = {name: average[f"diffusion.{name}"].half() for name in after if f"diffusion.{name}" in average}
+    assert held.keys() >= moved
+    assert_equal_tensors({name: after[name] for name in held}, held)
+
+    path = folder / "control.safetensors"
+    drawn, _ = sample.load_model(path, composed("model=tiny", f"base={base}"))
+    assert fingerprint(drawn) == read_metadata(path)["base_fingerprint"]
+    assert_equal_tensors({name: t.half() for name, t in drawn.state_dict().items()}, after)
+
+
+def test_a_branch_does_not_go_without_the_base_it_was_trained_with(run, composed, base, tmp_path):
+    folder = run("tuned", "stage.module.locking=unlocked", "steps=1")
+    with pytest.raises(ValueError, match=r"start with base=.*base.safetensors too"):
+        run("from_tuned", "steps=1", f"init_from={folder}")
+    tuned = folder / "base.safetensors"
+    other = run("on_tuned", "steps=1", f"init_from={folder}", f"base={tuned}", "optimizer.lr=0")
+    assert_equal_tensors(load_file(other / "control.safetensors"), load_file(folder / "control.safetensors"))
+    facts = [read_metadata(path / "control.safetensors")["base_fingerprint"] for path in (folder, other)]
+    assert facts[0] == facts[1]
+    tuned.rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ValueError, match=r"base.safetensors is missing; keep the two files together"):
+        sample.load_model(folder / "control.safetensors", composed("model=tiny", f"base={base}"))
 
 
 def test_resuming_what_never_was_is_refused(composed, small, tmp_path):

@@ -12,14 +12,15 @@ from torch import nn
 from cldm.callbacks import EMA, Export, Watch, averaged
 from cldm.data.datamodule import DataModule
 from ldm.batch import Batch
+from ldm.training import Stage
 from ldm.weights import read_metadata
 
 
-class Toy(pl.LightningModule):
+class Toy(Stage):
     """One trained and one frozen layer."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(lambda parameters: torch.optim.SGD([*parameters], lr=0.1), warmup_steps=0, cosine=False)
         self.layer, self.frozen = nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)
 
     def trained(self):
@@ -27,9 +28,6 @@ class Toy(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         return self.layer(batch["moments"][:, :2, 0, 0]).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([*self.layer.parameters()], lr=0.1)
 
     def pictures(self, batch, sampling):
         self.drawn_with = self.layer.weight.detach().clone(), self.training

@@ -1,17 +1,21 @@
 """Promises of the Lightning module: the base stays locked, prompts drop, checkpoints are small."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra.utils import instantiate
 
 from cldm.callbacks import Export
-from cldm.control_ldm import ControlLDM
+from cldm.control_ldm import LOCKING, ControlLDM
 from cldm.controlnet import ControlNet
 from cldm.data.datamodule import DataModule
+from ldm.unet import UNet
 from ldm.weights import load_weights, read_metadata
 
+ROOT = Path(__file__).resolve().parents[2]
 WIDTHS = (4, 4, 8, 8)
 
 
@@ -54,6 +58,67 @@ def test_training_leaves_the_locked_model_alone_and_moves_the_whole_branch(modul
     assert digest(module.diffusion) == locked
     moved = {n for n, p in module.control.named_parameters() if not torch.equal(p, branch[n])}
     assert moved == branch.keys()
+
+
+TRAINED = {  # what each mode trains besides the branch
+    "locked": [],
+    "decoder": ["unet.decoder."],
+    "unlocked": ["unet.encoder.", "unet.decoder."],
+    "scratch": ["unet.encoder.", "unet.decoder."],
+}
+BRANCHES = sorted(path.stem for path in (ROOT / "configs" / "control").glob("*.yaml"))
+
+
+@pytest.fixture
+def stage(composed, make_diffusion):
+    """`stage("controlnet", "decoder")`: the control stage around a tiny model, a branch of configs/control on it."""
+
+    def make(branch: str = "controlnet", locking: str = "locked", **options) -> ControlLDM:
+        diffusion = make_diffusion()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            if locking == "scratch":
+                diffusion.unet = UNet(diffusion.unet.config)
+            control = composed("model=tiny", f"control={branch}").control
+            net = instantiate(control, _convert_="all")(diffusion.unet)
+            return ControlLDM(diffusion, net, adamw, locking=locking, **options)
+
+    return make
+
+
+class Gradients(pl.Callback):
+    """Names of the parameters that have had a gradient other than zero, and of those that had none at all."""
+
+    def __init__(self):
+        self.reached, self.without = set(), set()
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                self.without |= set() if p.grad is not None else {name}
+                self.reached |= {name} if p.grad is not None and p.grad.any() else set()
+
+
+@pytest.mark.parametrize("middle_only", [False, True])
+@pytest.mark.parametrize("locking", LOCKING)
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_what_trains_gets_a_gradient_within_three_steps_and_nothing_else_changes(
+    stage, fit, branch, locking, middle_only
+):
+    module = stage(branch, locking, middle_only=middle_only)
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    trainable = {name for name, p in before.items() if module.get_parameter(name).requires_grad}
+    frozen = digest(module.diffusion.autoencoder) + digest(module.diffusion.conditioner)
+    base = {name for name in trainable if name.startswith("diffusion.")}
+    assert base == {n for n in before if n.startswith(tuple(f"diffusion.{part}" for part in TRAINED[locking]))}
+    gradients = Gradients()
+    # a fresh U-Net is silent: in the first steps it opens its own zero layers, the last first
+    fit(module, 3 if locking != "scratch" else 6, callbacks=[gradients])
+    assert not gradients.without  # in any step: DDP would wait for it
+    assert gradients.reached == trainable
+    changed = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == trainable
+    assert digest(module.diffusion.autoencoder) + digest(module.diffusion.conditioner) == frozen
 
 
 def test_locked_means_no_gradient_and_eval_mode_whatever_is_asked(module):
@@ -120,6 +185,40 @@ def test_half_of_the_prompts_are_dropped_unless_told_otherwise(composed):
     assert cfg.stage.module._target_ == "cldm.control_ldm.ControlLDM"
     assert cfg.stage.module.prompt_dropout == 0.5
     assert ControlLDM.__init__.__defaults__[0] == 0.5
+
+
+def test_middle_only_adds_nothing_to_the_skips_whatever_the_branch_has_learned(stage, fit, random_items):
+    module = stage(middle_only=True)
+    with torch.no_grad():  # as init_from may
+        for p in module.control.zero_convs.parameters():
+            p.normal_()
+    fit(module, 2)
+    batch = random_items(2).__getitems__([0, 1])
+    arguments = (batch["moments"][:, :4], torch.tensor([10, 500]), torch.randn(2, 24, 16))
+    trained, exported = module.branch(batch)(*arguments), module.control(*arguments, batch["hint"])
+    assert trained.middle.any()
+    assert not any(skip.any() for skip in (*trained.skips, *exported.skips))
+
+
+@pytest.mark.parametrize("locking", ["decoder", "unlocked"])
+def test_unlocked_parts_are_in_train_mode_and_in_the_checkpoint(stage, fit, tmp_path, locking):
+    module = stage(locking=locking)
+    module.train()
+    unet = module.diffusion.unet
+    assert unet.decoder.training
+    assert unet.encoder.training is (locking == "unlocked")
+    assert not module.diffusion.autoencoder.training
+    fit(module, 2).save_checkpoint(tmp_path / "a.ckpt")
+    held = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert held.keys() == {name for name, p in module.named_parameters() if p.requires_grad}
+    fresh = stage(locking=locking)
+    fit(fresh, 2, ckpt_path=tmp_path / "a.ckpt")  # nothing left to do: weights as loaded
+    assert digest(fresh) == digest(module)
+
+
+def test_a_locking_that_does_not_exist_is_refused(stage):
+    with pytest.raises(ValueError, match=r"stage.module.locking must be one of locked, decoder, unlocked, scratch"):
+        stage(locking="open")
 
 
 def test_a_checkpoint_holds_the_trainable_weights_only_and_goes_on(module, fit, make_diffusion, tmp_path):
