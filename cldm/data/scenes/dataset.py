@@ -17,6 +17,7 @@ from cldm.conditions import Condition, apply_batch
 from cldm.data.scenes.captions import caption
 from cldm.data.scenes.renderer import render
 from cldm.data.scenes.world import COLORS, KINDS, MAX_OBJECTS, Scene, get_family, sample_scene
+from cldm.data.whole import whole
 from ldm.batch import Batch
 
 CHUNK = 64  # scenes rendered at a time
@@ -92,6 +93,7 @@ class ScenesDataset(Dataset):
             return self._render_all()
         if path.exists():
             return torch.load(path, weights_only=True)
+<<<<<<< HEAD
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # ranks and jobs of a sweep ask at once: one renders, the others wait
             if path.exists():
@@ -101,6 +103,14 @@ class ScenesDataset(Dataset):
             torch.save(tensors, partial)
             partial.replace(path)
             return tensors
+=======
+        tensors = self._render_all()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as partial:
+                torch.save(tensors, partial)
+        return tensors
+>>>>>>> main
 
     def _render_all(self) -> dict[str, Tensor]:
         chunks: list[dict[str, Tensor]] = []
