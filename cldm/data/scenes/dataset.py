@@ -93,24 +93,14 @@ class ScenesDataset(Dataset):
             return self._render_all()
         if path.exists():
             return torch.load(path, weights_only=True)
-<<<<<<< HEAD
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # ranks and jobs of a sweep ask at once: one renders, the others wait
             if path.exists():
                 return torch.load(path, weights_only=True)
             tensors = self._render_all()
-            partial = path.with_suffix(".partial")
-            torch.save(tensors, partial)
-            partial.replace(path)
-            return tensors
-=======
-        tensors = self._render_all()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as partial:
                 torch.save(tensors, partial)
-        return tensors
->>>>>>> main
+            return tensors
 
     def _render_all(self) -> dict[str, Tensor]:
         chunks: list[dict[str, Tensor]] = []
