@@ -130,10 +130,10 @@ def to_csv(spec: Spec, lines: Sequence[Line], found: Sequence[Record]) -> str:
                 continue
             d = cell.difference
             compared = [d.mean, *d.by_seed, *d.by_item] if d else []
-            for seed, value in (cell.values or {"": cell.mean}).items():
+            for seed, value in [*cell.values.items()] or [(None, cell.mean)]:
                 row = [line.title, column.title, column.source, column.setting, column.metric, seed, value,
                        cell.mean, cell.std, cell.n, *compared, *[""] * (5 - len(compared)),
-                       runs.get((line.title, seed), "")]  # type: ignore[arg-type] # fmt: skip
+                       "" if seed is None else runs[line.title, seed]]  # fmt: skip
                 writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
     return out.getvalue()
 
