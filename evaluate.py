@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class Subject:
         """The scores of these images, with the columns that say which image a row is about."""
         parts = [
             score(images[part], self.target(chosen[part]), self.condition, self.segmenter, self.clip)
-            for part in slices(len(images), 64)
+            for part in chunks(chosen)
         ]
         ids = {
             "item": np.array([shot.item for shot in chosen]),
@@ -168,6 +169,15 @@ class Subject:
     def summary(self, images: Tensor, rows: Rows, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
         """{prompt setting: {score: mean, and the numbers of whole sets}}."""
         return {s: scores | self.quality(images, chosen)[s] for s, scores in by_setting(rows).items()}
+
+
+def chunks(chosen: Sequence[Shot], size: int = 64) -> list[slice]:
+    """The shots in slices of at most `size` that do not mix prompt settings: each has scores of its own."""
+    found: list[slice] = []
+    for _, group in groupby(range(len(chosen)), key=lambda i: chosen[i].setting):
+        rows = [*group]
+        found += [slice(rows[0] + part.start, rows[0] + part.stop) for part in slices(len(rows), size)]
+    return found
 
 
 def by_setting(rows: Rows) -> dict[str, dict[str, float]]:
