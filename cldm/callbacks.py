@@ -19,6 +19,7 @@ from torch import Tensor
 from cldm.evaluation.metrics import scenes_of
 from cldm.pictures import grid, save_atomically
 from cldm.tracking import commit, log_grid, to_json
+from ldm.training import base_facts
 from ldm.weights import save_weights
 
 Metrics = Callable[..., dict[str, float]]
@@ -261,7 +262,7 @@ class Export(Callback):
         }
         with averaged(trainer, module):
             if (base := module.trained_base()) is not None:
-                save_weights(base, self.folder / BASE_FILE, metadata, self.dtype)
+                save_weights(base, self.folder / BASE_FILE, {**metadata, **base_facts(base)}, self.dtype)
             path = self.folder / f"{self.metadata['stage']}.safetensors"
             save_weights(module.trained(), path, {**metadata, **module.facts(self.dtype)}, self.dtype)
 

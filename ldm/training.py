@@ -1,5 +1,6 @@
 """LightningModules that train the autoencoder and the base diffusion model."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ class Stage(pl.LightningModule):
         """The module whose weights this stage exists to produce; its exported file holds them."""
         raise NotImplementedError
 
-    def trained_base(self) -> nn.Module | None:
+    def trained_base(self) -> LatentDiffusion | None:
         """A base model that training changes on the way and that the exported file needs; None if there is none."""
         return None
 
@@ -139,6 +140,9 @@ class AutoencoderTraining(Stage):
     def trained(self) -> nn.Module:
         return nn.ModuleDict({"autoencoder": self.autoencoder})  # named as in LatentDiffusion
 
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
+        return {"settings": json.dumps({"autoencoder": self.autoencoder.untold()})}
+
     @torch.no_grad()
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         x = batch["image"]
@@ -230,6 +234,11 @@ def recorded(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def base_facts(diffusion: LatentDiffusion) -> dict[str, str]:
+    """What the file of a base model says of it beside its weights; `python -m cldm convert` reads it."""
+    return {"prediction": diffusion.schedule.prediction, "settings": json.dumps(diffusion.untold())}
+
+
 class DiffusionTraining(Stage):
     """Trains the U-Net and the text encoder on the latents of a fixed autoencoder.
 
@@ -256,6 +265,9 @@ class DiffusionTraining(Stage):
 
     def trained(self) -> nn.Module:
         return self.diffusion
+
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
+        return base_facts(self.diffusion)
 
     def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Scaled latents drawn from the posterior of the batch's cached moments or images."""
