@@ -17,12 +17,13 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.callbacks import Export, Watch, averaged
 from cldm.configs import register_resolvers
+from cldm.control_ldm import ControlLDM
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
 from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
 from cldm.runs import base_beside, base_of, report
 from cldm.sweeps import in_sweep, note_failure
-from cldm.tracking import commit, describe_run, parts, parts_table, to_json, wandb_run
+from cldm.tracking import commit, control_cost, describe_run, parts, parts_table, to_json, wandb_run
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
 from ldm.training import Stage
@@ -74,6 +75,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     export.metadata |= {"extractor": repr(condition), "polarity": condition.polarity}
     found = parts(module.train())
+    if isinstance(module, ControlLDM):
+        for part, cost in control_cost(model, module.control, (cfg.size, cfg.size)).items():
+            found[part]["gflop"] = cost
     print(parts_table(found))
     batch = cfg.batch_size * cfg.trainer.accumulate_grad_batches * trainer.world_size
     config: Any = OmegaConf.to_container(cfg, resolve=True)

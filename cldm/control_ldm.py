@@ -55,6 +55,8 @@ class ControlLDM(DiffusionTraining):
             raise ValueError(f"stage.module.hint_dropout is a probability, got {hint_dropout}")
         if locking not in LOCKING:
             raise ValueError(f"stage.module.locking must be one of {', '.join(LOCKING)}, got {locking!r}")
+        if middle_only and not hasattr(control, "zero_convs"):
+            raise ValueError("stage.module.middle_only=true needs a middle residual, which control=concat has not")
         self.control, self.hint_dropout = control, hint_dropout
         self.locking, self.middle_only = locking, middle_only
         diffusion.requires_grad_(False)
@@ -91,7 +93,7 @@ class ControlLDM(DiffusionTraining):
             "prediction": self.diffusion.schedule.prediction,
             "channels": str(self.control.hint_channels),
             "pooling": "false",
-            "settings": json.dumps({"control": self.control.encoder.config.untold()}),
+            "settings": json.dumps({"control": self.control.config.untold()}),
         }
 
     def train(self, mode: bool = True) -> "ControlLDM":
