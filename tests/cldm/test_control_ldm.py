@@ -99,9 +99,17 @@ class Gradients(pl.Callback):
                 self.reached |= {name} if p.grad is not None and p.grad.any() else set()
 
 
-@pytest.mark.parametrize("middle_only", [False, True])
-@pytest.mark.parametrize("locking", LOCKING)
-@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize(
+    ("branch", "locking", "middle_only"),
+    [
+        *((branch, "locked", False) for branch in BRANCHES),
+        *(("controlnet", locking, False) for locking in LOCKING if locking != "locked"),
+        *(("controlnet", locking, True) for locking in LOCKING),
+        ("lite", "locked", True),
+        ("concat", "scratch", False),
+        ("concat", "unlocked", False),
+    ],
+)
 def test_what_trains_gets_a_gradient_within_three_steps_and_nothing_else_changes(
     stage, fit, branch, locking, middle_only
 ):
