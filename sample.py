@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,40 +23,68 @@ from cldm.generation import Sampling
 from cldm.interop import load_control
 from cldm.jobs import Job, Ledger, Shot, draw_in_batches, load_image, load_mask, make_job, read_jobs
 from cldm.runs import base_beside, base_of
+from cldm.tracking import REPOSITORY
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import load_base
-from ldm.weights import fingerprint, read_metadata
+from ldm.interop.published import Published, read
+from ldm.weights import fingerprint
 
 FILE = "control.safetensors"
 GROUPS = ("model", "control", "condition")  # config choices that a control file states
-JOB_KEYS = ("hint", "photo", "prompt", "negative", "count", "seed", "size", "scale", "start", "end", "mode",
+ADVICE = {"model": "trained.model=sd15 (or sd21, pretrained, ...)",
+          "condition": "trained.condition=canny (or another; none for ready maps)"}  # fmt: skip
+JOB_KEYS = ("hint", "photo", "prompt", "negative", "count", "seed", "size", "scale", "scales", "start", "end", "mode",
             "weighting", "pool", "region", "image", "strength", "mask")  # fmt: skip
+SAMPLER_KEYS = ("steps", "spacing", "guidance", "rescale", "clip_skip", "prompt_weights")  # that a job may set
+SAMPLERS = sorted(path.stem for path in (REPOSITORY / "configs" / "sampler").glob("*.yaml"))
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_checkpoint(checkpoint: str | None) -> Path:
-    """The control weights of a run folder or file; None means the newest run. SystemExit says what to run first."""
+    """The control weights of a run folder, or a published file or diffusers folder; None means the newest run.
+
+    SystemExit says what to run first.
+    """
     if checkpoint is None:
         found = sorted(Path("runs").glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise SystemExit("no trained ControlNet in runs/ yet; run `python train.py` first (minutes on a laptop)")
         return found[-1]
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():  # diffusers' form
+        return path
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise SystemExit(f"checkpoint={checkpoint}: there is no {path}")
     return path
 
 
-def training_config(path: Path, base: str | None) -> DictConfig:
-    """The training config that the file's metadata names; only names of this repository's configs are followed."""
-    metadata = read_metadata(path)
-    missing = [group for group in GROUPS if group not in metadata]
-    if missing:
-        raise SystemExit(f"{path} does not say which {', '.join(missing)} it was trained with; is it a control file?")
-    names = [f"{group}={metadata[group]}" for group in GROUPS]
-    key = "model.path" if metadata["model"] == "pretrained" else "base"
-    return compose("train", overrides=[*names, *([f"{key}='{base}'"] if base else [])])
+def training_config(path: Path, base: str | None, model: str | None = None, condition: str | None = None) -> DictConfig:
+    """The training config that the checkpoint's metadata names; only names of this repository's configs are followed.
+
+    model, condition: instead of what it says, and needed for the checkpoints of others, which say nothing.
+    """
+    told = {"model": model, "condition": condition}
+    names = {"control": "controlnet", **published(path).metadata, **{k: v for k, v in told.items() if v}}
+    if missing := [group for group in GROUPS if group not in names]:
+        raise SystemExit(f"{path} does not say which {' and '.join(missing)} it was trained with: add "
+                         + " and ".join(ADVICE[group] for group in missing))  # fmt: skip
+    key = "model.path" if names["model"] == "pretrained" else "base"
+    for group in GROUPS:
+        if not (REPOSITORY / "configs" / group / f"{names[group]}.yaml").is_file() or not names[group].isidentifier():
+            raise SystemExit(f"{path}: there is no {group}={names[group]} in configs/{group}")
+    choices = [f"{group}={names[group]}" for group in GROUPS]
+    return compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
+
+
+def published(path: Path) -> Published:
+    """The checkpoint, its weights not yet read from disk; SystemExit says what is wrong with it."""
+    try:
+        found = read(path)
+        found.part("control")
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    return found
 
 
 def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet]:
@@ -68,43 +97,73 @@ def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet
 
 def load_branch(path: Path, cfg: DictConfig, diffusion: LatentDiffusion) -> ControlNet:
     """The branch in the file, for the model it was trained on."""
-    trained_on, loaded = read_metadata(path).get("base_fingerprint"), fingerprint(diffusion)
+    trained_on, loaded = published(path).metadata.get("base_fingerprint"), fingerprint(diffusion)
     if trained_on not in (None, loaded):
         print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
     control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
-    load_control(control, path)
+    load_control(control, path, pools=True)
     return control.eval()
 
 
-def jobs_of(cfg: DictConfig, size: int) -> list[Job]:
-    """What is to be drawn: one job from the keys of the config, or a list of them."""
+def jobs_of(cfg: DictConfig, size: int, pools: list[bool]) -> list[Job]:
+    """What is to be drawn: one job from the keys of the config, or a list of them. pools: what each checkpoint says."""
     given = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(given, dict)
     defaults = {key: given[key] for key in JOB_KEYS} | {"size": given["size"] or size}
-    extra = [{k: v for k, v in unit.items() if k != "checkpoint"} for unit in given["more"]]
-    if cfg.jobs:
-        return read_jobs(cfg.jobs, defaults, extra)
-    return [make_job({}, defaults, extra)]
+    defaults["pool"] = pools[0] if defaults["pool"] is None else defaults["pool"]
+    extra = [
+        {"pool": pool} | {k: v for k, v in unit.items() if k not in ("checkpoint", "condition")}
+        for unit, pool in zip(given["more"], pools[1:], strict=True)
+    ]
+    jobs = read_jobs(cfg.jobs, defaults, extra) if cfg.jobs else [make_job({}, defaults, extra)]
+    return [replace(job, sampler=sampler_settings(given["sampler"], job)) for job in jobs]
 
 
-def check(jobs: list[Job], sampling: Sampling, training: DictConfig, conditions: list[Condition]) -> None:
+def sampler_settings(shared: dict[str, Any], job: Job) -> dict[str, Any]:
+    """The config of a job's sampler: the shared one, with what the job says of its own. ValueError for what cannot be.
+
+    A name takes another algorithm; the other keys are those of SAMPLER_KEYS and the algorithm's (eta, order).
+    """
+    own, settings = dict(job.sampler), dict(shared)
+    if name := own.pop("name", None):
+        if name not in SAMPLERS:
+            raise ValueError(f"{job.name}: sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
+        settings["sampler"] = OmegaConf.to_container(compose("sample", overrides=[f"sampler={name}"]).sampler.sampler)
+    algorithm = settings["sampler"] = dict(settings["sampler"])
+    places = dict.fromkeys(SAMPLER_KEYS, settings) | {key: algorithm for key in algorithm if not key.startswith("_")}
+    for key, value in own.items():
+        if key not in places:
+            raise ValueError(f"{job.name}: unknown setting {key!r} of sampler; known: name, {', '.join(places)}")
+        wanted = type(places[key][key])
+        if not isinstance(value, wanted) and not (wanted is float and isinstance(value, int)):
+            raise ValueError(f"{job.name}: {key} of sampler must be a {wanted.__name__}, got {value!r}")
+        places[key][key] = value
+    return settings
+
+
+def check(jobs: list[Job], trainings: list[DictConfig], conditions: list[Condition]) -> None:
     """Raise for whatever cannot be drawn, before weights are read: sizes, steps, pictures that are none."""
     with torch.device("meta"):
-        skeleton: LatentDiffusion = instantiate(training.model, _convert_="all")
+        skeleton: LatentDiffusion = instantiate(trainings[0].model, _convert_="all")
+        nets = [instantiate(training.control, _convert_="all")(skeleton.unet) for training in trainings]
     for job in jobs:
         skeleton.latent_shape(*job.size)
-        sampling.timesteps(skeleton, job.strength if job.image else 1.0)
+        instantiate(job.sampler, _convert_="all").timesteps(skeleton, job.strength if job.image else 1.0)
+        for net, unit in zip(nets, job.units, strict=True):
+            if unit.scales:  # as many as the branch has residuals
+                ControlUnit(net, torch.empty(1, net.hint_channels, 8, 8, device="meta"), scales=unit.scales)
         load_inputs(job, conditions, notify=print)
 
 
 def load_inputs(job: Job, conditions: list[Condition], notify: Callable[[str], None]) -> dict[str, Any]:
     """The pictures of a job as tensors with one row: hints and regions of its controls, image and mask."""
     size = job.size
+    mask = load_mask(job.mask, size) if job.mask else None
     return {
-        "hints": [unit.load(size, c, notify) for unit, c in zip(job.units, conditions, strict=True)],
+        "hints": [unit.load(size, c, notify, mask) for unit, c in zip(job.units, conditions, strict=True)],
         "regions": [unit.load_region(size) for unit in job.units],
         "image": load_image(job.image, size) if job.image else None,
-        "mask": load_mask(job.mask, size) if job.mask else None,
+        "mask": mask,
     }
 
 
@@ -115,7 +174,6 @@ def rows(tensors: list[Tensor]) -> Tensor:
 
 def draw(
     shots: list[Shot],
-    sampling: Sampling,
     diffusion: LatentDiffusion,
     nets: list[ControlNet],
     conditions: list[Condition],
@@ -129,6 +187,7 @@ def draw(
             net,
             rows([item["hints"][i] for item in inputs]),
             settings.scale,
+            settings.scales,
             start=settings.start,
             end=settings.end,
             mode=settings.mode,
@@ -138,6 +197,7 @@ def draw(
         )
         for i, (net, settings) in enumerate(zip(nets, first.units, strict=True))
     ]
+    sampling: Sampling = instantiate(first.sampler, _convert_="all")
     return sampling(
         diffusion,
         [shot.job.prompt for shot in shots],
@@ -153,14 +213,23 @@ def draw(
 
 
 def digest(path: Path) -> str:
-    """16 hex digits of a file: a retrained checkpoint under an old name draws anew."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    """16 hex digits of a checkpoint: a retrained one under an old name draws anew."""
+    found = hashlib.blake2b(digest_size=8)
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
 
 
 def sample(cfg: DictConfig) -> Path:
     """Draw the images; returns their folder."""
     paths = [find_checkpoint(cfg.checkpoint), *(find_checkpoint(unit.checkpoint) for unit in cfg.more)]
-    trainings = [training_config(path, cfg.base) for path in paths]
+    kinds = [cfg.trained.condition, *(unit.get("condition") for unit in cfg.more)]
+    trainings = [
+        training_config(path, cfg.base, cfg.trained.model, kind) for path, kind in zip(paths, kinds, strict=True)
+    ]
+    pools = [bool(published(path).parts["control"].settings.get("pooling")) for path in paths]
     if len({str(training.model) for training in trainings}) > 1:
         raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
     conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
@@ -168,17 +237,15 @@ def sample(cfg: DictConfig) -> Path:
     precision = cfg.precision or ("fp32" if device == "cpu" else "fp16")
     if precision not in PRECISIONS:
         raise SystemExit(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
-    sampling: Sampling = instantiate(cfg.sampler, _convert_="all")
     try:
-        jobs = jobs_of(cfg, trainings[0].size)
-        check(jobs, sampling, trainings[0], conditions)
+        jobs = jobs_of(cfg, trainings[0].size, pools)
+        check(jobs, trainings, conditions)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     ledger = Ledger(
         Path(cfg.out) if cfg.out else paths[0].parent / "samples",
         {
             "checkpoints": [{"file": str(path), "digest": digest(path)} for path in paths],
-            "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
             "base": base_of(trainings[0]),
             "precision": precision,
         },
@@ -189,16 +256,16 @@ def sample(cfg: DictConfig) -> Path:
     if shots:
         diffusion, net = load_model(paths[0], trainings[0])
         nets = [net, *(load_branch(p, t, diffusion) for p, t in zip(paths[1:], trainings[1:], strict=True))]
-        home = "cpu" if sampling.low_memory else device
+        home = "cpu" if cfg.sampler.low_memory else device
         for module in (diffusion, *nets):
             # convolutions of channels-last weights are faster: 16 % of a 320-wide block in fp32 on a CPU
             module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)
-        steps = sum(int(sampling.steps * shot.job.strength) if shot.job.image else sampling.steps for shot in shots)
+        steps = sum(int(s.job.sampler["steps"] * (s.job.strength if s.job.image else 1)) for s in shots)
         size = cfg.batch_size or (4 if device == "cpu" else 16)
         with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
             report = lambda _, z: bar.update(len(z))  # noqa: E731
-            draw_in_batches(shots, partial(draw, sampling=sampling, diffusion=diffusion, nets=nets,
-                                           conditions=conditions, callback=report), ledger, size)  # fmt: skip
+            draw_in_batches(shots, partial(draw, diffusion=diffusion, nets=nets, conditions=conditions,
+                                           callback=report), ledger, size)  # fmt: skip
     for job in jobs:
         if {shot.file for shot in ledger.shots(job)} & {shot.file for shot in shots}:
             ledger.sheet(job, load_inputs(job, conditions, notify=lambda _: None)["hints"])

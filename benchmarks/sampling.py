@@ -1,14 +1,14 @@
 """Seconds per sampling step and peak memory: this project against diffusers' pipeline, in one process.
 
-    python benchmarks/sampling.py                                  small model, fp32 and bf16
-    python benchmarks/sampling.py --size sd15 --steps 2 --rounds 3     Stable Diffusion 1.5's sizes, random weights
-    python benchmarks/sampling.py --size sd15 --device cuda --steps 20 --batch 1 8 --compile
+    python benchmarks/sampling.py                      small model, fp32 and bf16
+    python benchmarks/sampling.py --size sd15          Stable Diffusion 1.5's sizes at 256 px, random weights, minutes
+    python benchmarks/sampling.py --size sd15 --device cuda --batch 1 8 --compile          512 px
 
 The same weights, latents, prompts and hint, DDIM, guidance 7.5; ours with channels-last weights, as sample.py sets
 them, diffusers' as it comes. The two take turns, round by round, so that a loaded machine slows both. Stated are
 the medians over rounds and the median of the rounds' ratios. Decoding is left out.
-The ratio of CPU times is the steadier one on a CPU with other work. Peak memory is the GPU's; a CPU
-has none to read per program. Results go to --out as JSON.
+The ratio of CPU times is the steadier one on a CPU with other work. Peak memory is what a run needs beyond what is
+there before it: of the GPU, or on Linux of the process. A table ends the output; --out adds the results to a file.
 """
 
 import argparse
@@ -77,16 +77,34 @@ def runners(both: Both, size: int, steps: int, batch: int, compile: bool, device
 
 
 def timed(run: Callable, device: str) -> tuple[float, float, float]:
-    """Seconds, seconds of CPU time, and peak GPU memory in GiB."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
+    """Seconds, seconds of CPU time, and the memory in GiB that the run needs at its peak."""
+    before = reset_peak(device)
     began, busy = time.perf_counter(), time.process_time()
     run()
     if device == "cuda":
         torch.cuda.synchronize()
     seconds, busy = time.perf_counter() - began, time.process_time() - busy
-    return seconds, busy, torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else resident("VmHWM")
+    return seconds, busy, peak - before
+
+
+def reset_peak(device: str) -> float:
+    """Forget the highest use of memory so far; returns the use now, in GiB."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**30
+    if platform.system() == "Linux":
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    return resident("VmRSS")
+
+
+def resident(name: str) -> float:
+    """Resident memory of this process now (VmRSS) or at its highest (VmHWM), in GiB; NaN where the system hides it."""
+    if platform.system() != "Linux":
+        return float("nan")
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) / 2**20
 
 
 def measure(runs: dict[str, Callable], steps: int, rounds: int, device: str) -> dict:
@@ -100,49 +118,76 @@ def measure(runs: dict[str, Callable], steps: int, rounds: int, device: str) -> 
             seconds, busy, gib = timed(runs[name], device)
             times[name].append(seconds / steps)
             cpu[name].append(busy)
-            memory[name] = gib
+            memory[name] = max(memory[name], gib)
     apart = (latents["ours"] - latents["diffusers"]).abs().max() / latents["diffusers"].abs().max()
     return {
         **{f"{name}_seconds_per_step": round(statistics.median(values), 5) for name, values in times.items()},
         "speedup": round(statistics.median(b / a for a, b in zip(*times.values(), strict=True)), 3),
         "speedup_range": [round(f(b / a for a, b in zip(*times.values(), strict=True)), 3) for f in (min, max)],
         "cpu_time_speedup": round(statistics.median(b / a for a, b in zip(*cpu.values(), strict=True)), 3),
-        **({f"{name}_peak_gib": round(gib, 2) for name, gib in memory.items()} if device == "cuda" else {}),
+        **{f"{name}_peak_gib": round(gib, 3) for name, gib in memory.items()},
         "relative_difference": float(f"{apart:.2g}"),
     }
+
+
+def table(rows: list[dict]) -> str:
+    """The results for people."""
+    lines = [
+        "dtype  batch   ours s/step   diffusers s/step   ratio (range)        CPU time   peak GiB: ours, diffusers"
+    ]
+    for row in rows:
+        low, high = row["speedup_range"]
+        lines.append(
+            f"{row['dtype']:5} {row['batch']:6} {row['ours_seconds_per_step']:13.4f} "
+            f"{row['diffusers_seconds_per_step']:18.4f}   {row['speedup']:.2f} ({low:.2f} to {high:.2f}) "
+            f"{row['cpu_time_speedup']:11.2f}   {row['ours_peak_gib']:14.3f}, {row['diffusers_peak_gib']:.3f}"
+        )
+    return "\n".join(lines)
+
+
+DEFAULTS = {  # (size, on a GPU?) -> pixels, steps, rounds
+    ("small", False): (128, 10, 5),
+    ("small", True): (128, 20, 5),
+    ("sd15", False): (256, 2, 3),
+    ("sd15", True): (512, 20, 5),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "sd15"), default="small")
-    parser.add_argument("--pixels", type=int, help="side of the images; 512 for sd15, 128 for small")
+    parser.add_argument("--pixels", type=int, help="side of the images (default: 128 small, 256 sd15, 512 on a GPU)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=[*DTYPES], default=["fp32", "bf16"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="default: 10 small, 2 sd15, 20 on a GPU")
+    parser.add_argument("--rounds", type=int, help="default: 5, or 3 for sd15 on a CPU")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON file to add the results to")
     args = parser.parse_args()
-    pixels = args.pixels or (512 if args.size == "sd15" else 128)
+    usual = DEFAULTS[args.size, args.device == "cuda"]
+    pixels, steps, rounds = (a or b for a, b in zip((args.pixels, args.steps, args.rounds), usual, strict=True))
     both = build(SD15 if args.size == "sd15" else SMALL, controls=1, randomise=quiet)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    rows = []
     for dtype in args.dtypes:
         for module in (both.diffusion, *both.controls, *both.controlnets, *both.parts.values()):
             module.to(args.device, DTYPES[dtype])
         for module in (both.diffusion, *both.controls):
             module.to(memory_format=torch.channels_last)  # as sample.py does
         for batch in args.batch:
-            runs = runners(both, pixels, args.steps, batch, args.compile, args.device)
+            runs = runners(both, pixels, steps, batch, args.compile, args.device)
             row = {
                 "size": args.size, "pixels": pixels, "device": machine, "threads": torch.get_num_threads(),
-                "torch": torch.__version__, "dtype": dtype, "batch": batch, "steps": args.steps,
-                "rounds": args.rounds, "compile": args.compile, **measure(runs, args.steps, args.rounds, args.device),
+                "torch": torch.__version__, "dtype": dtype, "batch": batch, "steps": steps,
+                "rounds": rounds, "compile": args.compile, **measure(runs, steps, rounds, args.device),
             }  # fmt: skip
-            print(json.dumps(row))
+            print(json.dumps(row), flush=True)
+            rows.append(row)
             if args.out:
                 with args.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

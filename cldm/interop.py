@@ -31,7 +31,7 @@ def control_table(control: ControlNet, layout: str) -> list[names.Spelling]:
     """The tensors of a branch's file, without prefix."""
     config = control.encoder.config
     if layout == "own":
-        return names.spell(control, lambda name: name)
+        return names.own_table(control)
     return names.spell(control, names.by_module(_control_names(control), layout), names.projections(config))
 
 
@@ -65,7 +65,7 @@ def understand_control(published: Published, base: Published | None = None) -> U
 
 def _understand(part: Part, what: str) -> Understood:
     state = part.state
-    inside = {name.removeprefix("encoder."): t for name, t in state.items()} if part.layout == "own" else state
+    inside = sizes.own_encoder(state) if part.layout == "own" else state
     config = sizes.unet_config(inside, part.layout, part.settings, what)
     widths, hint_channels = _hint_sizes(state, part.layout, what)
     with torch.device("meta"):
@@ -119,16 +119,19 @@ def _with_lora(state: Mapping[str, Tensor], name: str, base: Mapping[str, Tensor
     return (weight.float() + change).to(weight.dtype)
 
 
-def load_control(control: ControlNet, path: str | Path, base: str | Path | None = None) -> None:
-    """Load a branch's weights of any known form into `control`, strictly."""
+def load_control(control: ControlNet, path: str | Path, base: str | Path | None = None, pools: bool = False) -> None:
+    """Load a branch's weights of any known form into `control`, strictly.
+
+    pools: whether the caller can average residuals over space (ControlUnit.pool), as shuffle models want it.
+    """
     published = read(path)
     if published.layout == "own":
         load_weights(control, path)
         return
     found = understand_control(published, None if base is None else read(base))
     assert isinstance(found.module, ControlNet)
-    if found.settings["pooling"]:
-        raise ValueError(f"{path} averages its residuals over space (shuffle models do), which this project does not")
+    if found.settings["pooling"] and not pools:
+        raise ValueError(f"{path} averages its residuals over space (shuffle models do): sample.py can, training not")
     ours, theirs = control.encoder.config, found.module.encoder.config
     if ours.context_channels != theirs.context_channels:
         raise ValueError(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cldm.conditions import Condition
 from cldm.conditions.files import load_hint
-from cldm.control import check_settings
+from cldm.conditions.inpaint import Inpaint
+from cldm.control import check_settings, inpaint_hint
 from cldm.pictures import grid, save_atomically, to_pil
 
 MANIFEST = "manifest.jsonl"
@@ -29,6 +30,7 @@ class UnitSettings:
     hint: str | None = None
     photo: str | None = None
     scale: float = 1.0
+    scales: list[float] | None = None  # a factor for each residual, see ControlUnit
     start: float = 0.0
     end: float = 1.0
     mode: str = "balanced"
@@ -40,9 +42,21 @@ class UnitSettings:
         if (self.hint is None) == (self.photo is None):
             raise ValueError("give each control either hint (a ready map) or photo (to run the condition on)")
         check_settings(self.start, self.end, self.mode, self.weighting)
+        if self.scales is not None and not all(isinstance(scale, int | float) for scale in self.scales):
+            raise ValueError(f"scales must be numbers, one for each residual, got {self.scales}")
 
-    def load(self, size: tuple[int, int], condition: Condition, notify: Callable[[str], None] = print) -> Tensor:
-        """The hint (1, 3, h, w) in [0, 1]."""
+    def load(
+        self,
+        size: tuple[int, int],
+        condition: Condition,
+        notify: Callable[[str], None] = print,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The hint (1, 3, h, w) in [0, 1]; for an inpainting branch -1 in the hole, which is the job's `mask`
+        (1, 1, h, w) or, without one, where the picture is transparent."""
+        if isinstance(condition, Inpaint):
+            path = self.hint or self.photo or ""
+            return inpaint_hint(load_image(path, size), load_hole(path, size) if mask is None else mask)
         if self.hint is not None:
             return load_hint(self.hint, size, condition=condition, notify=notify)[None]
         hint = condition(load_picture(self.photo or "", size))
@@ -66,6 +80,7 @@ class Job:
     image: str | None = None  # a picture to draw over
     strength: float = 0.75  # how much of the way, with an image
     mask: str | None = None  # a picture, white where `image` is to be painted anew
+    sampler: dict[str, Any] = field(default_factory=dict)  # its own settings, over those that all jobs share
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -92,6 +107,16 @@ def load_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     """A picture as a mask (1, 1, h, w): 1 where it is brighter than middle grey."""
     grey = load_picture(path, size).astype(np.float32).mean(axis=2)
     return torch.from_numpy((grey > 127.5).astype(np.float32))[None, None]
+
+
+def load_hole(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """Where a picture is transparent, as a mask (1, 1, h, w); ValueError where it is nowhere."""
+    with Image.open(Path(path).expanduser()) as picture:
+        alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
+    hole = np.asarray(ImageOps.fit(alpha, size[::-1], Image.Resampling.NEAREST)) < 128
+    if not hole.any():
+        raise ValueError(f"{path} has no hole to paint in: give mask (and image), or make its hole transparent")
+    return torch.from_numpy(hole.astype(np.float32))[None, None]
 
 
 # ---------------------------------------------------------------------- reading
@@ -129,9 +154,11 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
 def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Sequence[Mapping[str, Any]] = ()) -> Job:
     """A job from what is given, over the defaults. Giving a hint replaces a default photo, and the other way round."""
     more = given.get("more", [])
-    unknown = set(given) - set(defaults) - {"more", "name"}
-    if unknown:
-        raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known: name, more, {', '.join(sorted(defaults))}")
+    known = {"name", "more", "sampler", *defaults}
+    if unknown := set(given) - known:
+        raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    if not isinstance(given.get("sampler", {}), dict):
+        raise ValueError(f'sampler must be an object, such as {{"name": "unipc", "steps": 10}}; got {given["sampler"]}')
     if len(more) > len(extra):
         raise ValueError(f"{len(more)} entries in more, but more= names {len(extra)} checkpoints")
     units = [_unit(given, defaults)]
@@ -263,7 +290,7 @@ def batches(shots: Sequence[Shot], size: int) -> Iterator[list[Shot]]:
         job = shot.job
         controls = tuple(replace(unit, hint="", photo=None, region=None) for unit in job.units)
         regions = tuple(unit.region is None for unit in job.units)
-        return job.size, controls, regions, job.image is None, job.strength, job.mask is None
+        return job.size, controls, regions, job.image is None, job.strength, job.mask is None, job.sampler
 
     for _, group in groupby(shots, alike):
         rest = list(group)

@@ -146,6 +146,10 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(z_channels, z_channels, 1)
         self.register_buffer("scale", torch.tensor(float(scale)))
 
+    def untold(self) -> dict[str, int]:
+        """What the shapes of the weights do not tell; files carry it in their metadata."""
+        return {"groups": self.encoder.norm_out.num_groups}
+
     def moments(self, x: Tensor) -> Tensor:
         """Mean and log-variance of q(z | x) before scaling: (b, 2 z_channels, h / factor, w / factor)."""
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:

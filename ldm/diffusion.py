@@ -1,6 +1,7 @@
 """LatentDiffusion: autoencoder, conditioner, U-Net and noise schedule tied together (Rombach et al. 2022)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +29,17 @@ class LatentDiffusion(nn.Module):
         width, expected = conditioner.text_encoder.width, unet.config.context_channels
         if width != expected:
             raise ValueError(f"model: text encoder width {width}, but unet.context_channels {expected}")
+
+    def untold(self) -> dict[str, dict[str, Any]]:
+        """By part, what the shapes of the weights do not tell; exported files carry it in their metadata."""
+        text = self.conditioner.text_encoder
+        return {
+            "unet": self.unet.config.untold(),
+            "autoencoder": self.autoencoder.untold(),
+            "text": {key: getattr(text, key) for key in ("heads", "activation", "skip_last")},
+            "conditioner": {"pad": self.conditioner.pad},
+            "schedule": {"prediction": self.schedule.prediction},
+        }
 
     def context(self, prompts: Sequence[str], clip_skip: int = 0) -> Tensor:
         """Prompts -> (b, n, d), read literally and cut off at the text encoder's length."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.attention import CrossAttention, KeysValues, SelfAttention
 from ldm.blocks import ResBlock, Shifts
-from ldm.unet import UNetEncoder
+from ldm.unet import ControlResiduals, UNetEncoder
 
 
 def keys_values(module: nn.Module, context: Tensor) -> KeysValues:
@@ -39,6 +39,16 @@ def time_table(module: nn.Module, encoder: UNetEncoder, timesteps: Tensor) -> li
 def compiled(function: Callable) -> Callable:
     """torch.compile of a module or method, remembered; on a GPU with CUDA graphs, which give up launch gaps.
 
-    A run with control and one without are two graphs. What a CUDA graph returns is valid until its next call.
+    A run with control and one without are two graphs. The next replay of a CUDA graph overwrites what it returned,
+    while multistep samplers keep old answers and residuals wait for the U-Net: answers are copied out of it.
     """
-    return torch.compile(function, mode="reduce-overhead" if torch.cuda.is_available() else None)
+    if not torch.cuda.is_available():
+        return torch.compile(function)
+    replayed = torch.compile(function, mode="reduce-overhead")
+    return lambda *inputs: _copied(replayed(*inputs))
+
+
+def _copied(answer: Tensor | ControlResiduals) -> Tensor | ControlResiduals:
+    if isinstance(answer, Tensor):
+        return answer.clone()
+    return ControlResiduals(tuple(skip.clone() for skip in answer.skips), answer.middle.clone())

@@ -1,5 +1,6 @@
 """LightningModules that train the autoencoder and the base diffusion model."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from ldm.unet import UNetConfig
 
 Sampling = Callable[..., Tensor]
 """(diffusion, prompts, seeds, size, ...) -> images; see cldm.generation.Sampling."""
+
+BANDS = 4  # of timesteps in which held-out losses are told apart
 
 ProbeFactory = Callable[[UNetConfig], LabelProbe]
 
@@ -44,7 +47,7 @@ class Stage(pl.LightningModule):
         """The module whose weights this stage exists to produce; its exported file holds them."""
         raise NotImplementedError
 
-    def trained_base(self) -> nn.Module | None:
+    def trained_base(self) -> LatentDiffusion | None:
         """A base model that training changes on the way and that the exported file needs; None if there is none."""
         return None
 
@@ -55,6 +58,10 @@ class Stage(pl.LightningModule):
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         """Images (b, 3, h, w) in [-1, 1] to look at, by name, drawn from the current weights."""
         raise NotImplementedError
+
+    def held_out_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses (b,) of held-out items by name, with an item's own randomness, the same every time."""
+        return {}
 
     def rate(self, step: int) -> float:
         """Learning-rate factor at an optimizer step."""
@@ -132,6 +139,9 @@ class AutoencoderTraining(Stage):
 
     def trained(self) -> nn.Module:
         return nn.ModuleDict({"autoencoder": self.autoencoder})  # named as in LatentDiffusion
+
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
+        return {"settings": json.dumps({"autoencoder": self.autoencoder.untold()})}
 
     @torch.no_grad()
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
@@ -224,6 +234,11 @@ def recorded(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def base_facts(diffusion: LatentDiffusion) -> dict[str, str]:
+    """What the file of a base model says of it beside its weights; `python -m cldm convert` reads it."""
+    return {"prediction": diffusion.schedule.prediction, "settings": json.dumps(diffusion.untold())}
+
+
 class DiffusionTraining(Stage):
     """Trains the U-Net and the text encoder on the latents of a fixed autoencoder.
 
@@ -250,6 +265,9 @@ class DiffusionTraining(Stage):
 
     def trained(self) -> nn.Module:
         return self.diffusion
+
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
+        return base_facts(self.diffusion)
 
     def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Scaled latents drawn from the posterior of the batch's cached moments or images."""
@@ -299,4 +317,20 @@ class DiffusionTraining(Stage):
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         size = batch["image"].shape[-2:]
         images = sampling(self.diffusion, batch["caption"], batch["id"].tolist(), tuple(size))
-        return {"sample": images, "real": batch["image"]}
+        reconstruction = self.diffusion.decode(self.diffusion.encode(batch["image"]))
+        return {"target": batch["image"], "reconstruction": reconstruction, "sample": images}
+
+    @torch.no_grad()
+    def held_out_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Denoising losses (b,) in BANDS bands of timesteps, "0-250", "250-500", ...; prompts and hints are kept."""
+        z0, context, ids = self.diffusion.encode(batch["image"]), self.diffusion.context(batch["caption"]), batch["id"]
+        width = self.diffusion.schedule.steps // BANDS
+        losses = {}
+        for first in range(0, BANDS * width, width):
+            rngs = [generator("held out", item, first) for item in ids.tolist()]
+            t = torch.cat([torch.randint(first, first + width, (1,), generator=rng) for rng in rngs])
+            eps = torch.stack([torch.randn(z0.shape[1:], generator=rng) for rng in rngs])
+            losses[f"{first}-{first + width}"] = self.diffusion.loss(
+                z0, context, t.to(z0.device), eps.to(z0), self.branch(batch)
+            )
+        return losses

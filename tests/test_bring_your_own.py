@@ -1,11 +1,13 @@
 """The road of docs/bring_your_own.md, at toy size: weights of others in, a ControlNet for others out."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import sample
 import train
@@ -103,3 +105,51 @@ def test_a_downloaded_base_is_fine_tuned_itself(base: Path, composed, small, tmp
     for part, name in (("unet.", "unet"), ("conditioner.text_encoder.", "text"), ("autoencoder.", "autoencoder")):
         for key, tensor in understand(published, name).state.items():
             assert torch.equal(tuned[part + key], tensor)
+    file = str(tmp_path / "diffusion.safetensors")
+    assert main(["inspect", file]) == 0
+    assert main(["convert", file, str(tmp_path / "tuned.safetensors"), "--to", "original"]) == 0
+    assert main(["convert", file, str(tmp_path / "tuned"), "--to", "diffusers"]) == 0
+    again, downloaded = load_file(tmp_path / "tuned.safetensors"), load_file(base)
+    assert again.keys() == downloaded.keys()
+    assert all(torch.equal(again[key], tensor) for key, tensor in downloaded.items())
+    assert (tmp_path / "tuned" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("form", ["control.pth", "control"])
+def test_sample_draws_with_the_controlnets_of_others_once_told_what_they_are(
+    run: Path, base: Path, tmp_path: Path, form
+):
+    """A pickle of the original code, and a diffusers folder that pools: neither says what it was trained with."""
+    trained, path = str(run / "control.safetensors"), tmp_path / form
+    assert main(["convert", trained, str(tmp_path / "a.safetensors"), "--to", "original"]) == 0
+    assert main(["convert", trained, str(tmp_path / "control"), "--to", "diffusers"]) == 0
+    if form == "control.pth":
+        torch.save(load_file(tmp_path / "a.safetensors"), path)
+    else:
+        weights, config = path / "diffusion_pytorch_model.safetensors", path / "config.json"
+        save_file(load_file(weights), weights)  # without our metadata
+        config.write_text(
+            config.read_text().replace('"global_pool_conditions": false', '"global_pool_conditions": true')
+        )
+    arguments = [f"checkpoint={path}", f"base={base}", "sampler.steps=1", "count=1", f"out={tmp_path}/out"]
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        with pytest.raises(
+            SystemExit,
+            match=r"does not say which model and condition .* add trained.model=sd15 .*trained.condition=canny",
+        ):
+            sample.sample(compose("sample", arguments))
+        told = compose("sample", [*arguments, "trained.model=pretrained", "trained.condition=canny", "size=64"])
+        settings = json.loads(Image.open(sample.sample(told) / "seed_0.png").text["settings"])  # type: ignore[attr-defined]
+    assert settings["units"][0]["pool"] == (form == "control")
+
+
+def test_a_checkpoint_may_name_configs_of_this_repository_only(run: Path, base: Path, tmp_path: Path):
+    tensors = load_file(run / "control.safetensors")
+    for name in ("../../evil", "canny+x=1", "no_such"):
+        facts = {**read_metadata(run / "control.safetensors"), "condition": name}
+        save_file(tensors, tmp_path / "control.safetensors", facts)
+        with (
+            initialize_config_dir(CONFIGS, version_base="1.3"),
+            pytest.raises(SystemExit, match="there is no condition="),
+        ):
+            sample.sample(compose("sample", [f"checkpoint={tmp_path}", f"base={base}"]))

@@ -162,3 +162,96 @@ def test_bad_settings_are_refused_before_weights_are_read(
     monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("weights were read first"))
     with pytest.raises(SystemExit, match=message):
         draw(run, f"checkpoint={run}", override)
+
+
+def test_a_job_may_have_a_sampler_of_its_own_and_residuals_of_their_own_scale(run: Path, tmp_path: Path) -> None:
+    lines = [
+        {"name": "shared"},
+        {"name": "own", "sampler": {"name": "unipc", "steps": 3, "guidance": 1.0, "order": 3}},
+        {"name": "deep", "scales": [0.0] * 12 + [30.0]},
+        {"name": "none", "scales": [0] * 13},
+        {"name": "silent", "scale": 0},
+    ]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps({"count": 1, **line}) + "\n" for line in lines))
+    folder = draw(run, f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl", f"out={tmp_path}/out", "sampler.steps=2")
+    images = {line["name"]: pixels(folder / line["name"] / "seed_0.png") for line in lines}
+    assert np.array_equal(images["none"], images["silent"])
+    for a, b in (("shared", "own"), ("shared", "deep"), ("deep", "none")):
+        assert np.abs(images[a] - images[b]).max() > 1
+    told = {line["name"]: json.loads(line["settings"]) for line in (
+        {"name": name, **Image.open(folder / name / "seed_0.png").text} for name in images  # type: ignore[attr-defined]
+    )}  # fmt: skip
+    assert told["own"]["sampler"]["sampler"] == {"_target_": "ldm.samplers.unipc", "_partial_": True, "order": 3}
+    assert (told["own"]["sampler"]["steps"], told["own"]["sampler"]["guidance"]) == (3, 1.0)
+    assert (told["shared"]["sampler"]["steps"], told["shared"]["sampler"]["sampler"]["eta"]) == (2, 0.0)
+    alone = draw(run, f"checkpoint={run}", "count=1", f"out={tmp_path}/alone", "sampler=unipc", "sampler.steps=3",
+                 "sampler.guidance=1", "sampler.sampler.order=3")  # fmt: skip
+    assert np.abs(pixels(alone / "seed_0.png") - images["own"]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"sampler": "unipc"}, "line 1: sampler must be an object"),
+        ({"sampler": {"name": "../evil"}}, "sampler must be one of ddim, ddpm"),
+        ({"sampler": {"_target_": "os.system"}}, "unknown setting '_target_' of sampler; known: name, steps"),
+        ({"sampler": {"low_memory": "cpu"}}, "unknown setting 'low_memory'"),
+        ({"sampler": {"steps": "many"}}, "steps of sampler must be a int, got 'many'"),
+        ({"sampler": {"steps": 0}}, r"leave a step of 0"),
+        ({"sampler": {"name": "pndm", "eta": 1.0}}, "unknown setting 'eta'"),
+        ({"scales": [1.0] * 12}, "12 control scales, the branch has 13"),
+        ({"scales": ["a"] * 13}, "scales must be numbers"),
+    ],
+)
+def test_a_job_with_settings_that_cannot_be_is_refused_before_weights_are_read(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: dict, message: str
+) -> None:
+    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("weights were read first"))
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(line))
+    with pytest.raises(SystemExit, match=message):
+        draw(run, f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl")
+
+
+def test_region_and_pooling_are_reached_from_the_command_line(run: Path, tmp_path: Path) -> None:
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (0, 0, 32, 64))
+    half.save(tmp_path / "half.png")
+    found = {
+        name: pixels(draw(run, f"checkpoint={run}", "count=1", f"out={tmp_path}/{name}", *more) / "seed_0.png")
+        for name, more in {
+            "whole": [], "pooled": ["pool=true"], "half": [f"region={tmp_path}/half.png"],
+            "both": [f"region={tmp_path}/half.png", "pool=true"],
+        }.items()
+    }  # fmt: skip
+    names = list(found)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            assert np.abs(found[a] - found[b]).max() > 1, (a, b)
+
+
+def test_an_inpainting_branch_gets_the_picture_with_its_hole(run: Path, tmp_path: Path) -> None:
+    """From image and mask, or from the transparency of one picture."""
+    room = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    hole = Image.new("L", (64, 64), 0)
+    hole.paste(255, (16, 16, 48, 48))
+    room.save(tmp_path / "room.png")
+    hole.save(tmp_path / "hole.png")
+    room.putalpha(hole.point(lambda v: 255 - v))
+    room.save(tmp_path / "holed.png")
+    seen: dict[str, torch.Tensor] = {}
+    control = f"checkpoint={run}"
+    with pytest.raises(SystemExit, match="has no hole to paint in: give mask"):
+        draw(run, control, "trained.condition=inpaint", f"photo={tmp_path}/room.png")
+    original = sample.ControlUnit
+    for name, more in {
+        "mask": [f"photo={tmp_path}/room.png", f"image={tmp_path}/room.png", f"mask={tmp_path}/hole.png"],
+        "alpha": [f"hint={tmp_path}/holed.png"],
+    }.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                sample, "ControlUnit", lambda *a, name=name, **k: seen.update({name: a[1]}) or original(*a, **k)
+            )
+            draw(run, control, "trained.condition=inpaint", "count=1", f"out={tmp_path}/{name}", *more)
+    assert torch.equal(seen["mask"], seen["alpha"])
+    assert (seen["mask"] == -1).float().mean() == 0.25
+    assert (seen["mask"][..., 16:48, 16:48] == -1).all()

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
     data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
     if not isinstance(data.train, FolderDataset):
         raise ValueError(
-            "only data=folder and data=fill50k are cached by this command (scenes keeps a cache of its own)"
+            "only data=folder and data=fill50k are cached by this command: scenes keeps a cache of its own, and shards "
+            "(data=webdataset) are read as a stream; unpack them into a folder first"
         )
     build_cache(data.train, data.validation, model, args.out, data.batch_size, args.shard_size)
     size = sum(path.stat().st_size for path in Path(args.out).iterdir()) / 2**20

@@ -16,7 +16,8 @@ EXAMPLES = """\
   python -m cldm inspect control_v11p_sd15_canny.pth
   python -m cldm inspect sd15/"""
 
-SHOWN = ("unet", "autoencoder", "text", "control")
+
+LAYOUTS = {"own": "this project's own"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +29,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print what is found; ValueError, after it, if a part does not fit its module."""
     published = read(args.file)
-    print(f"{args.file}\n  layout        {published.layout}")
+    print(f"{args.file}\n  layout        {LAYOUTS.get(published.layout, published.layout)}")
     problems = []
     for name, part in published.parts.items():
         count = sum(tensor.numel() for tensor in part.state.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in part.state.values()})
-        shown = CALLED[name] if name in SHOWN else "model"
-        head = f"  {shown:<14}{count:,} parameters in {len(part.state)} tensors, {', '.join(kinds)}"
+        head = f"  {CALLED[name]:<14}{count:,} parameters in {len(part.state)} tensors, {', '.join(kinds)}"
         try:
             print(f"{head}{_details(published, name, args.base)}")
         except ValueError as error:
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _details(published: Published, name: str, base: Path | None) -> str:
-    if name not in SHOWN:
-        return f", a {CALLED[name]}"
+    if published.layout == "own" and SETTINGS not in published.metadata:  # of an early version
+        return f", sizes as in its config (model={published.metadata.get('model', 'not said')})"
     if name == "control":
         if published.parts[name].layout in ("lora", "difference") and base is None:
             return f", a {published.layout} (its base tells the rest: --base FILE)"
@@ -68,7 +68,8 @@ def _told(part: Understood) -> str:
     if isinstance(module, ControlNet):
         return f"\n{'':16}{_unet(module.encoder.config)}, hint of {module.hint_channels} channels"
     if isinstance(module, AutoencoderKL):
-        return f"\n{'':16}{module.z_channels} latent channels, factor {module.factor}"
+        patch = f" (patches of {module.patch} pixels, this project's own)" if module.patch > 1 else ""
+        return f"\n{'':16}{module.z_channels} latent channels, factor {module.factor}{patch}"
     assert isinstance(module, TextEncoder)
     kind = "OpenCLIP" if module.activation == "gelu" else "CLIP"
     return f"\n{'':16}{kind}, width {module.width}, {len(module.layers)} layers, last {module.skip_last} not read"
@@ -76,7 +77,8 @@ def _told(part: Understood) -> str:
 
 def _unet(config: UNetConfig) -> str:
     heads = f"{config.heads} heads" if config.heads else f"heads of {config.head_channels} channels"
-    return f"{family(config)}, widths {config.widths}, context {config.context_channels}, {heads}"
+    inpainting = ", 9 input channels (inpainting)" if config.in_channels == 9 else ""
+    return f"{family(config)}, widths {config.widths}, context {config.context_channels}, {heads}{inpainting}"
 
 
 def _usual_prediction(published: Published) -> str:
@@ -85,6 +87,6 @@ def _usual_prediction(published: Published) -> str:
         module = understand(published, "unet").module if name == "unet" else None
     except ValueError:
         module = None
-    if isinstance(module, UNet) and not module.config.linear_projections:
+    if isinstance(module, UNet) and not module.config.linear_projections and published.layout != "own":
         return "eps (as all of Stable Diffusion 1.x)"
     return "not said by the file"

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from cldm.conditions import Condition, HintWarning, warn_if_blank
 from cldm.conditions.files import HintFileError, read_image
 from cldm.data.listing import Item
+from cldm.data.whole import json_lines, remove_partial, whole, write_json, write_text
 from cldm.pictures import grid, save_atomically
 
 JOURNAL, PROMPTS, SKIPPED = "journal.jsonl", "prompt.json", "skipped.jsonl"
@@ -115,7 +116,8 @@ def annotate(items: Sequence[Item], job: Annotation, workers: int = 0, preview: 
     if clashes:
         raise ValueError(f"two pictures would both be written as {clashes[0]}; rename one of them")
     done = read_journal(job.out / JOURNAL)
-    remove_partial(job.out)
+    for folder in ("source", "target"):
+        remove_partial(job.out / folder)
     todo = [item for item in items if item.name not in done]
     with (
         open(job.out / JOURNAL, "a", encoding="utf-8") as journal,
@@ -141,13 +143,6 @@ def read_journal(path: Path) -> dict[str, Record]:
     return {record["name"]: record for record in map(json.loads, whole.splitlines())}
 
 
-def remove_partial(out: Path) -> None:
-    """Delete temporary files of a killed run."""
-    for folder in ("source", "target"):
-        for path in (out / folder).rglob("*.partial"):
-            path.unlink(missing_ok=True)
-
-
 def _check_settings(job: Annotation) -> None:
     path, facts = job.out / PARAMS, job.facts()
     if path.exists():
@@ -157,7 +152,7 @@ def _check_settings(job: Annotation) -> None:
             told = "; ".join(f"{key} is {there.get(key)!r} there, {facts[key]!r} now" for key in differing)
             raise ValueError(f"{job.out} was annotated with other settings ({told}); choose another output folder")
     else:
-        _write_text(path, json.dumps(facts, indent=2) + "\n")
+        write_json(path, facts, indent=2)
 
 
 def _run(items: Sequence[Item], job: Annotation, workers: int) -> Iterator[Record]:
@@ -229,25 +224,17 @@ def _is_plain(path: Path) -> bool:
 
 def _copy(source: Path, target: Path, link: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    if link:
-        os.link(source.resolve(), partial)
-    else:
-        shutil.copyfile(source, partial)
-    partial.replace(target)
+    with whole(target) as partial:
+        if link:
+            os.link(source.resolve(), partial)
+        else:
+            shutil.copyfile(source, partial)
 
 
 def _write_png(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
-    partial.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
 
 
 def _warning(found: np.ndarray, condition: Condition) -> str:
@@ -261,17 +248,13 @@ def _close(records: Sequence[Record], job: Annotation, preview: int) -> dict[str
     kept = [record for record in records if "skipped" not in record]
     skipped = [record for record in records if "skipped" in record]
     lines = [{key: record[key] for key in ("source", "target", "prompt")} for record in kept]
-    _write_text(job.out / SKIPPED, _json_lines({"file": r["name"], "reason": r["skipped"]} for r in skipped))
-    _write_text(job.out / PROMPTS, _json_lines(lines))
+    write_text(job.out / SKIPPED, json_lines({"file": r["name"], "reason": r["skipped"]} for r in skipped))
+    write_text(job.out / PROMPTS, json_lines(lines))
     report = make_report(records)
-    _write_text(job.out / REPORT, json.dumps(report, indent=2) + "\n")
+    write_json(job.out / REPORT, report, indent=2)
     if preview and kept:
         save_atomically(contact_sheet(kept, job.out, preview, job.condition), job.out / PREVIEW)
     return report
-
-
-def _json_lines(lines: Any) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def make_report(records: Sequence[Record]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
 from cldm.data.scenes.datamodule import encoder_fingerprint
+from cldm.data.whole import remove_partial, whole, write_json
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
 from ldm.weights import fingerprint
@@ -91,10 +92,11 @@ def build_cache(
         raise ValueError("a cache holds each item once: set data.augment.flip=0, random_crop=false and vary=false")
     key = {**model_key(model, train.condition), **data_key(train)}
     folder.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder)
     if (folder / KEY).exists():
         check_key(json.loads((folder / KEY).read_text()), key, folder)
     else:
-        _write_json(folder / KEY, key)
+        write_json(folder / KEY, key)
     groups = train.groups or [0] * len(train)
     shards, place = _plan(groups, shard_size)
     device = model.schedule.betas.device
@@ -132,7 +134,7 @@ def build_cache(
         "captions": [numbers[caption] for caption in captions],
         "validation": held_out["caption"],
     }
-    _write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index)
     return folder
 
 
@@ -169,15 +171,8 @@ def _hint(stored: Tensor) -> Tensor:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    partial.replace(path)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 class CachedDataset(Dataset):

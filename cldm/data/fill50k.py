@@ -1,6 +1,5 @@
 """The toy set of ControlNet's tutorial, drawn anew: circle outlines that a prompt fills with colours."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cldm.data.whole import json_lines, write_text
 from cldm.pictures import save_atomically
 from ldm.random import stable_seed
 
@@ -45,8 +45,6 @@ def write_fill50k(count: int, folder: str | Path, side: int = SIDE) -> Path:
         for key, pixels in (("source", source), ("target", target)):
             if not (folder / names[key]).exists():
                 save_atomically(Image.fromarray(pixels), folder / names[key])
-        lines.append(json.dumps({**names, "prompt": prompt}))
-    partial = folder / "prompt.json.partial"
-    partial.write_text("\n".join(lines) + "\n")
-    partial.replace(folder / "prompt.json")
+        lines.append({**names, "prompt": prompt})
+    write_text(folder / "prompt.json", json_lines(lines))
     return folder

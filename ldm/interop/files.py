@@ -40,6 +40,8 @@ def _kind(start: bytes) -> str:
     """ "safetensors", "pickle", or what is wrong with a file that starts like this."""
     if not start:
         return "is empty (0 bytes)"
+    if start[8:9] == b"{":  # first: the length before it may begin with any byte, a pickle's 0x80 included
+        return "safetensors"
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return "pickle"
     text = start.lstrip().lower()
@@ -47,8 +49,6 @@ def _kind(start: bytes) -> str:
         return "is a web page, not weights; download the file itself, not the page that shows it"
     if text.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not weights; run `git lfs pull` where it came from"
-    if start[8:9] == b"{":
-        return "safetensors"
     return "is neither a safetensors file nor a PyTorch checkpoint"
 
 

@@ -35,11 +35,11 @@ def prediction_of(published: Published, told: str | None = None) -> str:
         return str(told or published.prediction)
     module = understand(published, "unet").module
     assert isinstance(module, UNet)
-    if not module.config.linear_projections:
+    if not module.config.linear_projections and published.layout != "own":
         return "eps"  # all of Stable Diffusion 1.x
     raise ValueError(
-        f"{published.path} is {sizes.family(module.config)} and does not say what it predicts: set "
-        "model.prediction=v (2.1, 768 px) or model.prediction=eps (2.1-base, 512 px)"
+        f"{published.path} is {sizes.family(module.config)} and does not say what it predicts: set model.prediction "
+        "(convert: --prediction) to v (2.1, 768 px) or eps (2.1-base, 512 px)"
     )
 
 
@@ -71,9 +71,8 @@ def pretrained(path: str, prediction: str | None = None, backend: str = "auto") 
 
 def pad_of(published: Published) -> str:
     """How prompts are padded: as the file says, or with zeros for OpenCLIP's text encoder (Stable Diffusion 2.x)."""
-    part = published.part("text")
-    gelu = part.layout == "openclip" or part.settings.get("activation") == "gelu"
-    return published.pad or ("zero" if gelu else "end")
+    openclip = text_sizes(published.part("text"), published.what("text"))["activation"] == "gelu"
+    return published.pad or ("zero" if openclip else "end")
 
 
 def load_base(model: LatentDiffusion, path: str | Path | None, parts: Iterable[str] | None = None) -> None:

@@ -66,6 +66,11 @@ def from_ours(state: Mapping[str, Tensor], table: list[Spelling]) -> dict[str, T
     return {s.name: (torch.cat(p) if len(p) > 1 else p[0]).reshape(s.shape) for s, p in pieces.items()}
 
 
+def own_table(module: nn.Module) -> list[Spelling]:
+    """The tensors of a module as this project's own files hold them: as they are."""
+    return spell(module, lambda name: name)
+
+
 def by_module(names: Names, layout: str) -> Callable[[str], str]:
     """`spell`'s name_of, from a table of modules."""
     column = LAYOUTS.index(layout)
@@ -155,6 +160,8 @@ def projections(config: UNetConfig) -> Callable[[str], bool]:
 
 def unet_table(unet: UNet, layout: str) -> list[Spelling]:
     """The tensors of a U-Net's file (in the original layout, behind `model.diffusion_model.`)."""
+    if layout == "own":
+        return own_table(unet)
     return spell(unet, by_module(unet_names(unet.config), layout), projections(unet.config))
 
 
@@ -205,8 +212,10 @@ def autoencoder_table(autoencoder: AutoencoderKL, layout: str) -> list[Spelling]
 
     The latent scale is in no published file; it is in diffusers' config.json.
     """
+    if layout == "own":
+        return own_table(autoencoder)
     if autoencoder.patch != 1:
-        raise ValueError(f"an autoencoder of patch {autoencoder.patch} has no published form (Stable Diffusion's is 1)")
+        raise ValueError(f"an autoencoder that folds patches of {autoencoder.patch} pixels has no published form")
     name_of = by_module(autoencoder_names(autoencoder), layout)
     return spell(
         autoencoder,

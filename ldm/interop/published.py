@@ -34,8 +34,9 @@ CALLED = {
     "autoencoder": "autoencoder",
     "text": "text encoder",
     "control": "ControlNet",
-    "model": "base model of this project",
 }
+OWN = {"autoencoder.": "autoencoder", "conditioner.text_encoder.": "text", "unet.": "unet"}
+"""Prefixes in the files of this project's own base models (stage=diffusion, stage=autoencoder)."""
 EMA = "model_ema."
 UNUSED_TEXT = "openclip_unused.safetensors"
 """Beside a text encoder in diffusers' layout: OpenCLIP's last layer and contrastive head, for which that layout has no
@@ -174,7 +175,6 @@ def _refuse(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 BARE: tuple[tuple[str, str, str], ...] = (
     ("hint_encoder.0.weight", "control", "own"),
-    ("autoencoder.scale", "model", "own"),
     ("controlnet_cond_embedding.conv_in.weight", "control", "diffusers"),
     ("zero_convs.0.0.weight", "control", "original"),
     ("input_blocks.0.0.weight", "unet", "original"),
@@ -197,6 +197,8 @@ def _split(tensors: dict[str, Tensor], path: Path) -> tuple[str, dict[str, Part]
         return "difference", {"control": Part("difference", control)}, ()
     if any(name.startswith((*PREFIXES, "cond_stage_model.")) for name in tensors):
         return _split_original(tensors)
+    if "autoencoder.scale" in tensors:
+        return _split_own(tensors)
     for key, name, layout in BARE:
         if key in tensors:
             shown = "original" if layout == "openclip" else "diffusers" if layout == "clip" else layout
@@ -205,6 +207,18 @@ def _split(tensors: dict[str, Tensor], path: Path) -> tuple[str, dict[str, Part]
         f"{path} is no Stable Diffusion checkpoint that is known here; its {len(tensors)} tensors begin with "
         f"{', '.join(sorted(tensors)[:3])}"
     )
+
+
+def _split_own(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Part], tuple[str, ...]]:
+    states: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in OWN if name.startswith(prefix)), None)
+        if prefix is None:
+            unknown.append(name)
+        else:
+            states.setdefault(OWN[prefix], {})[name.removeprefix(prefix)] = tensor
+    return "own", {name: Part("own", states[name]) for name in OWN.values() if name in states}, tuple(unknown)
 
 
 def _split_original(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Part], tuple[str, ...]]:
@@ -327,8 +341,11 @@ SCHEDULE_BUFFERS = (
 def understand(published: Published, name: str) -> Understood:
     """The U-Net, autoencoder or text encoder of a checkpoint; ValueError lists what does not fit."""
     part, what = published.part(name), published.what(name)
-    if name not in _UNDERSTAND:
-        raise ValueError(f"{published.path} is a {CALLED[name]}, which has no published form")
+    if part.layout == "own" and not part.settings:
+        raise ValueError(
+            f"{published.path} was written before base models of this project said their heads and groups: only the "
+            f"configuration it was trained with (model={published.metadata.get('model', '?')}) can load it"
+        )
     with plain_errors(what):
         return _UNDERSTAND[name](part, what)
 
@@ -345,8 +362,9 @@ def plain_errors(what: str) -> Iterator[None]:
 
 
 def _unet(part: Part, what: str) -> Understood:
+    told = sizes.own_encoder(part.state) if part.layout == "own" else part.state
     with torch.device("meta"):
-        unet = UNet(sizes.unet_config(part.state, part.layout, part.settings, what))
+        unet = UNet(sizes.unet_config(told, part.layout, part.settings, what))
     state = translate(part.state, names.unet_table(unet, part.layout), unet, what)
     return Understood(unet, state, unet.config.untold())
 
@@ -364,10 +382,12 @@ def _text(part: Part, what: str) -> Understood:
     told = text_sizes(part, what)
     with torch.device("meta"):
         encoder = TextEncoder(**told)
-    table = names.openclip_table(encoder) if part.layout == "openclip" else names.clip_table(encoder)
+    table = _TEXT_TABLES[part.layout](encoder)
     state = {**translate(part.state, table, encoder, what), **part.extra}
     return Understood(encoder, state, {key: told[key] for key in ("heads", "activation", "skip_last")})
 
+
+_TEXT_TABLES = {"openclip": names.openclip_table, "clip": names.clip_table, "own": names.own_table}
 
 _UNDERSTAND: dict[str, Callable[[Part, str], Understood]] = {
     "unet": _unet,

@@ -6,6 +6,7 @@ convolutions around its transformers, 2.x has heads of 64 channels and linear la
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def family(config: UNetConfig) -> str:
 
 
 def unet_config(state: State, layout: str, settings: Settings, what: str) -> UNetConfig:
-    """The sizes of a U-Net or branch in the layout "original", "diffusers" or "own" (names inside `encoder.`).
+    """The sizes of a U-Net or branch in the layout "original", "diffusers" or "own" (then from `own_encoder`).
 
     `what` names the part in messages.
     """
@@ -78,6 +79,13 @@ def unet_config(state: State, layout: str, settings: Settings, what: str) -> UNe
     return config
 
 
+def own_encoder(state: State) -> dict[str, Tensor]:
+    """What tells the sizes of a U-Net or branch in this project's own names: its encoder, and the last convolution."""
+    found = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
+    last = "decoder.conv_out.weight"
+    return found | ({"conv_out.weight": state[last]} if last in state else {})
+
+
 NOT_SDXL = "and this project reads Stable Diffusion 1.x and 2.x"
 
 
@@ -121,11 +129,10 @@ _LEVELS = {
 
 
 def autoencoder_sizes(state: State, layout: str, settings: Settings, what: str) -> dict[str, Any]:
-    """Keyword arguments of AutoencoderKL."""
-    level = ("encoder.down.{}", "block") if layout == "original" else ("encoder.down_blocks.{}", "resnets")
-    levels = _count(state, level[0][:-3])
+    """Keyword arguments of AutoencoderKL. Own files may fold patches of pixels into channels, and hold the scale."""
+    levels, blocks = _AUTOENCODER_LEVELS[layout]
     try:
-        widths = [state[f"{level[0].format(i)}.{level[1]}.0.conv1.weight"].shape[0] for i in range(levels)]
+        widths = [state[f"{levels}.{i}{blocks}.0.conv1.weight"].shape[0] for i in range(_count(state, levels))]
         post_quant, conv_in = state["post_quant_conv.weight"], state["encoder.conv_in.weight"]
     except KeyError as error:
         raise ValueError(f"{what} is no Stable Diffusion autoencoder: there is no {error.args[0]}") from error
@@ -134,27 +141,40 @@ def autoencoder_sizes(state: State, layout: str, settings: Settings, what: str) 
     return {
         "channels": widths[0],
         "channel_mult": [width // widths[0] for width in widths],
-        "res_blocks": _count(state, f"{level[0].format(0)}.{level[1]}"),
+        "res_blocks": _count(state, f"{levels}.{len(widths) - 1}{blocks}"),  # the last level resamples nothing
         "z_channels": post_quant.shape[0],
-        "in_channels": conv_in.shape[1],
+        **_pixels(conv_in.shape[1], own=layout == "own"),
         "groups": settings.get("groups", 32),
-        "scale": settings.get("scale", SCALE),
+        # own files hold it in float32: 0.18215 comes back as 0.18215000629
+        "scale": float(f"{state['scale']:.7g}") if layout == "own" else settings.get("scale", SCALE),
     }
 
 
+_AUTOENCODER_LEVELS = {
+    "original": ("encoder.down", ".block"),
+    "diffusers": ("encoder.down_blocks", ".resnets"),
+    "own": ("encoder.levels", ""),
+}
+
+
+def _pixels(channels: int, own: bool) -> dict[str, int]:
+    """Channels of the images, and the side of the patches of pixels behind so many channels."""
+    patch = math.isqrt(channels // 3) if own else 1
+    return {"in_channels": channels // patch**2, "patch": patch}
+
+
 def text_sizes(state: State, layout: str, settings: Settings, what: str) -> dict[str, Any]:
-    """Keyword arguments of TextEncoder. layout: "clip" (transformers' names) or "openclip".
+    """Keyword arguments of TextEncoder. layout: "clip" (transformers' names), "openclip" or "own".
 
     OpenCLIP's published encoder has 24 layers, of which Stable Diffusion 2.x leaves out the last; files that come from
     diffusers have 23 and no contrastive head.
     """
-    openclip = layout == "openclip"
-    tokens = state.get("token_embedding.weight" if openclip else "embeddings.token_embedding.weight")
-    positions = state.get("positional_embedding" if openclip else "embeddings.position_embedding.weight")
+    names = _TEXT_NAMES[layout]
+    tokens, positions = state.get(names[0]), state.get(names[1])
     if tokens is None or positions is None:
         raise ValueError(f"{what} is no CLIP text encoder: it lacks the embeddings of tokens or positions")
-    layers = _count(state, "transformer.resblocks" if openclip else "encoder.layers")
-    projection = "text_projection" in state
+    layers, projection = _count(state, names[2]), "text_projection" in state
+    openclip = layout == "openclip" or projection
     return {
         "vocab_size": tokens.shape[0],
         "width": tokens.shape[1],
@@ -165,6 +185,14 @@ def text_sizes(state: State, layout: str, settings: Settings, what: str) -> dict
         "skip_last": settings.get("skip_last", int(projection or (openclip and layers == 24))),
         "projection": projection,
     }
+
+
+_TEXT_NAMES = {
+    "clip": ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight", "encoder.layers"),
+    "openclip": ("token_embedding.weight", "positional_embedding", "transformer.resblocks"),
+    "own": ("token_embedding.weight", "position_embedding.weight", "layers"),
+}
+"""Names of the embeddings of tokens and of positions, and what the layers' names start with."""
 
 
 # ------------------------------------------------------------------ diffusers' config.json

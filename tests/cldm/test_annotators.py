@@ -365,6 +365,26 @@ def test_a_zoedepth_folder_answers_in_metres_and_is_inverted(tmp_path, photos):
     assert np.corrcoef(found[:, :, 0].ravel(), metres[0].ravel())[0, 1] < -0.8
 
 
+def test_a_dpt_folder_is_read_as_relative_depth(tmp_path, photos):
+    """DPT and MiDaS 3; they answer in inverse depth, near = large."""
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    torch.manual_seed(0)
+    config = DPTConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, is_hybrid=False,
+        reassemble_factors=[4, 2, 1, 0.5],
+    )  # fmt: skip
+    DPTForDepthEstimation(config).save_pretrained(tmp_path)
+    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    photo = photos["coffee"][:90]
+    found, (values, metric) = Depth(str(tmp_path))(photo), depth_module._predict(str(tmp_path), photo)
+    assert not metric
+    assert found.shape == photo.shape
+    assert (found.min(), found.max()) == (0, 255)
+    assert np.corrcoef(found[:, :, 0].ravel(), values.ravel())[0, 1] > 0.99
+
+
 # ------------------------------------------------------------------ segmentation
 
 
@@ -405,6 +425,49 @@ def test_a_segformer_folder_is_read_through_the_public_path(tmp_path, photos):
         Segmentation(save_segformer(tmp_path / "city", 19))(photo)
 
 
+def tiny_swin():
+    from transformers import SwinConfig
+
+    return SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+
+
+def save_upernet(folder) -> None:
+    from transformers import ConvNextConfig, SegformerImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
+
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    config = UperNetConfig(
+        backbone_config=ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=stages),
+        hidden_size=16, num_labels=150, auxiliary_channels=8, auxiliary_in_channels=16, pool_scales=[1, 2],
+    )  # fmt: skip
+    UperNetForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+def save_mask2former(folder) -> None:
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+
+    config = Mask2FormerConfig(
+        backbone_config=tiny_swin(), num_labels=150, hidden_dim=32, feature_size=32, mask_feature_size=32,
+        num_attention_heads=2, dim_feedforward=16, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2,
+        num_queries=10,
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("save", [save_upernet, save_mask2former])
+def test_upernet_and_mask2former_folders_are_read_through_the_public_path(tmp_path, photos, save):
+    torch.manual_seed(0)
+    save(tmp_path)
+    photo = photos["astronaut"][:90]
+    found = get_condition("segmentation", folder=str(tmp_path))(photo)
+    assert found.shape == photo.shape
+    assert (colors_to_labels(found) >= 0).all()
+
+
 def test_a_oneformer_folder_is_read_without_a_look_at_a_hub(tmp_path, photos, monkeypatch):
     import transformers as tf
 
@@ -421,12 +484,8 @@ def test_a_oneformer_folder_is_read_without_a_look_at_a_hub(tmp_path, photos, mo
     )  # fmt: skip
     tokens = tf.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     tf.OneFormerProcessor(images, tokens, max_seq_length=16, task_seq_length=16).save_pretrained(tmp_path)
-    backbone = tf.SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
     config = tf.OneFormerConfig(
-        backbone_config=backbone, num_labels=150, hidden_dim=32, conv_dim=32, mask_dim=32, num_attention_heads=2,
+        backbone_config=tiny_swin(), num_labels=150, hidden_dim=32, conv_dim=32, mask_dim=32, num_attention_heads=2,
         dim_feedforward=16, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, num_queries=10,
         text_encoder_width=32, text_encoder_num_layers=1, text_encoder_vocab_size=60, text_encoder_context_length=16,
         text_encoder_n_ctx=2, task_seq_len=16, max_seq_len=16, query_dec_layers=1,

@@ -1,5 +1,7 @@
 """Promises of sampling: a seed names an image, exact step counts, and the hint paid for once."""
 
+import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,19 +10,37 @@ import torch
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.generation import Sampling
-from ldm.samplers import ddim, ddpm, dpmpp_2m
+from ldm.reuse import compiled
+from ldm.samplers import ddim, ddpm, dpmpp_2m, pndm, unipc
+from ldm.unet import UNet, UNetConfig
 
 PROMPTS = ["a red star", "a blue ring on a mint background", ""]
 SEEDS = [11, 5, 8]
 
 
-@pytest.fixture
-def unit(diffusion):
-    control = ControlNet.from_unet(diffusion.unet).eval()
+def loud(unet):
+    """A branch of the U-Net that is no longer silent, and hints of three images."""
+    control = ControlNet.from_unet(unet, hint_widths=(4, 4, 8, 8)).eval()
     with torch.no_grad():
         for conv in [*control.zero_convs, control.zero_conv_middle, control.hint_encoder[-1]]:
             conv.weight.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
     return ControlUnit(control, torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.fixture
+def unit(diffusion):
+    return loud(diffusion.unet)
+
+
+@pytest.fixture
+def narrow(diffusion, fill_zeros):
+    """The least U-Net that has every kind of block, for fewer kernels to compile; and its branch."""
+    torch.manual_seed(0)
+    config = UNetConfig(channels=8, channel_mult=(1, 1), attention=(True, False), res_blocks=1, context_channels=16,
+                        heads=2, groups=4)  # fmt: skip
+    diffusion.unet = UNet(config).eval()
+    fill_zeros(diffusion.unet)
+    return diffusion, loud(diffusion.unet)
 
 
 @pytest.mark.parametrize("sampler", [ddim, partial(ddim, eta=1.0), ddpm], ids=["ddim", "ddim_eta_1", "ddpm"])
@@ -161,3 +181,61 @@ def test_what_cannot_be_drawn_is_refused_early(diffusion):
         Sampling(ddim)(diffusion, ["a", "a"], [1], (64, 64))
     with pytest.raises(ValueError, match="multiples of 8"):
         Sampling(ddim)(diffusion, ["a"], [1], (64, 70))
+
+
+# ------------------------------------------------------------------ compiled
+
+
+def compiled_equals_eager(diffusion, unit, sampler=ddim, guidance=3.0):
+    """Without and with control, which begins halfway: compiled answers against eager ones."""
+    for control in (None, ControlUnit(unit.net, unit.hint[:1], start=0.5)):
+        arguments = (diffusion, PROMPTS[:1], [4], (64, 64), control, "a blue ring")
+        plain = Sampling(sampler, steps=4, guidance=guidance)
+        fast = replace(plain, compile=True)(*arguments)
+        assert (fast - plain(*arguments)).abs().max() < 1e-4
+
+
+def test_sampling_through_captured_graphs_equals_eager_sampling(narrow, monkeypatch):
+    """All that torch.compile does but generating code, which the next test does."""
+    compiled.cache_clear()
+    captured, compile = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: captured.append(f) or compile(f, backend="eager", fullgraph=True))
+    compiled_equals_eager(*narrow)
+    assert captured == [narrow[0].unet, narrow[1].net.residuals]
+    compiled.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_sampling_through_generated_code_equals_eager_sampling(narrow, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a shared one may hold half-written kernels
+    compiled.cache_clear()
+    compiled_equals_eager(*narrow)
+    compiled.cache_clear()
+
+
+@pytest.mark.parametrize("sampler", [pndm, dpmpp_2m, unipc])
+def test_answers_outlive_the_next_replay_of_a_cuda_graph(diffusion, unit, monkeypatch, sampler):
+    """A replay overwrites what the graph returned before. Here a stand-in does, for want of a GPU."""
+
+    def replayed(function, mode):
+        assert mode == "reduce-overhead"
+        kept = []
+
+        def run(*inputs):
+            answer = function(*inputs)
+            tensors = [answer] if isinstance(answer, torch.Tensor) else [*answer.skips, answer.middle]
+            if not kept or [t.shape for t in kept[-1][1]] != [t.shape for t in tensors]:
+                kept.append((answer, tensors))
+            for place, tensor in zip(kept[-1][1], tensors, strict=True):
+                place.copy_(tensor.clone())
+            return kept[-1][0]
+
+        return run
+
+    compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", replayed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for guidance in (1.0, 3.0):
+        compiled_equals_eager(diffusion, unit, sampler, guidance)
+    compiled.cache_clear()

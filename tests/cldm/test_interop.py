@@ -498,9 +498,12 @@ def test_inspect_tells_what_stands_on_a_base_and_what_is_our_own(originals, tmp_
     assert "a difference (its base tells the rest: --base FILE)" in capsys.readouterr().out
     shipped = Path(__file__).resolve().parents[2] / "configs" / "model" / "scenes.safetensors"
     assert main(["inspect", str(shipped)]) == 0
-    assert "a base model of this project" in capsys.readouterr().out
-    assert convert(shipped, tmp_path / "a.safetensors", "--to", "original") == 1
-    assert "which has no published form" in capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "layout        this project's own" in printed
+    assert "U-Net" in printed
+    assert convert(shipped, tmp_path / "a.safetensors", "--to", "original", "--prediction", "v") == 1
+    error = capsys.readouterr().err
+    assert "patches of 2 pixels has no published form" in error or "only the configuration it was" in error
 
 
 def test_inspect_lists_what_does_not_fit(originals, tmp_path, capsys):

@@ -75,7 +75,7 @@ def test_further_controls_merge_entry_by_entry():
     [
         ("{not json", "line 2 is not JSON"),
         ("[1]", "line 2 is not an object"),
-        ({"promt": "x"}, r"line 2: unknown key promt; known: name, more, .*prompt"),
+        ({"promt": "x"}, r"line 2: unknown key promt; known: .*name, .*prompt, .*sampler"),
         ({"mode": "strong"}, "line 2: control mode must be one of"),
         ({"start": 0.8, "end": 0.2}, "line 2: a control acts from start to end"),
         ({"count": 0}, "line 2: count must be at least 1"),
@@ -136,19 +136,19 @@ def three_jobs(tmp_path):
 
 def test_a_stopped_list_goes_on_where_it_stopped_and_ends_the_same(tmp_path):
     jobs, folder = three_jobs(tmp_path), tmp_path / "out"
-    whole = Ledger(tmp_path / "whole", {"sampler": "x"})
+    whole = Ledger(tmp_path / "whole", {"base": "x"})
     draw_in_batches(whole.missing(jobs), Brush(), whole, 2)
-    first = Ledger(folder, {"sampler": "x"})
+    first = Ledger(folder, {"base": "x"})
     with pytest.raises(KeyboardInterrupt):
         draw_in_batches(first.missing(jobs), Brush(stop_after=2), first, 2)
     with (folder / MANIFEST).open("a") as manifest:
         manifest.write('{"file": "b/seed_9.p')  # the kill came while a line was written
     with (folder / MANIFEST).open("a") as manifest:
         manifest.write("\n")
-    again, brush = Ledger(folder, {"sampler": "x"}), Brush()
+    again, brush = Ledger(folder, {"base": "x"}), Brush()
     draw_in_batches(again.missing(jobs), brush, again, 2)
     assert brush.drawn == 4
-    assert Ledger(folder, {"sampler": "x"}).missing(jobs) == []
+    assert Ledger(folder, {"base": "x"}).missing(jobs) == []
     for job in jobs:
         for shot in whole.shots(job):
             pixels = [np.asarray(Image.open(root / shot.file)) for root in (folder, tmp_path / "whole")]
@@ -157,20 +157,20 @@ def test_a_stopped_list_goes_on_where_it_stopped_and_ends_the_same(tmp_path):
 
 def test_other_settings_or_a_lost_file_are_drawn_again(tmp_path):
     jobs, folder = three_jobs(tmp_path), tmp_path / "out"
-    ledger = Ledger(folder, {"sampler": "x"})
+    ledger = Ledger(folder, {"base": "x"})
     draw_in_batches(ledger.missing(jobs), Brush(), ledger, 4)
-    assert len(Ledger(folder, {"sampler": "y"}).missing(jobs)) == 6
+    assert len(Ledger(folder, {"base": "y"}).missing(jobs)) == 6
     (folder / "b/seed_9.png").unlink()
-    assert [shot.file for shot in Ledger(folder, {"sampler": "x"}).missing(jobs)] == ["b/seed_9.png"]
+    assert [shot.file for shot in Ledger(folder, {"base": "x"}).missing(jobs)] == ["b/seed_9.png"]
 
 
 def test_a_png_and_the_manifest_hold_the_full_settings(tmp_path):
-    jobs, ledger = three_jobs(tmp_path), Ledger(tmp_path / "out", {"sampler": {"steps": 3}})
+    jobs, ledger = three_jobs(tmp_path), Ledger(tmp_path / "out", {"base": {"steps": 3}})
     draw_in_batches(ledger.missing(jobs), Brush(), ledger, 4)
     settings = json.loads(Image.open(tmp_path / "out/c/seed_6.png").text["settings"])
     assert settings["seed"] == 6
     assert settings["units"][0]["scale"] == 0.5
-    assert settings["sampler"] == {"steps": 3}
+    assert settings["base"] == {"steps": 3}
     entries = [json.loads(line) for line in (tmp_path / "out" / MANIFEST).read_text().splitlines()]
     assert {"file": "c/seed_6.png", **settings} in entries
     assert len(entries) == 6

@@ -1,6 +1,7 @@
 """Published checkpoints: the names, sizes and numbers of the originals and of diffusers, transformers and open_clip."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cldm.cli import main
 from ldm.autoencoder import AutoencoderKL
 from ldm.interop import load_base, pretrained
+from ldm.interop.files import read_tensors
+from ldm.interop.model import pad_of, prediction_of
 from ldm.interop.names import autoencoder_table, clip_table, openclip_table, unet_table
 from ldm.interop.published import Understood, averaged, read, understand
 from ldm.interop.sizes import unet_settings
@@ -18,6 +22,7 @@ from ldm.interop.write import original_tensors, schedule_tensors, write_diffuser
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
+from ldm.weights import save_weights
 
 FAMILIES = ["sd1", "sd2", "odd"]
 TOLERANCE = 1e-4
@@ -279,6 +284,16 @@ def test_state_dicts_nested_twice_and_pickles_of_the_old_format_are_read(origina
     assert same(understand(read(tmp_path / "old"), "unet"), understand(read(originals["sd1"]), "unet"))
 
 
+def test_a_safetensors_file_is_told_from_a_pickle_whatever_the_length_of_its_header(tmp_path):
+    """One in 32 has a header whose length begins with the byte that pickles begin with."""
+    found = set()
+    for length in range(400):
+        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"note": "x" * length})
+        found.add((tmp_path / "a.safetensors").read_bytes()[0])
+        assert read_tensors(tmp_path / "a.safetensors")[1]["note"] == "x" * length
+    assert 0x80 in found
+
+
 def test_text_encoders_with_and_without_text_model_in_their_names_are_the_same(folders, tmp_path):
     weights = load_file(folders["sd1"] / "text_encoder" / "model.safetensors")
     bare = {name.removeprefix("text_model."): t for name, t in weights.items()}
@@ -406,6 +421,39 @@ def test_whichever_tensor_is_missing_or_misshapen_the_file_is_refused(folders, o
         for broken in ({k: v for k, v in part.state.items() if k != key}, {**part.state, key: torch.zeros(3, 1)}):
             with pytest.raises(ValueError, match=r"sd|no-family"):
                 understand(replace(published, parts={name: replace(part, state=broken)}), name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_of_our_own_is_read_as_what_it_was_made_from(folders, tmp_path, family):
+    model = pretrained(str(folders[family]), prediction="v")
+    load_base(model, folders[family])
+    settings = {"settings": json.dumps(model.untold())}
+    own = read(save_weights(model, tmp_path / "own.safetensors", settings))
+    assert (own.layout, prediction_of(own), pad_of(own)) == ("own", "v", model.conditioner.pad)
+    for part in ("unet", "autoencoder", "text"):
+        found, expected = understand(own, part), understand(read(folders[family]), part)
+        assert found.settings == expected.settings
+        assert found.state.keys() == expected.state.keys()
+        assert all(torch.equal(found.state[name], tensor) for name, tensor in expected.state.items())
+    bare = read(save_weights(model, tmp_path / "bare.safetensors", {"model": "scenes"}))
+    with pytest.raises(ValueError, match=r"only the configuration it was trained with \(model=scenes\) can load it"):
+        understand(bare, "unet")
+
+
+def test_an_inpainting_unet_of_nine_channels_is_read_and_written_but_not_trained_or_sampled(folders, tmp_path, capsys):
+    diffusers = pytest.importorskip("diffusers")
+    shutil.copytree(folders["sd1"], tmp_path / "sd")
+    config = json.loads((tmp_path / "sd" / "unet" / "config.json").read_text())
+    wide = diffusers.UNet2DConditionModel.from_config({**config, "in_channels": 9})
+    wide.save_pretrained(tmp_path / "sd" / "unet")
+    assert main(["inspect", str(tmp_path / "sd")]) == 0
+    assert "9 input channels (inpainting)" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "sd"), str(tmp_path / "sd.safetensors"), "--to", "original"]) == 0
+    assert main(["convert", str(tmp_path / "sd.safetensors"), str(tmp_path / "back"), "--to", "diffusers"]) == 0
+    again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "back" / "unet").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in wide.state_dict().items())
+    with pytest.raises(ValueError, match=r"9 input channels \(inpainting, for instance\); training and sampling here"):
+        pretrained(str(tmp_path / "sd"))
 
 
 def test_settings_in_metadata_that_make_no_sense_are_refused(originals, tmp_path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from cldm.conditions import Condition, apply_batch
 from cldm.data.scenes.captions import caption
 from cldm.data.scenes.renderer import render
 from cldm.data.scenes.world import COLORS, KINDS, MAX_OBJECTS, Scene, get_family, sample_scene
+from cldm.data.whole import whole
 from ldm.batch import Batch
 
 CHUNK = 64  # scenes rendered at a time
@@ -93,9 +93,8 @@ class ScenesDataset(Dataset):
         tensors = self._render_all()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")  # ranks may write side by side
-            torch.save(tensors, partial)
-            partial.replace(path)
+            with whole(path) as partial:
+                torch.save(tensors, partial)
         return tensors
 
     def _render_all(self) -> dict[str, Tensor]:
