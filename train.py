@@ -73,8 +73,10 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     export.metadata |= {"extractor": repr(condition), "polarity": condition.polarity}
+    module.hold_frozen_in(str(trainer.precision))
     found = parts(module.train())
-    print(parts_table(found))
+    if trainer.is_global_zero:
+        print(parts_table(found))
     batch = cfg.batch_size * cfg.trainer.accumulate_grad_batches * trainer.world_size
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     describe_run(loggers, {**config, "commit": commit(), "parts": found, "effective_batch": batch})
@@ -83,7 +85,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         return {}
     watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
     sampling = instantiate(cfg.sampler, _convert_="all")
-    module.to(trainer.strategy.root_device).eval()  # Lightning has moved it to the CPU
+    module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
     with averaged(trainer, module):
         results = report(cfg, module, data, sampling, watch.history)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
