@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from cldm.callbacks import BASE_FILE
@@ -22,6 +22,29 @@ def base_of(cfg: DictConfig) -> str | None:
             "this model comes without weights: set base=FILE_OR_FOLDER (model=pretrained: model.path=...) to a Stable "
             "Diffusion checkpoint or diffusers folder of yours; docs/bring_your_own.md says more"
         ) from error
+
+
+def recorded_values(path: Path, training: DictConfig) -> DictConfig:
+    """`training` with the values of model, control and condition, and the size, that the run beside the file recorded.
+
+    Only values under names that are there already are taken over, never what is to be built (`_target_`): a run folder
+    from elsewhere cannot make this program run its code.
+    """
+    record = path.parent / "config.yaml"
+    if not record.is_file():
+        return training
+    run, merged = OmegaConf.load(record), training.copy()
+    OmegaConf.resolve(run)
+    for key in ("size", "model", "control", "condition"):
+        if key in run and key in merged:
+            merged[key] = _with_values(OmegaConf.to_container(merged)[key], OmegaConf.to_container(run)[key])  # type: ignore
+    return merged
+
+
+def _with_values(ours: Any, recorded: Any) -> Any:
+    if isinstance(ours, dict) and isinstance(recorded, dict):
+        return {k: v if k.startswith("_") else _with_values(v, recorded.get(k, v)) for k, v in ours.items()}
+    return ours if isinstance(recorded, dict) or isinstance(ours, dict) else recorded
 
 
 def base_beside(control: Path) -> Path | None:

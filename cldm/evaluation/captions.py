@@ -49,13 +49,18 @@ def caption_fidelity(images: Tensor, captions: Sequence[str]) -> dict[str, float
     A number with nothing to average over (say `relation` without any two-object caption) is nan.
     ValueError for a caption outside of the grammar, or if the counts differ.
     """
+    return _pooled(_caption_lists(images, captions), _CAPTION_SCORES)
+
+
+def caption_rows(images: Tensor, captions: Sequence[str]) -> list[dict[str, float]]:
+    """The scores of `caption_fidelity` for each image alone: means over its own objects, nan where there is none."""
+    return [_pooled([found], _CAPTION_SCORES) for found in _caption_lists(images, captions)]
+
+
+def _caption_lists(images: Tensor, captions: Sequence[str]) -> list[dict[str, list[float]]]:
     _check_counts(images, captions, "captions")
     specs = [parse_caption(text) for text in captions]
-    values: dict[str, list[float]] = {name: [] for name in _CAPTION_SCORES}
-    for spec, read in zip(specs, read_scenes(images), strict=True):
-        for name, found in _caption_scores(spec, read).items():
-            values[name] += found
-    return _means(values)
+    return [_caption_scores(spec, read) for spec, read in zip(specs, read_scenes(images), strict=True)]
 
 
 _CAPTION_SCORES = (
@@ -121,14 +126,27 @@ def scene_fidelity(images: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
     color_binding_many  the same, over scenes with two or three objects only (nan if there is none)
     background          images whose dominant background is the scene's
     """
+    return _pooled(_scene_lists(images, scenes), _SCENE_SCORES)
+
+
+def scene_rows(images: Tensor, scenes: Sequence[Scene]) -> list[dict[str, float]]:
+    """The scores of `scene_fidelity` for each image alone: means over its own objects, nan where there is none."""
+    return [_pooled([found], _SCENE_SCORES) for found in _scene_lists(images, scenes)]
+
+
+_SCENE_SCORES = ("shape_iou", "shape", "color_binding", "color_binding_many", "background")
+
+
+def _scene_lists(images: Tensor, scenes: Sequence[Scene]) -> list[dict[str, list[float]]]:
     _check_counts(images, scenes, "scenes")
     labels = render(scenes, images.shape[-1]).labels.numpy()
     maps = [color_map(image) for image in images]
-    values: dict[str, list[float]] = {
-        name: [] for name in ("shape_iou", "shape", "color_binding", "color_binding_many", "background")
-    }
-    values["shape"] = _shapes_at_place(maps, labels, scenes)
-    for image, colors, label, scene in zip(images, maps, labels, scenes, strict=True):
+    rows = []
+    for image, colors, label, scene, shapes in zip(
+        images, maps, labels, scenes, _shapes_at_place(maps, labels, scenes), strict=True
+    ):
+        values: dict[str, list[float]] = {name: [] for name in _SCENE_SCORES}
+        values["shape"] = shapes
         values["background"].append(float(read_background(to_uint8(image), colors) == scene.background))
         for k, obj in enumerate(scene.objects, start=1):
             mask, painted = label == k, colors == 1 + COLOR_NAMES.index(obj.color)
@@ -137,18 +155,24 @@ def scene_fidelity(images: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
             right = float(counts.any() and COLOR_NAMES[int(counts.argmax())] == obj.color)
             values["color_binding"].append(right)
             values["color_binding_many"] += [right] if len(scene.objects) > 1 else []
-    return _means(values)
+        rows.append(values)
+    return rows
 
 
-def _shapes_at_place(maps: Sequence[np.ndarray], labels: np.ndarray, scenes: Sequence[Scene]) -> list[float]:
-    wanted: list[str] = []
-    regions: list[Region | None] = []
-    for colors, label, scene in zip(maps, labels, scenes, strict=True):
-        for k, obj in enumerate(scene.objects, start=1):
-            wanted.append(obj.kind)
-            regions.append(_region_at(colors > 0, label, k))
-    fits = iter(fit_regions([region for region in regions if region is not None]))
-    return [float(r is not None and next(fits).kind == kind) for kind, r in zip(wanted, regions, strict=True)]
+def _shapes_at_place(maps: Sequence[np.ndarray], labels: np.ndarray, scenes: Sequence[Scene]) -> list[list[float]]:
+    """For each scene and each of its objects 1 if its kind is read at its place, else 0."""
+    regions: list[list[Region | None]] = [
+        [_region_at(colors > 0, label, k) for k in range(1, len(scene.objects) + 1)]
+        for colors, label, scene in zip(maps, labels, scenes, strict=True)
+    ]
+    fits = iter(fit_regions([region for found in regions for region in found if region is not None]))
+    return [
+        [
+            float(region is not None and next(fits).kind == obj.kind)
+            for region, obj in zip(found, scene.objects, strict=True)
+        ]
+        for found, scene in zip(regions, scenes, strict=True)
+    ]
 
 
 def _region_at(saturated: np.ndarray, label: np.ndarray, k: int) -> Region | None:
@@ -171,5 +195,7 @@ def _check_counts(images: Tensor, others: Sequence[object], name: str) -> None:
         raise ValueError(f"{len(images)} images came with {len(others)} {name}")
 
 
-def _means(values: dict[str, list[float]]) -> dict[str, float]:
+def _pooled(rows: Sequence[dict[str, list[float]]], names: Sequence[str]) -> dict[str, float]:
+    """Means of the values of all rows; nan where there is none."""
+    values = {name: [value for row in rows for value in row[name]] for name in names}
     return {name: float(np.mean(found)) if found else math.nan for name, found in values.items()}

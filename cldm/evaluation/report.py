@@ -122,3 +122,42 @@ def autoencoder_report(autoencoder: AutoencoderKL, dataset: Any, condition: Cond
         found.append((len(x), scores))
     total = sum(count for count, _ in found)
     return {name: sum(count * s[name] for count, s in found) / total for name in found[0][1]}
+
+
+RESULT_ROWS = {
+    "edge_f1_1px": "edge F1, 1 px",
+    "edge_f1_2px": "edge F1, 2 px",
+    "hint_error": "hint error",
+    "shape_iou": "shape IoU",
+    "shape": "shape correct",
+    "color_binding": "colour binding",
+    "caption_binding": "caption: colour and shape",
+    "prompt_binding": "prompt: colour and shape",
+}
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The protocol, and a plain-text table of the chosen scores by prompt setting, of results.json."""
+    p = results["protocol"]
+    head = (
+        f"protocol {p['name']} {results['protocol_hash']}: {p['items']} items x noise seeds {p['noise_seeds']}, "
+        f"{p['sampler']['sampler']['_target_'].rsplit('.', 1)[-1]} {p['steps']} steps, guidance {p['guidance']}, "
+        f"scale {p['scale']}, {p['precision']}"
+    )
+    columns = [*results["metrics"]]
+    rows = [name for name in RESULT_ROWS if any(name in results["metrics"][setting] for setting in columns)]
+    if not rows:
+        return f"{head}\nno score can be computed for this condition"
+    width = max(len(RESULT_ROWS[name]) for name in rows)
+
+    def cell(values: dict[str, Any], name: str) -> str:
+        value = values.get(name)
+        return f"{'-' if value is None else f'{value:.3f}':>13}"
+
+    lines = [head, " " * width + "".join(f"{name:>13}" for name in (*columns, "base", "ceiling", "real"))]
+    base = results.get("base", {}).get(columns[-1], {})
+    for name in rows:
+        cells = [results["metrics"][setting] for setting in columns] + [base, results["ceiling"], results["real"]]
+        lines.append(f"{RESULT_ROWS[name]:<{width}}" + "".join(cell(values, name) for values in cells))
+    lines.append(f"base: without control, prompts {columns[-1]}; ceiling: real images through the autoencoder")
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""What is drawn to measure a ControlNet: items x prompt settings x noise seeds, the same for every method."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cldm.data.scenes.captions import CaptionObject, CaptionSpec, format_caption, parse_caption
+from cldm.data.scenes.world import BACKGROUNDS, COLORS, KINDS
+from ldm.random import stable_seed
+
+SETTINGS = ("none", "insufficient", "conflicting", "perfect")
+"""The four prompt settings of the paper's ablation (figure 8), from no help to all that a caption can say."""
+
+INSUFFICIENT = "a high-quality, detailed, and professional image"
+"""The paper's prompt that says nothing of the picture."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image to draw. Its noise depends on item and `noise` alone: methods and prompt settings are paired."""
+
+    item: int
+    setting: str
+    noise: int
+    prompt: str
+
+    @property
+    def seed(self) -> int:
+        """Of the sampler's noise."""
+        return stable_seed("evaluation", self.noise, self.item)
+
+    @property
+    def file(self) -> str:
+        """Where the image lies below the folder of the images."""
+        return f"{self.setting}/item_{self.item:05d}_noise_{self.noise}.png"
+
+
+def shots(captions: Sequence[str], settings: Sequence[str], noise_seeds: Sequence[int], in_grammar: bool) -> list[Shot]:
+    """All images of a protocol in their order: by setting, noise seed, item."""
+    unknown = [name for name in settings if name not in SETTINGS]
+    if unknown or not settings or len({*settings}) < len(settings):
+        raise ValueError(f"prompts must be some of {', '.join(SETTINGS)}, each once, got {[*settings]}")
+    if not noise_seeds or len({*noise_seeds}) < len(noise_seeds):
+        raise ValueError(f"noise_seeds must be different numbers, at least one, got {[*noise_seeds]}")
+    return [
+        Shot(item, setting, noise, prompt)
+        for setting in settings
+        for noise in noise_seeds
+        for item, prompt in enumerate(prompts(setting, captions, in_grammar))
+    ]
+
+
+def prompts(setting: str, captions: Sequence[str], in_grammar: bool) -> list[str]:
+    """The prompt of each item in a setting.
+
+    none: "". perfect: the item's caption. insufficient: says nothing of the objects: the paper's generic prompt, or,
+    for captions of the scenes' grammar, their background alone. conflicting: contradicts the hint: the caption
+    of another item, or, in the grammar, the caption with other kinds, colours and background (see `contradicted`).
+    """
+    if setting == "none":
+        return [""] * len(captions)
+    if setting == "perfect":
+        return [*captions]
+    if in_grammar:
+        specs = [parse_caption(caption) for caption in captions]
+        if setting == "conflicting":
+            return [format_caption(contradicted(spec)) for spec in specs]
+        return [f"a {spec.background} background" for spec in specs]
+    return [INSUFFICIENT] * len(captions) if setting == "insufficient" else _others(captions)
+
+
+def contradicted(spec: CaptionSpec) -> CaptionSpec:
+    """The caption with kinds, colours and background that the scene does not have; sizes and relation stay."""
+    kinds = [kind for kind in KINDS if kind not in {o.kind for o in spec.objects}]
+    colors = [color for color in COLORS if color not in {o.color for o in spec.objects}]
+    names = [*BACKGROUNDS]
+    objects = tuple(
+        CaptionObject(colors[(i + [*COLORS].index(o.color)) % len(colors)], kinds[i % len(kinds)], o.size)
+        if len(spec.objects) == 1
+        else CaptionObject(colors[i], kinds[i], o.size)
+        for i, o in enumerate(spec.objects)
+    )
+    background = names[(names.index(spec.background) + 1) % len(names)]
+    return CaptionSpec(objects, background, spec.relation)
+
+
+def _others(captions: Sequence[str]) -> list[str]:
+    """For each item the next different caption."""
+    found = []
+    for i, caption in enumerate(captions):
+        later = [captions[(i + k) % len(captions)] for k in range(1, len(captions))]
+        other = next((text for text in later if text != caption), None)
+        if other is None:
+            raise ValueError("prompts=conflicting needs items with different captions, these are all alike")
+        found.append(other)
+    return found
+
+
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """16 hex digits of everything that a protocol fixes: numbers of different hashes must not share a table."""
+    text = json.dumps(protocol, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

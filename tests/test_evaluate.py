@@ -1,0 +1,161 @@
+"""evaluate.py: the same items and noise for every method, results that a kill does not change, early refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+import evaluate
+from cldm.pictures import save_atomically
+from cldm.tracking import REPOSITORY
+from ldm.weights import save_weights
+
+CONFIGS = str(REPOSITORY / "configs")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders a and b: two branches of one tiny base that are no longer silent."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("train", overrides=["model=tiny"])
+    base = instantiate(cfg.model, _convert_="all")
+    for parameter in base.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_weights(base, folder / "base.safetensors")
+    for seed, name in enumerate("ab"):
+        control = instantiate(cfg.control, _convert_="all")(base.unet)
+        for parameter in control.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.3)
+        metadata = {"stage": "control", "model": "tiny", "control": "controlnet", "condition": "canny",
+                    "seed": str(seed), "commit": "1234"}  # fmt: skip
+        save_weights(control, folder / name / "control.safetensors", metadata)
+    return folder
+
+
+def measure(runs: Path, *overrides: str) -> list[Path]:
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        small = ["items=3", "noise_seeds=[0,1]", "sampler.steps=1", "batch_size=4", f"base={runs}/base.safetensors",
+                 f"cache={runs}/cache", "prompts=[none,conflicting]"]  # fmt: skip
+        return evaluate.evaluate(compose("evaluate", overrides=[*small, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def both(runs: Path) -> list[Path]:
+    return measure(runs, f"checkpoint=[{runs}/a,{runs}/b]")
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_results_say_what_was_measured_on_what_and_how(runs: Path, both: list[Path]) -> None:
+    assert both == [runs / name / "evaluation" / "scenes" for name in "ab"]
+    found = results(both[1])
+    assert found["condition"] == "canny"
+    assert (found["seed"], found["commit"]) == (1, "1234")
+    assert found["protocol"]["noise_seeds"] == [0, 1]
+    assert (found["protocol"]["steps"], found["protocol"]["items"], found["n"]) == (1, 3, 6)
+    assert set(found["metrics"]) == set(found["base"]) == {"none", "conflicting"}
+    assert {"edge_f1_1px", "shape_iou", "caption_binding"} <= set(found["metrics"]["none"])
+    assert found["real"]["edge_f1_1px"] == 1.0
+    assert found["real"]["shape"] == 1.0
+    assert found["ceiling"]["edge_f1_1px"] < 1.0
+
+
+def test_the_means_are_those_of_the_rows(both: list[Path]) -> None:
+    rows, found = np.load(both[0] / "per_sample.npz"), results(both[0])["metrics"]
+    for setting in ("none", "conflicting"):
+        chosen = rows["edge_f1_2px"][rows["setting"] == setting]
+        assert len(chosen) == 6
+        assert found[setting]["edge_f1_2px"] == pytest.approx(chosen.mean())
+
+
+def test_rows_of_two_checkpoints_are_paired(both: list[Path]) -> None:
+    a, b = (np.load(folder / "per_sample.npz") for folder in both)
+    for name in ("item", "setting", "noise"):
+        np.testing.assert_array_equal(a[name], b[name])
+    assert results(both[0])["protocol_hash"] == results(both[1])["protocol_hash"]
+    assert results(both[0])["checkpoint_sha256"] != results(both[1])["checkpoint_sha256"]
+    assert results(both[0])["base"] == results(both[1])["base"]
+
+
+def test_an_interrupted_evaluation_gives_the_same_results(runs: Path, both: list[Path], tmp_path: Path) -> None:
+    images = both[0] / "images"
+    before, rows = results(both[0]), dict(np.load(both[0] / "per_sample.npz"))
+    marked = images / "none" / "item_00000_noise_0.png"
+    lost = images / "conflicting" / "item_00002_noise_1.png"
+    whole, drawn = Image.open(marked).copy(), lost.read_bytes()
+    save_atomically(whole.rotate(180), marked)  # of a finished batch: it is kept as it is
+    lost.unlink()
+    (both[0] / "results.json").unlink()
+    measure(runs, f"checkpoint={runs}/a")
+    assert lost.read_bytes() == drawn
+    assert dict(np.load(both[0] / "per_sample.npz"))["edge_f1_1px"][0] != rows["edge_f1_1px"][0]
+    save_atomically(whole, marked)
+    measure(runs, f"checkpoint={runs}/a")
+    assert results(both[0]) == before
+
+
+def test_no_control_is_the_base(runs: Path, tmp_path: Path) -> None:
+    [folder] = measure(runs, f"checkpoint={runs}/a", "scale=0", f"out={tmp_path}")
+    found = results(folder)
+    assert found["metrics"] == found["base"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prompts=[none,perfekt]"], "prompts must be some of none, insufficient, conflicting, perfect"),
+        (["noise_seeds=[1,1]"], "noise_seeds must be different"),
+        (["mode=loud"], "control mode must be one of"),
+        (["checkpoint=nowhere"], "there is no nowhere"),
+        (["precision=fp8"], "precision must be one of"),
+        (["protocol=folder", "data.path=nowhere"], "nowhere"),
+        (["sampler.steps=2"], "holds another evaluation"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(runs: Path, both: list[Path], overrides: list[str], message: str) -> None:
+    before = results(both[0])
+    with pytest.raises(SystemExit, match=message):
+        measure(runs, f"checkpoint={runs}/a", *overrides)
+    assert results(both[0]) == before
+
+
+def test_settings_of_the_run_are_those_it_recorded_and_nothing_of_a_run_folder_is_built(
+    runs: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "control.safetensors").write_bytes((runs / "a" / "control.safetensors").read_bytes())
+    (run / "config.yaml").write_text(
+        "size: 64\ncondition: {_target_: os.system, low: 7, high: 9, command: ls}\ncontrol: {_target_: os.abort}\n"
+    )
+    [folder] = measure(runs, f"checkpoint={run}", "items=1", "noise_seeds=[0]", "prompts=[none]", "baseline=false")
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        path = run / "control.safetensors"
+        training = evaluate.recorded_values(path, evaluate.training_config(path, None))
+    assert training.condition == {"_target_": "cldm.conditions.canny.Canny", "low": 7, "high": 9}
+    assert "base" not in results(folder)
+
+
+def test_pictures_of_a_folder_are_measured_with_generic_and_foreign_prompts(runs: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (80, 64, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"picture {i}")
+    out = tmp_path / "out"
+    [folder] = measure(runs, f"checkpoint={runs}/a", "protocol=folder", f"data.path={tmp_path}", f"out={out}",
+                       "noise_seeds=[0]", "prompts=[none,conflicting,insufficient]")  # fmt: skip
+    found = results(folder)
+    assert found["n"] == 3
+    assert "edge_f1_1px" in found["metrics"]["insufficient"]
+    assert "shape_iou" not in found["metrics"]["none"]
