@@ -71,7 +71,10 @@ class Stage(pl.LightningModule):
         return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        optimizer: Any = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        # a fused optimizer would undo the scaling of mixed precision within its step, after gradients are clipped;
+        # Lightning refuses to clip then. Without the offer it undoes the scaling, then clips, then steps.
+        optimizer._step_supports_amp_scaling = False
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -491,7 +491,7 @@ def test_memory_that_runs_out_within_an_optimizer_step_leaves_the_last_good_chec
 
     before = (run("full", "steps=2", "trainer.callbacks.watch.every=100") / "checkpoints" / "last.ckpt").stat()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.adamw.AdamW, "step", step)
+        patch.setattr(torch.optim.AdamW, "step", step)
         with pytest.raises(torch.OutOfMemoryError):
             run("full", "steps=4", resume=True)
     assert (run.runs / "full" / "checkpoints" / "last.ckpt").stat() == before
@@ -630,9 +630,10 @@ def test_two_processes_train_as_one_with_twice_the_batch_and_go_on_after_a_kill(
     assert forked("two", *options, *TWO_PROCESSES, world=2).wait(600)
     one, two = (checkpoint(tmp_path / name)["state_dict"] for name in ("one", "two"))
     assert one.keys() == two.keys()
-    # the gradients are summed in another order: a rounding of float32, which Adam's division enlarges
+    # the gradients are summed in another order: a rounding of float32, which Adam's division enlarges where a gradient
+    # is next to nothing. The tolerance is a tenth of one step (optimizer.lr = 1e-3); weights moved by up to four
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5, msg=lambda told, n=name: f"{n}: {told}")
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-4, msg=lambda told, n=name: f"{n}: {told}")
     figures = [json.loads((tmp_path / name / "results.json").read_text())["fidelity"] for name in ("one", "two")]
     assert figures[0].keys() == figures[1].keys()
 
