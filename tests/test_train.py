@@ -544,7 +544,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_the_last_good_st
 
 # ------------------------------------------------------------------ killed, and several processes
 
-KILLS = 30
+KILLS = int(os.environ.get("KILLS", "6"))  # KILLS=30 for the longer proof
 TWO_PROCESSES = ["trainer.devices=2", "trainer.strategy=ddp", "batch_size=1"]
 
 
@@ -601,7 +601,7 @@ def forked(composed, small, base, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_thirty_random_moments_a_run_ends_as_if_it_had_not_been(forked, tmp_path):
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(forked, tmp_path):
     options = ["steps=6", "trainer.callbacks.watch.every=3", "trainer.callbacks.checkpoint.every_n_train_steps=1"]
     began = time.monotonic()
     assert forked("straight", *options).wait(600)
