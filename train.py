@@ -16,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.callbacks import Export, Watch, averaged
+from cldm.checkpoints import Checkpoints
 from cldm.configs import register_resolvers
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
 from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
 from cldm.runs import base_beside, base_of, report
 from cldm.sweeps import in_sweep, note_failure
-from cldm.tracking import commit, describe_run, parts, parts_table, to_json, wandb_run
+from cldm.tracking import commit, describe_run, log_outcome, parts, parts_table, to_json, wandb_run
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
 from ldm.training import Stage
@@ -72,6 +73,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
+    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     export.metadata |= {"extractor": repr(condition), "polarity": condition.polarity}
     module.hold_frozen_in(str(trainer.precision))
     found = parts(module.train())
@@ -79,7 +81,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         print(parts_table(found))
     batch = cfg.batch_size * cfg.trainer.accumulate_grad_batches * trainer.world_size
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    describe_run(loggers, {**config, "commit": commit(), "parts": found, "effective_batch": batch})
+    facts = {"commit": commit(), "parts": found, "effective_batch": batch}
+    describe_run(loggers, {**config, **facts})
+    checkpoints.facts = {"config": config, **facts}
     trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     if not trainer.is_global_zero:
         return {}
@@ -89,7 +93,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     with averaged(trainer, module):
         results = report(cfg, module, data, sampling, watch.history)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
-    return finish(run, {**results, "steps": trainer.global_step}, began)
+    results["steps"] = trainer.global_step
+    log_outcome(loggers, run.folder, results)
+    return finish(run, results, began)
 
 
 def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> None:

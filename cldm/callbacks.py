@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cldm.evaluation.metrics import scenes_of
 from cldm.pictures import grid, save_atomically
-from cldm.tracking import commit, log_picture, to_json
+from cldm.tracking import commit, log_grid, to_json
 from ldm.weights import save_weights
 
 Metrics = Callable[..., dict[str, float]]
@@ -102,11 +102,12 @@ def averaged(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
 
 
 class Watch(Callback):
-    """Every `every` optimizer steps: pictures and figures of the same held-out items, with the averaged weights.
+    """Every `every` optimizer steps: pictures, figures and losses of the same held-out items, with averaged weights.
 
-    Writes previews/step_*.png with a line in previews/manifest.jsonl, logs the figures as watch/*, and keeps their
-    history (`history["step"]` and one list per figure) for the convergence curve; checkpoints carry it. `key` names
-    the figure that the progress bar shows.
+    Prompts, seeds, timesteps and noise of an item are the same every time, and none of them are training's. Writes
+    previews/step_*.png with a line in previews/manifest.jsonl, logs the figures as watch/* and the losses as val/*,
+    and keeps their history (`history["step"]` and one list per figure; losses are `loss` and `loss_0-250`, ...) for
+    the convergence curve; checkpoints carry it. `key` names the figure that the progress bar shows.
     """
 
     def __init__(
@@ -146,33 +147,52 @@ class Watch(Callback):
         with averaged(trainer, module), trainer.precision_plugin.forward_context():
             module.eval()
             pictures = {name: p.float().cpu() for name, p in module.pictures(on_device, self.sampling).items()}
+            losses = {name: loss.mean().item() for name, loss in module.held_out_losses(on_device).items()}
         module.train(was_training)
         found = self.metrics(pictures, batch, scenes, data.condition)
-        self._record(trainer, pictures, batch, found)
+        self._record(trainer, pictures, batch, found, losses)
 
-    def _record(self, trainer: pl.Trainer, pictures: dict[str, Tensor], batch: Any, found: dict[str, float]) -> None:
+    def _record(
+        self,
+        trainer: pl.Trainer,
+        pictures: dict[str, Tensor],
+        batch: Any,
+        found: dict[str, float],
+        losses: dict[str, float],
+    ) -> None:
         step = trainer.global_step
+        if losses:
+            losses = {"loss": sum(losses.values()) / len(losses), **{f"loss_{k}": v for k, v in losses.items()}}
         self.history["step"].append(step)
-        for name, value in found.items():
+        for name, value in {**found, **losses}.items():
             self.history.setdefault(name, []).append(value)
+        watched = {f"watch/{name}": value for name, value in found.items()}
         for logger in trainer.loggers:
-            logger.log_metrics({f"watch/{name}": value for name, value in found.items()}, step)
+            logger.log_metrics({**watched, **{f"val/{name}": value for name, value in losses.items()}}, step)
         folder = Path(trainer.default_root_dir) / "previews"
-        captions = batch["caption"][: self.shown]
-        sheet = grid({name: images[: self.shown] for name, images in pictures.items()}, captions)
+        captions, ids = batch["caption"][: self.shown], batch["id"][: self.shown].tolist()
+        columns = {name: images[: self.shown] for name, images in pictures.items()}
+        sheet = grid(columns, captions)
         save_atomically(sheet, folder / f"step_{step:07d}.png")
+        line = {"file": f"step_{step:07d}.png", "step": step, "columns": [*columns], "ids": ids, "captions": captions}
         with open(folder / "manifest.jsonl", "a") as manifest:
-            ids = batch["id"][: self.shown].tolist()
-            line = {"file": f"step_{step:07d}.png", "step": step, "ids": ids, "captions": captions, **found}
-            manifest.write(to_json(line) + "\n")
+            manifest.write(to_json({**line, **found, **losses}) + "\n")
         for logger in trainer.loggers:
-            log_picture(logger, "preview", sheet, step)
+            log_grid(logger, "preview", sheet, columns, captions, step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = {name: list(values) for name, values in state_dict["history"].items()}
+
+
+def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
+    """Write a complete training checkpoint; one that lies there is replaced whole. Every rank has to call this."""
+    partial = path.with_name(path.name + ".partial")
+    trainer.save_checkpoint(partial, weights_only=False)
+    if trainer.is_global_zero:
+        partial.replace(path)
 
 
 class Guard(Callback):
@@ -212,7 +232,7 @@ class Guard(Callback):
             if no_memory:
                 pl_module.zero_grad()
                 torch.cuda.empty_cache()
-            trainer.save_checkpoint(self.path, weights_only=False)
+            save_checkpoint(trainer, self.path)
         if no_memory:
             kept = f"its state is in {self.path}; " if self.path.exists() else ""
             print(

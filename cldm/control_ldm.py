@@ -129,12 +129,12 @@ class ControlLDM(DiffusionTraining):
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         size = tuple(batch["image"].shape[-2:])
         prompts, seeds = batch["caption"], batch["id"].tolist()
+        unit = ControlUnit(self.control, batch["hint"])
         return {
             "hint": 2.0 * batch["hint"] - 1.0,
-            "controlled": sampling(
-                self.diffusion, prompts, seeds, size, control=ControlUnit(self.control, batch["hint"])
-            ),
-            "real": batch["image"],
+            "target": batch["image"],
+            "reconstruction": self.diffusion.decode(self.diffusion.encode(batch["image"])),
+            "controlled": sampling(self.diffusion, prompts, seeds, size, control=unit),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,25 +54,34 @@ def save_atomically(picture: Image.Image, path: str | Path) -> None:
     partial.replace(path)
 
 
-def curve(
-    path: str | Path,
-    steps: Sequence[int],
-    series: Mapping[str, Sequence[float]],
-    mark: int | None,
-    title: str,
-) -> None:
-    """Line plot of series over optimizer steps, with `mark` (the moment of convergence) as a vertical line."""
+@dataclass(frozen=True)
+class Panel:
+    """A plot of curves over optimizer steps: name -> (steps, values). log: a logarithmic axis, else shares of 1."""
+
+    title: str
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]
+    log: bool = False
+
+
+def plot(path: str | Path, panels: Sequence[Panel], mark: int | None) -> None:
+    """Panels side by side, with `mark` (the moment of convergence) as a vertical line through each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    for name, values in series.items():
-        axes.plot(steps, np.asarray(values, dtype=float), marker=".", label=name)
-    if mark is not None:
-        axes.axvline(mark, color="0.4", linestyle="--", label=f"sudden convergence: step {mark}")
-    axes.set(xlabel="optimizer step", ylabel="share", ylim=(0, 1), title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure = Figure(figsize=(7 * len(panels), 4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for i, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for name, (steps, values) in panel.curves.items():
+            few = len(steps) <= 50
+            axes.plot(
+                steps, np.asarray(values, dtype=float), marker="." if few else "", alpha=1 if few else 0.4, label=name
+            )
+        if mark is not None:
+            axes.axvline(mark, color="0.4", linestyle="--", label=f"sudden convergence: step {mark}")
+        axes.set(xlabel="optimizer step", title=panel.title)
+        axes.set(yscale="log") if panel.log else axes.set(ylabel="share", ylim=(0, 1))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper right" if panel.log else "lower right", fontsize=8)
     canvas.draw()
     save_atomically(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)

@@ -23,11 +23,12 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from cldm.tracking import REPOSITORY, commit, to_json, write_json
+from cldm.tracking import REPOSITORY, commit, to_json, write_json, write_text
 
 VOLATILE = (
-    "hydra", "sweep", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags", "threads",
-    "data.cache", "data.workers", "trainer.default_root_dir", "trainer.callbacks.progress", "trainer.log_every_n_steps",
+    "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
+    "threads", "data.cache", "data.workers", "trainer.default_root_dir", "trainer.callbacks.progress",
+    "trainer.log_every_n_steps", "trainer.plugins",
 )  # fmt: skip
 """Keys that do not change what a run computes; the seed is a folder of its own."""
 
@@ -146,7 +147,7 @@ def attempt(cfg: DictConfig) -> Iterator[Run]:
     with _locked(folder):
         for name in ("DONE.json", "FAILED.json"):
             (folder / name).unlink(missing_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         if run.last_checkpoint:
             print(f"going on from {last}")
         _note(folder, {"event": "start", **provenance(), "resumed": bool(run.last_checkpoint), "changed": changed})

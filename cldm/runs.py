@@ -1,5 +1,6 @@
 """What a finished run says of itself: figures on held-out items, pictures, a table."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from cldm.callbacks import BASE_FILE
 from cldm.evaluation.convergence import convergence_step
 from cldm.evaluation.report import CONTROL_ROWS, autoencoder_report, base_report, control_report, table
-from cldm.pictures import curve
+from cldm.pictures import Panel, plot
 from ldm.weights import read_metadata
 
 
@@ -68,10 +69,7 @@ def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict
         fidelity = control_report(module.diffusion, module.control, data.validation, sampling, data.condition, folder)
         steps = [int(step) for step in history["step"]]
         moment = convergence_step(steps, history["edge_f1_1px"]) if "edge_f1_1px" in history else None
-        shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "hint_error")
-        series = {name: values for name, values in history.items() if name in shown}
-        title = "fidelity to the hint, held-out items"
-        curve(folder / "convergence.png", steps, series, moment, title)
+        convergence_plot(folder, history, moment)
         print("\n" + table(fidelity, CONTROL_ROWS))
         return {**results, "fidelity": fidelity, "convergence_step": moment}
     if stage == "diffusion":
@@ -80,3 +78,25 @@ def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict
         scores = autoencoder_report(module.autoencoder, data.validation, data.condition)
     print("\n" + "\n".join(f"{name:20} {value:8.3f}" for name, value in scores.items()))
     return {**results, "fidelity": scores}
+
+
+def convergence_plot(folder: Path, history: dict[str, list[float]], moment: int | None) -> None:
+    """convergence.png: fidelity on held-out items beside the losses, which do not show the moment."""
+    steps = [int(step) for step in history["step"]]
+    shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "hint_error")
+    fidelity = {name: (steps, history[name]) for name in shown if name in history}
+    losses = {"training": logged(folder, "train/loss")}
+    losses |= {f"held out, t {name[5:]}": (steps, history[name]) for name in history if name.startswith("loss_")}
+    panels = [Panel("fidelity to the hint, held-out items", fidelity), Panel("denoising loss", losses, log=True)]
+    plot(folder / "convergence.png", panels, moment)
+
+
+def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a column of metrics.csv; where an attempt did steps again, the last one counts."""
+    earlier = sorted(folder.glob("metrics.*.csv"), key=lambda path: int(path.suffixes[0][1:]))
+    found: dict[int, float] = {}
+    for path in (path for path in [*earlier, folder / "metrics.csv"] if path.exists()):
+        with open(path) as file:
+            found |= {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+    steps = sorted(found)
+    return steps, [found[step] for step in steps]

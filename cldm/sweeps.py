@@ -41,7 +41,8 @@ class SweepSummary(Callback):
         notes = sorted(Path(os.environ.pop(SWEEP)).glob("*.json"), key=lambda path: int(path.stem))
         if not notes:
             return
-        print(f"\n{len(notes)} jobs failed; the same command runs these again and nothing else:")
+        jobs = "1 job" if len(notes) == 1 else f"{len(notes)} jobs"
+        print(f"\n{jobs} failed; the same command runs what failed again and nothing else:")
         for note in (json.loads(path.read_text()) for path in notes):
             print(f"  {note['overrides'] or '(no overrides)'}\n    {note['reason']}\n    {note['folder']}")
         raise SystemExit(1)

@@ -5,16 +5,19 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from torch import nn
+from torch import Tensor, nn
+
+from cldm.pictures import to_pil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -97,12 +100,41 @@ def describe_run(loggers: Iterable[Logger], facts: dict[str, Any]) -> None:
             logger.log_hyperparams(facts)
 
 
+def log_grid(
+    logger: Logger, name: str, sheet: Image.Image, columns: Mapping[str, Tensor], captions: Sequence[str], step: int
+) -> None:
+    """Hand a grid to a logger that takes pictures: to W&B row by row under their captions, to TensorBoard as a sheet.
+
+    columns: images (n, 3, h, w) in [-1, 1] by name, of which `sheet` is the picture.
+    """
+    if isinstance(logger, WandbLogger):
+        rows = [torch.cat([images[i] for images in columns.values()], dim=2) for i in range(len(captions))]
+        told = [f"step {step}: {caption} ({', '.join(columns)})" for caption in captions]
+        logger.log_image(name, [to_pil(row) for row in rows], step=step, caption=told)
+    else:
+        log_picture(logger, name, sheet, step)
+
+
 def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
     """Hand a picture to a logger that takes pictures; the run folder holds it as a file either way."""
     if isinstance(logger, WandbLogger):
         logger.log_image(name, [picture], step=step, caption=[f"step {step}"])
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+
+def log_outcome(loggers: Iterable[Logger], folder: Path, results: Mapping[str, Any]) -> None:
+    """Hand what results.json and the pictures of a finished run say to the loggers: result/*, convergence, grid."""
+    step, numbers = results["steps"], {"convergence_step": results.get("convergence_step")}
+    for metric, value in results["fidelity"].items():
+        numbers[metric] = value["control"] if isinstance(value, dict) else value
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            continue
+        logger.log_metrics({f"result/{name}": value for name, value in numbers.items() if value is not None}, step)
+        for name in ("convergence", "grid"):
+            if (path := folder / f"{name}.png").exists():
+                log_picture(logger, name, Image.open(path), step)
 
 
 def commit() -> str:
@@ -121,10 +153,15 @@ def _git(*arguments: str) -> str:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically; see `to_json`."""
+    write_text(path, to_json(content, indent=2) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file atomically, and its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(to_json(content, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 

@@ -23,6 +23,8 @@ Rows = TypeVar("Rows", Tensor, list[str])
 Sampling = Callable[..., Tensor]
 """(diffusion, prompts, seeds, size, ...) -> images; see cldm.generation.Sampling."""
 
+BANDS = 4  # of timesteps in which held-out losses are told apart
+
 ProbeFactory = Callable[[UNetConfig], LabelProbe]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -59,6 +61,10 @@ class Stage(pl.LightningModule):
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         """Images (b, 3, h, w) in [-1, 1] to look at, by name, drawn from the current weights."""
         raise NotImplementedError
+
+    def held_out_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses (b,) of held-out items by name, with an item's own randomness, the same every time."""
+        return {}
 
     def rate(self, step: int) -> float:
         """Learning-rate factor at an optimizer step."""
@@ -360,4 +366,20 @@ class DiffusionTraining(Stage):
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
         size = batch["image"].shape[-2:]
         images = sampling(self.diffusion, batch["caption"], batch["id"].tolist(), tuple(size))
-        return {"sample": images, "real": batch["image"]}
+        reconstruction = self.diffusion.decode(self.diffusion.encode(batch["image"]))
+        return {"target": batch["image"], "reconstruction": reconstruction, "sample": images}
+
+    @torch.no_grad()
+    def held_out_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Denoising losses (b,) in BANDS bands of timesteps, "0-250", "250-500", ...; prompts and hints are kept."""
+        z0, context, ids = self.diffusion.encode(batch["image"]), self.diffusion.context(batch["caption"]), batch["id"]
+        width = self.diffusion.schedule.steps // BANDS
+        losses = {}
+        for first in range(0, BANDS * width, width):
+            rngs = [generator("held out", item, first) for item in ids.tolist()]
+            t = torch.cat([torch.randint(first, first + width, (1,), generator=rng) for rng in rngs])
+            eps = torch.stack([torch.randn(z0.shape[1:], generator=rng) for rng in rngs])
+            losses[f"{first}-{first + width}"] = self.diffusion.loss(
+                z0, context, t.to(z0.device), eps.to(z0), self.branch(batch)
+            )
+        return losses

@@ -8,17 +8,30 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
+import train
+from cldm.run_folder import attempts
 from cldm.tracking import REPOSITORY
 
+EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs" / "experiment").glob("*.yaml"))
+LAUNCHERS = sorted(path.stem for path in (REPOSITORY / "configs" / "launcher").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in (REPOSITORY / "configs" / "sweep").glob("*.yaml"))
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY), **environment}
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "train.py"), *arguments],
-        cwd=cwd, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=900,
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
+
+
+def swept(params: DictConfig, key: str) -> list[str]:
+    """The values that a sweep gives to a key, as they are typed."""
+    override = OverridesParser.create().parse_override(f"{key}={params[key]}")
+    return [*override.sweep_string_iterator()]
 
 
 def starts(cwd: Path) -> dict[str, int]:
@@ -38,15 +51,39 @@ def test_a_sweep_file_names_its_group_and_sweeps_keys_that_exist(name):
         assert str(sweep.hydra.mode).endswith("MULTIRUN")
         params = sweep.hydra.sweeper.params
         assert "seed" in params
-        for key, values in params.items():
-            for value in str(values).split(","):
+        for key in params:
+            for value in swept(params, key):
                 compose("train", overrides=[f"sweep={name}", f"{key}={value}"])  # an unknown key or file fails
 
 
-def test_six_jobs_of_which_two_fail(small, tmp_path):
-    sweep = ["-m", *small, "steps=1", "data.cache=cache", "optimizer.lr=1e-3,1e-4,-1", "seed=0,1"]
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_last_job_of_a_sweep_trains(composed, small, tmp_path, name):
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        sweep = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
+    params = sweep.hydra.sweeper.params
+    job = [f"{key}={swept(params, key)[-1]}" for key in params]
+    train.train(composed(*small, f"sweep={name}", "steps=2", f"run_dir={tmp_path / 'run'}", *job))
+    assert json.loads((tmp_path / "run" / "DONE.json").read_text())["steps"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_trains(composed, small, tmp_path, name):
+    cfg = composed(*small, f"experiment={name}", "steps=2", f"run_dir={tmp_path}")
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        train.train_chain(cfg) if cfg.chain else train.train(cfg)
+    done = [json.loads(path.read_text())["steps"] for path in tmp_path.rglob("DONE.json")]
+    assert done == [2] * (len(cfg.chain) if cfg.chain else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [None, "joblib", "submitit_local"])
+def test_six_jobs_of_which_two_fail(small, tmp_path, launcher):
+    chosen = [f"launcher={launcher}"] if launcher else []
+    sweep = ["-m", *small, *chosen, "steps=1", "threads=1", "data.cache=cache", "optimizer.lr=1e-3,1e-4,-1", "seed=0,1"]
     first = command(*sweep, cwd=tmp_path)
-    assert first.returncode == 1
+    assert first.returncode == 1, first.stderr
     assert len([*(tmp_path / "runs").rglob("DONE.json")]) == 4
     failed = [json.loads(path.read_text())["reason"] for path in (tmp_path / "runs").rglob("FAILED.json")]
     assert failed == ["ValueError: Invalid learning rate: -1"] * 2
@@ -57,13 +94,78 @@ def test_six_jobs_of_which_two_fail(small, tmp_path):
     assert set(starts(tmp_path).values()) == {1}
 
     second = command(*sweep, cwd=tmp_path)
-    assert second.returncode == 1
-    assert second.stdout.count("already done") == 4
+    assert second.returncode == 1, second.stderr
+    assert "2 jobs failed" in second.stdout
     again = starts(tmp_path)
     assert len(again) == 6
     assert {name for name, count in again.items() if count == 2} == {name for name in again if "lr--1" in name}
     assert sorted(again.values()) == [1, 1, 1, 1, 2, 2]
     assert {name.split("/")[1] for name in again} == {"seed-0", "seed-1"}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_launcher_starts_sweeps_and_leaves_the_run_folders_where_they_are(composed, name):
+    pytest.importorskip(f"hydra_plugins.hydra_{'submitit' if name == 'slurm' else name.split('_')[0]}_launcher")
+    assert composed("model=tiny", f"launcher={name}").run_dir == composed("model=tiny").run_dir
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        hydra = compose("train", overrides=["model=tiny", f"launcher={name}"], return_hydra_config=True).hydra
+    assert str(hydra.mode).endswith("MULTIRUN")
+    assert hydra.launcher._target_.startswith("hydra_plugins.")
+
+
+# ------------------------------------------------------------------ Slurm, of which only the commands are here
+
+
+def on_path(folder: Path, **scripts: str) -> dict[str, str]:
+    """Environment in which the commands are these shell scripts."""
+    folder.mkdir()
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_slurm_is_asked_for_time_a_warning_and_requeueing(small, tmp_path):
+    fakes = on_path(tmp_path / "bin", srun="", sbatch=f'cp "$1" {tmp_path / "script"}; exit 1')
+    command(*small, "launcher=slurm", "steps=1", "seed=0,1", "hydra.launcher.partition=gpu", cwd=tmp_path, **fakes)
+    asked = {line.removeprefix("#SBATCH --") for line in (tmp_path / "script").read_text().splitlines()}
+    wanted = ["time=240", "signal=USR2@120", "requeue", "partition=gpu", "nodes=1", "ntasks-per-node=1", "array=0-1%2"]
+    assert not {*wanted} - asked
+    assert not (tmp_path / "runs" / "cache").exists()  # nothing has run here
+
+
+@pytest.mark.slow
+def test_a_job_of_the_example_script_is_queued_again_and_goes_on(small, tmp_path):
+    script = """
+        "$@" & child=$!
+        if mkdir warned 2>/dev/null; then
+          until [ -e run/previews/manifest.jsonl ]; do sleep 0.1; done
+          kill -USR1 $child  # as Slurm does before the time is up
+        fi
+        wait $child"""
+    fakes = on_path(
+        tmp_path / "bin",
+        srun=script,
+        scontrol='echo "$@" >> scontrol.log',
+        python=f'exec {sys.executable} {REPOSITORY}/"$@"',
+    )
+    slurm = {"JOB_ID": "77", "JOB_NAME": "controlnet", "SUBMIT_DIR": str(tmp_path), "NTASKS": "1", "PROCID": "0",
+             "NTASKS_PER_NODE": "1", "LOCALID": "0", "NODEID": "0", "NNODES": "1", "NODELIST": "localhost"}  # fmt: skip
+    environment = {**os.environ, **fakes, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    environment |= {f"SLURM_{name}": value for name, value in slurm.items()}
+
+    def job() -> subprocess.CompletedProcess[str]:
+        batch = ["bash", str(REPOSITORY / "cluster" / "train.sbatch"), *small, "steps=60", "run_dir=run"]
+        return subprocess.run(batch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+
+    first = job()
+    assert first.returncode == 143, first.stderr
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"
+    second = job()
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"
+    assert [line["resumed"] for line in attempts(tmp_path / "run") if line["event"] == "start"] == [False, True]
+    assert (tmp_path / "run" / "DONE.json").exists()
 
 
 def test_a_run_is_reproduced_beside_the_old_one(small, tmp_path):

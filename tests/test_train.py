@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import initialize_config_dir
@@ -143,6 +144,15 @@ def test_the_exported_file_is_the_average_and_says_what_it_is(straight):
     }
     assert expected.items() <= facts.items()
     assert set(facts) >= {"seed", "base", "commit", "command"}
+
+
+def test_a_checkpoint_alone_says_what_run_it_belongs_to(straight):
+    for name in ("last", "best"):
+        told = torch.load(straight / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert told["config"] == OmegaConf.to_container(OmegaConf.load(straight / "config.yaml"))
+        assert told["parts"]["unet"]["trainable"] == 0
+        assert {"commit", "base_fingerprint", "effective_batch"} <= told.keys()
+        assert not any(key.startswith("diffusion.") for key in told["state_dict"])
 
 
 def test_two_and_two_steps_are_four_bit_for_bit(run, straight):
@@ -298,7 +308,7 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     assert offline.name.endswith((tmp_path / "run" / "wandb_id").read_text())
     assert [*offline.glob("*.wandb")]
     assert (tmp_path / "run" / "metrics.csv").exists()
-    records = [*wandb_records(next(offline.glob("*.wandb")))]
+    records = finished_records(next(offline.glob("*.wandb")))
     (told,) = (record.run for record in records if record.HasField("run"))
     assert (told.run_group, told.job_type, [*told.tags]) == ("mine", "control", ["a", "b"])
     config = {
@@ -311,15 +321,31 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     assert config["parts"]["unet"]["trainable"] == 0 < config["parts"]["control"]["trainable"]
     assert [config["parts"][part]["mode"] for part in ("unet", "control")] == ["eval", "train"]
     history = [
-        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records
         if record.HasField("history")
     ]
     steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
     assert steps == sorted(set(steps))
     assert len(steps) == 2
-    (exit_code,) = (record.exit.exit_code for record in records if record.HasField("exit"))
-    assert exit_code == 0
+    assert any("val/loss_0-250" in row for row in history)
+    assert exit_code(records) == 0
+    shown = [(row["preview.captions"], row["preview.filenames"]) for row in history if "preview.captions" in row]
+    manifest = (tmp_path / "run" / "previews" / "manifest.jsonl").read_text().splitlines()
+    for (captions, names), line in zip(shown, map(json.loads, manifest), strict=True):
+        wanted = [f"step {line['step']}: {caption} ({', '.join(line['columns'])})" for caption in line["captions"]]
+        assert captions == wanted
+        assert len(names) == len(captions)
+        for name in names:
+            pixels = np.asarray(Image.open(offline / "files" / name))
+            assert pixels.shape == (64, 4 * 64, 3)
+            assert pixels.std() > 0
+
+    with power_cut(DiffusionTraining, step=1), pytest.raises(RuntimeError, match="power cut"):
+        train.train(composed(*options, f"run_dir={tmp_path / 'other'}"))  # the next job of the same process
+    (other,) = (tmp_path / "other" / "wandb").glob("offline-run-*/*.wandb")
+    assert exit_code(finished_records(other)) == 1
+    assert len([*(tmp_path / "run" / "wandb").glob("offline-run-*")]) == 1  # a run of its own
 
 
 def test_tensorboard_gets_figures_and_pictures(composed, small, tmp_path):
@@ -330,9 +356,26 @@ def test_tensorboard_gets_figures_and_pictures(composed, small, tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("watch/edge_f1_1px")] == [0, 2]
+    assert [event.step for event in events.Scalars("val/loss_750-1000")] == [0, 2]
     assert len(events.Scalars("train/loss")) == 2
     assert [event.step for event in events.Images("preview")] == [0, 2]
+    assert [event.step for event in events.Images("convergence")] == [2]
     assert (tmp_path / "metrics.csv").exists()
+
+
+def finished_records(path: Path) -> list[Any]:
+    """All records of a run that has ended; on a busy machine W&B's own process writes the last ones a little later."""
+    for _ in range(300):
+        records = [*wandb_records(path)]
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} does not say how the run ended")
+
+
+def exit_code(records: list[Any]) -> int:
+    (code,) = (record.exit.exit_code for record in records if record.HasField("exit"))
+    return code
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
@@ -345,8 +388,10 @@ def wandb_records(path: Path) -> Iterator[Any]:
         if left < 7:
             position += left
             continue
+        if position + 7 > len(data):
+            return
         _, length, kind = struct.unpack_from("<IHB", data, position)  # kind: 1 whole, 2 first, 3 middle, 4 last
-        if not length and not kind:
+        if (not length and not kind) or position + 7 + length > len(data):  # not written yet
             return
         chunk = data[position + 7 : position + 7 + length]
         position += 7 + length

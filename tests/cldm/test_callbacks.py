@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cldm.callbacks import EMA, Export, Watch, averaged
+from cldm.callbacks import EMA, Export, Watch, averaged, save_checkpoint
+from cldm.checkpoints import Checkpoints
 from cldm.data.datamodule import DataModule
 from ldm.batch import Batch
 from ldm.training import Stage
@@ -120,11 +121,11 @@ def test_an_average_of_other_weights_is_refused():
         ema.on_fit_start(at(0), Toy())
 
 
-def fit_toy(random_items, steps, *callbacks, ckpt_path=None, accumulate=1, **options):
+def fit_toy(random_items, steps, *callbacks, ckpt_path=None, accumulate=1, checkpointing=False, **options):
     torch.manual_seed(0)
     module = Toy()
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=checkpointing, limit_val_batches=0,
         enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=accumulate,
         callbacks=[*callbacks], **options,
     )  # fmt: skip
@@ -211,3 +212,64 @@ def test_export_writes_the_averaged_weights_beside_each_checkpoint(random_items,
     assert facts["steps"] == "3"
     assert facts["seed"] == "1"
     assert {"commit", "command"} <= facts.keys()
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def checkpointed(tmp_path, random_items, scores, steps=5, **options):
+    """Trains for some steps; the watched score of step k is scores[k]. Returns the callback and the trainer."""
+    scores = iter(scores)
+    watch = Watch(lambda *_: {"score": next(scores)}, sampling=None, every=1, count=1)
+    checkpoints = Checkpoints(str(tmp_path / "checkpoints"), **options)
+    trainer, _ = fit_toy(random_items, steps, watch, checkpoints, checkpointing=True, default_root_dir=tmp_path)
+    return checkpoints, trainer
+
+
+def saved(tmp_path, name):
+    return torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 3), ("min", 4)])
+def test_the_last_and_the_best_state_are_kept_and_nothing_else(random_items, tmp_path, mode, best):
+    scores = [9.0, 0.5, 0.4, 0.7, 0.1, float("nan")]  # nothing is saved before the first step
+    checkpointed(tmp_path, random_items, scores, every_n_train_steps=2, best={"unknown": "max", "score": mode})
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert saved(tmp_path, "last")["global_step"] == 5
+    assert saved(tmp_path, "best")["global_step"] == best
+    assert saved(tmp_path, "last")["callbacks"]["Checkpoints"]["record"] == {
+        "figure": "score", "value": scores[best], "step": best,
+    }  # fmt: skip
+
+
+def test_checkpoints_are_written_after_so_many_steps_or_minutes(random_items, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("cldm.checkpoints.save_checkpoint", lambda trainer, path: written.append(trainer.global_step))
+    clock = iter(range(0, 10_000, 40))  # seconds: every look at the clock is 40 later
+    monkeypatch.setattr("cldm.checkpoints.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    checkpointed(tmp_path, random_items, [0.0] * 9, steps=7, every_n_train_steps=3)
+    assert written == [3, 6, 7]
+    written.clear()
+    checkpointed(tmp_path, random_items, [0.0] * 9, steps=7, every_n_train_steps=100, minutes=2)
+    assert written == [3, 6, 7]
+
+
+def test_a_write_that_is_cut_off_leaves_the_checkpoint_before(random_items, tmp_path, monkeypatch):
+    _, trainer = checkpointed(tmp_path, random_items, [0.0] * 9, steps=2)
+
+    def cut(path, **_):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", cut)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(trainer, tmp_path / "checkpoints" / "last.ckpt")
+    assert saved(tmp_path, "last")["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"every_n_train_steps": 0}, "at least 1"), ({"best": {"f1": "up"}}, "best.f1 must be")]
+)
+def test_checkpoints_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Checkpoints("folder", **options)

@@ -350,6 +350,23 @@ def test_min_snr_weighs_each_example_by_its_timestep(make_diffusion, random_item
     snr = abar / (1 - abar)
     weights = torch.minimum(snr, torch.tensor(5.0)) / (snr if prediction == "eps" else snr + 1)
     assert weights.unique().numel() > 1
-    assert found == pytest.approx((weights * seen["losses"]).mean().item(), rel=1e-6)
+    assert found.item() == pytest.approx((weights * seen["losses"]).mean().item(), rel=1e-6)
     with pytest.raises(ValueError, match="min_snr_gamma must be above 0"):
         ControlLDM(diffusion, control, adamw, min_snr_gamma=0.0)
+
+
+def test_held_out_losses_are_the_same_for_an_item_every_time_and_disturb_no_randomness(module):
+    rng = torch.Generator().manual_seed(3)
+    draw = {"image": torch.rand(3, 3, 64, 64, generator=rng) * 2 - 1, "hint": torch.rand(3, 3, 64, 64, generator=rng)}
+    batch = {**draw, "caption": ["a red star on a mint background"] * 3, "id": torch.tensor([4, 5, 6])}
+    before = torch.get_rng_state()
+    losses = module.eval().held_out_losses(batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [*losses] == ["0-250", "250-500", "500-750", "750-1000"]
+    assert all(loss.shape == (3,) and loss.isfinite().all() for loss in losses.values())
+    alone = {name: value[1:2] for name, value in batch.items()}
+    for name, loss in module.held_out_losses(alone).items():
+        torch.testing.assert_close(loss, losses[name][1:2])
+    with torch.no_grad():  # the loss is that of the controlled model
+        module.control.zero_conv_middle.bias.add_(1.0)
+    assert not torch.equal(module.held_out_losses(batch)["0-250"], losses["0-250"])
