@@ -228,7 +228,9 @@ class Guard(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         no_memory = isinstance(exception, torch.OutOfMemoryError)
-        if isinstance(exception, SIGTERMException) or (no_memory and not self.stepping):
+        # of several processes the others go on to wait for this one: there is no saving together any more
+        alone = trainer.world_size == 1
+        if isinstance(exception, SIGTERMException) or (no_memory and alone and not self.stepping):
             if no_memory:
                 pl_module.zero_grad()
                 torch.cuda.empty_cache()
