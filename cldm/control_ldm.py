@@ -11,7 +11,7 @@ from cldm.controlnet import ControlNet
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
 from ldm.random import generator
-from ldm.training import DiffusionTraining, OptimizerFactory, Sampling
+from ldm.training import DiffusionTraining, OptimizerFactory, Sampling, forget_activations
 from ldm.unet import ControlResiduals
 from ldm.weights import fingerprint
 
@@ -49,8 +49,13 @@ class ControlLDM(DiffusionTraining):
         hint_dropout: float = 0.0,
         locking: str = "locked",
         middle_only: bool = False,
+        min_snr_gamma: float | None = None,
+        checkpointing: bool = False,
     ):
-        super().__init__(diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed)
+        super().__init__(
+            diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed,
+            min_snr_gamma=min_snr_gamma, checkpointing=checkpointing,
+        )  # fmt: skip
         if not 0 <= hint_dropout <= 1:
             raise ValueError(f"stage.module.hint_dropout is a probability, got {hint_dropout}")
         if locking not in LOCKING:
@@ -62,6 +67,8 @@ class ControlLDM(DiffusionTraining):
         diffusion.requires_grad_(False)
         for part in self._unlocked():
             part.requires_grad_(True)
+        if checkpointing:
+            forget_activations(control)
         if middle_only:
             control.zero_convs.requires_grad_(False)
         self.base_fingerprint = fingerprint(diffusion)  # of the base that training starts with
@@ -106,8 +113,8 @@ class ControlLDM(DiffusionTraining):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.hint_dropout:
-            rng = generator(self.seed, "hints", self.global_rank, self.global_step, batch_idx)
-            kept = torch.rand(len(batch["hint"]), generator=rng) >= self.hint_dropout
+            rng = generator(self.seed, "hints", 0, self.global_step, batch_idx)
+            kept = self.mine(torch.rand(self.world_size * len(batch["hint"]), generator=rng)) >= self.hint_dropout
             batch = Batch(**{**batch, "hint": batch["hint"] * kept.to(batch["hint"])[:, None, None, None]})
         return super().training_step(batch, batch_idx)
 
