@@ -29,7 +29,7 @@ def geometry_rows(reads: Sequence[ReadScene], scenes: Sequence[Scene], size: int
     ours, theirs = (render(one, size, ("depth", "normals")) for one in (drawn, scenes))
     depth = depth_scores(_given(ours.depth)[:, 0], _given(theirs.depth)[:, 0])
     angle = normal_angle(_given(ours.normals) * 2 - 1, _given(theirs.normals) * 2 - 1, theirs.labels > 0)
-    classes = class_scores(*(kinds_of(r.labels, s) for r, s in ((ours, drawn), (theirs, scenes))))
+    classes = class_scores(kinds_of(ours.labels, drawn), kinds_of(theirs.labels, scenes))
     points = [
         keypoint_scores(_points(_objects(read, scene), size), _points(scene.objects, size), TOLERANCE * size)
         for read, scene in zip(reads, scenes, strict=True)
