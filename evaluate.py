@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from cldm.conditions import Condition
+from cldm.conditions.plain import Unchanged
 from cldm.control import ControlUnit, check_settings
 from cldm.controlnet import ControlNet
+from cldm.data.held_out import REFERENCE_START
+from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.gallery import claim, draw_missing, read_images
 from cldm.evaluation.protocol import Shot, protocol_hash, shots
+from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance
 from cldm.evaluation.report import results_table
 from cldm.evaluation.scores import Rows, Target, as_files, join, means, score, slices
+from cldm.evaluation.segmenter import load_segmenter
 from cldm.generation import Sampling
 from cldm.runs import recorded_values
 from cldm.tracking import commit, write_json
@@ -32,7 +38,7 @@ from ldm.weights import fingerprint, read_metadata
 from sample import PRECISIONS, find_checkpoint, load_model, training_config
 
 PROTOCOL = ("name", "items", "noise_seeds", "prompts", "data", "size", "scale", "start", "end", "mode", "weighting",
-            "negative", "precision", "sampler")  # fmt: skip
+            "negative", "precision", "sampler", "clip", "reference")  # fmt: skip
 """Keys of the config that numbers of one table must share."""
 
 
@@ -57,6 +63,9 @@ class Subject:
         self.scenes = None if scenes is None else [*scenes]
         self.shots = shots(self.items["caption"], self.cfg.prompts, self.cfg.noise_seeds, scenes is not None)
         self.metadata = read_metadata(self.path)
+        clip, segmenter = self.cfg.clip, self.cfg.segmenter
+        self.clip = ClipScore(clip.arch, clip.weights, self.device) if clip.weights else None
+        self.segmenter = load_segmenter(segmenter) if segmenter and self.scenes else None
 
     def load(self) -> None:
         """Read the weights."""
@@ -80,6 +89,8 @@ class Subject:
         digest.update("\n".join(self.items["caption"]).encode())
         fixed = {key: given[key] for key in PROTOCOL}
         fixed |= {"size": self.size, "precision": self.precision, "items_digest": digest.hexdigest()}
+        fixed["segmenter"] = fingerprint(self.segmenter) if self.segmenter else None
+        fixed["clip"] = {"arch": given["clip"]["arch"], "weights": fingerprint(self.clip.model)} if self.clip else None
         fixed |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
         return json.loads(json.dumps(fixed))
 
@@ -120,13 +131,54 @@ class Subject:
 
     def measure(self, images: Tensor, chosen: Sequence[Shot]) -> Rows:
         """The scores of these images, with the columns that say which image a row is about."""
-        parts = [score(images[part], self.target(chosen[part]), self.condition) for part in slices(len(images), 64)]
+        parts = [
+            score(images[part], self.target(chosen[part]), self.condition, self.segmenter, self.clip)
+            for part in chunks(chosen)
+        ]
         ids = {
             "item": np.array([shot.item for shot in chosen]),
             "setting": np.array([shot.setting for shot in chosen]),
             "noise": np.array([shot.noise for shot in chosen]),
         }
         return ids | join(parts)
+
+    @cached_property
+    def real_features(self) -> Tensor:
+        """Of real scenes that are no items."""
+        data = instantiate(self.cfg.data, _convert_="all", start=REFERENCE_START)
+        others = data(condition=Unchanged(), size=self.size, count=self.cfg.reference)
+        return self.features(others.__getitems__(range(len(others)))["image"])
+
+    def features(self, images: Tensor) -> Tensor:
+        """The segmenter's features (n, d)."""
+        assert self.segmenter is not None
+        return torch.cat([self.segmenter.features(images[part]) for part in slices(len(images), 64)])
+
+    def quality(self, images: Tensor, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
+        """Numbers of whole sets of images, by prompt setting."""
+        found = {}
+        for setting in dict.fromkeys(shot.setting for shot in chosen):
+            rows = [i for i, shot in enumerate(chosen) if shot.setting == setting]
+            items = torch.tensor([chosen[i].item for i in rows])
+            found[setting] = {"diversity_pixels": diversity(images[rows], items)}
+            if self.segmenter is not None and len(rows) > 1:
+                features = self.features(images[rows])
+                found[setting]["fid_scenes"] = frechet_distance(features, self.real_features)
+                found[setting]["kid_scenes"] = kernel_distance(features, self.real_features)
+        return found
+
+    def summary(self, images: Tensor, rows: Rows, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
+        """{prompt setting: {score: mean, and the numbers of whole sets}}."""
+        return {s: scores | self.quality(images, chosen)[s] for s, scores in by_setting(rows).items()}
+
+
+def chunks(chosen: Sequence[Shot], size: int = 64) -> list[slice]:
+    """The shots in slices of at most `size` that do not mix prompt settings: each has scores of its own."""
+    found: list[slice] = []
+    for _, group in groupby(range(len(chosen)), key=lambda i: chosen[i].setting):
+        rows = [*group]
+        found += [slice(rows[0] + part.start, rows[0] + part.stop) for part in slices(len(rows), size)]
+    return found
 
 
 def by_setting(rows: Rows) -> dict[str, dict[str, float]]:
@@ -159,14 +211,15 @@ def reference(subject: Subject, batch_size: int) -> dict[str, Any]:
 def _make_reference(subject: Subject, folder: Path, key: dict[str, str], batch_size: int) -> dict[str, Any]:
     claim(folder, key, overwrite=False)
     real = [Shot(i, "perfect", 0, caption) for i, caption in enumerate(subject.items["caption"])]
+    sets = {"ceiling": as_files(subject.reconstructions()), "real": subject.items["image"]}
     found: dict[str, Any] = {
-        "ceiling": by_setting(subject.measure(as_files(subject.reconstructions()), real))["perfect"],
-        "real": by_setting(subject.measure(subject.items["image"], real))["perfect"],
+        name: subject.summary(images, subject.measure(images, real), real)["perfect"] for name, images in sets.items()
     }
     if subject.cfg.baseline:
         images = folder / "images"
         draw_missing(images, subject.shots, batch_size, lambda s: subject.draw(s, False), "drawing without control")
-        found["base"] = by_setting(subject.measure(read_images(images, subject.shots), subject.shots))
+        drawn = read_images(images, subject.shots)
+        found["base"] = subject.summary(drawn, subject.measure(drawn, subject.shots), subject.shots)
         shutil.rmtree(images)
     path = folder / "reference.json"
     write_json(path, found)
@@ -181,7 +234,8 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
     claim(folder, {"protocol": identity, "checkpoint": sha256}, subject.cfg.overwrite)
     images = folder / "images"
     draw_missing(images, subject.shots, batch_size, lambda s: subject.draw(s, True), f"drawing {subject.path.parent}")
-    rows = subject.measure(read_images(images, subject.shots), subject.shots)
+    drawn = read_images(images, subject.shots)
+    rows = subject.measure(drawn, subject.shots)
     run = subject.path.parent
     overrides = run / ".hydra" / "overrides.yaml"
     results = {
@@ -195,7 +249,7 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
         "protocol": subject.protocol,
         "protocol_hash": identity,
         "n": subject.cfg["items"] * len(subject.cfg.noise_seeds),
-        "metrics": by_setting(rows),
+        "metrics": subject.summary(drawn, rows, subject.shots),
         **reference(subject, batch_size),
     }
     with open(folder / "per_sample.partial", "wb") as file:

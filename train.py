@@ -18,12 +18,22 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from cldm.callbacks import Export, Watch, averaged
 from cldm.checkpoints import Checkpoints
 from cldm.configs import register_resolvers
+from cldm.control_ldm import ControlLDM
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
 from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
 from cldm.runs import base_beside, base_of, report
 from cldm.sweeps import in_sweep, note_failure
-from cldm.tracking import commit, describe_run, log_outcome, parts, parts_table, to_json, wandb_run
+from cldm.tracking import (
+    commit,
+    control_cost,
+    describe_run,
+    log_outcome,
+    parts,
+    parts_table,
+    to_json,
+    wandb_run,
+)
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
 from ldm.training import Stage
@@ -75,8 +85,13 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     export.metadata |= {"extractor": repr(condition), "polarity": condition.polarity}
+    module.hold_frozen_in(str(trainer.precision))
     found = parts(module.train())
-    print(parts_table(found))
+    if isinstance(module, ControlLDM):
+        for part, cost in control_cost(model, module.control, (cfg.size, cfg.size)).items():
+            found[part]["gflop"] = cost
+    if trainer.is_global_zero:
+        print(parts_table(found))
     batch = cfg.batch_size * cfg.trainer.accumulate_grad_batches * trainer.world_size
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     facts = {"commit": commit(), "parts": found, "effective_batch": batch}
@@ -87,7 +102,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         return {}
     watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
     sampling = instantiate(cfg.sampler, _convert_="all")
-    module.to(trainer.strategy.root_device).eval()  # Lightning has moved it to the CPU
+    module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
     with averaged(trainer, module):
         results = report(cfg, module, data, sampling, watch.history)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))

@@ -144,9 +144,10 @@ class Watch(Callback):
         batch, scenes = data.validation.__getitems__(items), scenes_of(data.validation, items)
         on_device = trainer.strategy.batch_to_device(batch)
         was_training = module.training
-        with averaged(trainer, module):
+        # what is frozen may be held in the precision that the trainer computes in
+        with averaged(trainer, module), trainer.precision_plugin.forward_context():
             module.eval()
-            pictures = {name: p.cpu() for name, p in module.pictures(on_device, self.sampling).items()}
+            pictures = {name: p.float().cpu() for name, p in module.pictures(on_device, self.sampling).items()}
             losses = {name: loss.mean().item() for name, loss in module.held_out_losses(on_device).items()}
         module.train(was_training)
         found = self.metrics(pictures, batch, scenes, data.condition)
@@ -199,12 +200,13 @@ class Guard(Callback):
     """Ends a run that cannot go on, with its last good state on disk.
 
     A job that is told to stop (SIGTERM, or SIGUSR1 / SIGUSR2 where nobody else listens, as clusters send them before
-    the time is up) saves `<checkpoints>/last.ckpt` at the next step. A loss that is not finite is an error before a
-    checkpoint could keep it.
+    the time is up) saves `<checkpoints>/last.ckpt` at the next step; so does one that runs out of memory. A loss that
+    is not finite is an error before a checkpoint could keep it.
     """
 
     def __init__(self, checkpoints: str):
         self.path = Path(checkpoints) / "last.ckpt"
+        self.stepping = False  # the optimizer is at work: weights may be half old, half new
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for name in ("SIGUSR1", "SIGUSR2"):
@@ -213,7 +215,11 @@ class Guard(Callback):
             if number is not None and main and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.stepping = True
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        self.stepping = False
         if not torch.isfinite(outputs["loss"]):
             raise FloatingPointError(
                 f"the loss is {outputs['loss'].item()} at step {trainer.global_step}; {self.path} holds the last good "
@@ -222,14 +228,29 @@ class Guard(Callback):
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException):  # raised between two steps
+        no_memory = isinstance(exception, torch.OutOfMemoryError)
+        # of several processes the others go on to wait for this one: there is no saving together any more
+        alone = trainer.world_size == 1
+        if isinstance(exception, SIGTERMException) or (no_memory and alone and not self.stepping):
+            if no_memory:
+                pl_module.zero_grad()
+                torch.cuda.empty_cache()
             save_checkpoint(trainer, self.path)
-        if isinstance(exception, torch.cuda.OutOfMemoryError):
+        if no_memory:
+            kept = f"its state is in {self.path}; " if self.path.exists() else ""
             print(
-                f"out of memory at step {trainer.global_step}: lower batch_size and raise "
-                "trainer.accumulate_grad_batches by the same factor, or use trainer.precision=bf16-mixed",
+                f"out of memory at step {trainer.global_step}; {kept}lower batch_size and raise "
+                "trainer.accumulate_grad_batches by the same factor, set stage.module.checkpointing=true, or use "
+                "trainer.precision=bf16-mixed, then go on with resume=<run folder>",
                 file=sys.stderr,
             )
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        """A checkpoint between two micro-batches counts those of whole optimizer steps: the rest is done again."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = trainer.global_step * trainer.accumulate_grad_batches
+        for counted in (progress["total"], progress["current"]):
+            counted |= dict.fromkeys(("ready", "started", "processed", "completed"), done)
 
 
 BASE_FILE = "base.safetensors"

@@ -13,7 +13,7 @@ from torch import Tensor
 from cldm.conditions import Condition, apply_batch
 from cldm.controlnet import ControlNet
 from ldm.blocks import repeat_rows
-from ldm.reuse import compiled, keys_values, time_table
+from ldm.reuse import compiled, keys_values
 from ldm.unet import ControlResiduals
 
 MODES = {"balanced": (False, "uniform"), "prompt": (False, "decay"), "control": (True, "decay"),
@@ -79,7 +79,7 @@ class ControlUnit:
     @property
     def count(self) -> int:
         """How many residuals the branch has: 13 in Stable Diffusion."""
-        return len(self.net.zero_convs) + 1
+        return len(self.net.levels)
 
     @property
     def conditional_only(self) -> bool:
@@ -89,7 +89,7 @@ class ControlUnit:
     def weights(self) -> list[float]:
         """The factor of each residual, shallowest first, middle last."""
         weighting = self.weighting or MODES[self.mode][1]
-        last, levels = self.count - 1, self.net.encoder.levels
+        last, levels = self.count - 1, self.net.levels
         factors = {
             "uniform": [1.0] * self.count,
             "decay": [DECAY ** (last - i) for i in range(self.count)],
@@ -125,7 +125,7 @@ class PreparedUnit:
         self.weights = unit.weights()
         self.features = net.encode_hint(unit.hint.to(context))
         self.keys_values = keys_values(net, asked)
-        self.times = time_table(net, net.encoder, timesteps)
+        self.times = net.time_table(timesteps)
         self.mask = None if unit.mask is None else unit.mask.to(context)
 
     def residuals(self, z: Tensor, step: int) -> ControlResiduals:
@@ -134,7 +134,8 @@ class PreparedUnit:
         if any(weight != 1 for weight in self.weights):
             found = found * self.weights
         tensors = [self._shaped(r) for r in (*found.skips, found.middle)]
-        return ControlResiduals(tuple(tensors[:-1]), tensors[-1])
+        entering = None if found.input is None else self._shaped(found.input)
+        return ControlResiduals(tuple(tensors[:-1]), tensors[-1], entering)
 
     def _shaped(self, residual: Tensor) -> Tensor:
         if self.mask is not None:

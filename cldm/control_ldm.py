@@ -11,7 +11,7 @@ from cldm.controlnet import ControlNet
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
 from ldm.random import generator
-from ldm.training import DiffusionTraining, OptimizerFactory, Sampling
+from ldm.training import DiffusionTraining, OptimizerFactory, Sampling, forget_activations
 from ldm.unet import ControlResiduals
 from ldm.weights import fingerprint
 
@@ -49,17 +49,26 @@ class ControlLDM(DiffusionTraining):
         hint_dropout: float = 0.0,
         locking: str = "locked",
         middle_only: bool = False,
+        min_snr_gamma: float | None = None,
+        checkpointing: bool = False,
     ):
-        super().__init__(diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed)
+        super().__init__(
+            diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed,
+            min_snr_gamma=min_snr_gamma, checkpointing=checkpointing,
+        )  # fmt: skip
         if not 0 <= hint_dropout <= 1:
             raise ValueError(f"stage.module.hint_dropout is a probability, got {hint_dropout}")
         if locking not in LOCKING:
             raise ValueError(f"stage.module.locking must be one of {', '.join(LOCKING)}, got {locking!r}")
+        if middle_only and not hasattr(control, "zero_convs"):
+            raise ValueError("stage.module.middle_only=true needs a middle residual, which control=concat has not")
         self.control, self.hint_dropout = control, hint_dropout
         self.locking, self.middle_only = locking, middle_only
         diffusion.requires_grad_(False)
         for part in self._unlocked():
             part.requires_grad_(True)
+        if checkpointing:
+            forget_activations(control)
         if middle_only:
             control.zero_convs.requires_grad_(False)
         self.base_fingerprint = fingerprint(diffusion)  # of the base that training starts with
@@ -91,7 +100,7 @@ class ControlLDM(DiffusionTraining):
             "prediction": self.diffusion.schedule.prediction,
             "channels": str(self.control.hint_channels),
             "pooling": "false",
-            "settings": json.dumps({"control": self.control.encoder.config.untold()}),
+            "settings": json.dumps({"control": self.control.config.untold()}),
         }
 
     def train(self, mode: bool = True) -> "ControlLDM":
@@ -104,8 +113,8 @@ class ControlLDM(DiffusionTraining):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.hint_dropout:
-            rng = generator(self.seed, "hints", self.global_rank, self.global_step, batch_idx)
-            kept = torch.rand(len(batch["hint"]), generator=rng) >= self.hint_dropout
+            rng = generator(self.seed, "hints", 0, self.global_step, batch_idx)
+            kept = self.mine(torch.rand(self.world_size * len(batch["hint"]), generator=rng)) >= self.hint_dropout
             batch = Batch(**{**batch, "hint": batch["hint"] * kept.to(batch["hint"])[:, None, None, None]})
         return super().training_step(batch, batch_idx)
 

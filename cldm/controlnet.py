@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldm.attention import Context
 from ldm.blocks import Shifts, zero_module
+from ldm.reuse import time_table
 from ldm.unet import ControlResiduals, UNet, UNetEncoder
 
 
@@ -44,8 +45,8 @@ class ControlNet(nn.Module):
 
     def __init__(self, encoder: UNetEncoder, hint_channels: int = 3, hint_widths: Sequence[int] = (16, 32, 96, 256)):
         super().__init__()
-        self.hint_channels = hint_channels
-        self.hint_encoder = HintEncoder(encoder.out_channels[0], hint_channels, hint_widths)
+        self.hint_channels, self.config, self.levels = hint_channels, encoder.config, encoder.levels
+        self.hint_encoder: nn.Sequential = HintEncoder(encoder.out_channels[0], hint_channels, hint_widths)
         self.encoder = encoder
         self.zero_convs = nn.ModuleList(zero_conv(channels) for channels in encoder.out_channels)
         self.zero_conv_middle = zero_conv(encoder.out_channels[-1])
@@ -63,6 +64,10 @@ class ControlNet(nn.Module):
         if hint.shape[1] != self.hint_channels:
             raise ValueError(f"hint has {hint.shape[1]} channels, control.hint_channels is {self.hint_channels}")
         return self.hint_encoder(hint)
+
+    def time_table(self, timesteps: Tensor) -> list[Shifts]:
+        """What depends on the timesteps (n,) alone, for `residuals`; see ldm.reuse."""
+        return time_table(self, self.encoder, timesteps)
 
     def residuals(self, z: Tensor, t: Tensor | Shifts, context: Context, features: Tensor) -> ControlResiduals:
         """The branch on noisy latents z, with the hint already encoded; rows may be shared as in `UNet`."""

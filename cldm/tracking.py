@@ -16,8 +16,12 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
+from cldm.controlnet import ControlNet
 from cldm.pictures import to_pil
+from ldm.diffusion import LatentDiffusion
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -86,11 +90,32 @@ def parts(module: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def parts_table(found: dict[str, dict[str, Any]]) -> str:
-    """`parts` as lines to print."""
-    lines = [f"{'part':16}{'parameters':>14}{'trainable':>14}  {'dtype':10}mode"]
+    """`parts` as lines to print; with GFLOP per image where known."""
+    lines = [f"{'part':16}{'parameters':>14}{'trainable':>14}{'GFLOP':>9}  {'dtype':10}mode"]
     for name, facts in found.items():
-        lines.append(f"{name:16}{facts['parameters']:14,}{facts['trainable']:14,}  {facts['dtype']:10}{facts['mode']}")
+        gflop = f"{facts['gflop']:.3f}" if "gflop" in facts else ""
+        counts = f"{facts['parameters']:14,}{facts['trainable']:14,}{gflop:>9}"
+        lines.append(f"{name:16}{counts}  {facts['dtype']:10}{facts['mode']}")
     return "\n".join(lines)
+
+
+def flops(network: nn.Module, *shapes: tuple[int, ...]) -> int:
+    """Floating-point operations of one forward on float inputs of these shapes: 2 per multiply-add, of convolutions
+    and matrix products alone. Nothing is computed: weights and inputs are without data."""
+    state = {name: t.to("meta") for name, t in (*network.named_parameters(), *network.named_buffers())}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(network, state, tuple(torch.empty(shape, device="meta") for shape in shapes))
+    return counter.get_total_flops()
+
+
+def control_cost(diffusion: LatentDiffusion, control: ControlNet, size: tuple[int, int]) -> dict[str, float]:
+    """GFLOP of one forward of U-Net and branch for one image of `size`, hint encoder included."""
+    latent, text = diffusion.latent_shape(*size), diffusion.conditioner.text_encoder
+    inputs = ((1, *latent), (1,), (1, text.context_length, text.width))
+    return {
+        "unet": flops(diffusion.unet, *inputs) / 1e9,
+        "control": flops(control, *inputs, (1, control.hint_channels, *size)) / 1e9,
+    }
 
 
 def describe_run(loggers: Iterable[Logger], facts: dict[str, Any]) -> None:

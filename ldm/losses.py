@@ -1,4 +1,5 @@
-"""Losses of the autoencoder: L1, L1 of gradients, KL, and optionally perceptual distance and a patch GAN."""
+"""Losses of the autoencoder: L1, L1 of gradients, KL, and optionally perceptual distance and a patch GAN; and what
+is added to the denoising loss: a probe, and weights by timestep."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -183,3 +184,12 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     (grad_r,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (grad_a,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (grad_r.norm() / (grad_a.norm() + 1e-4)).clamp(0.0, 1e4).detach()
+
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction: str) -> Tensor:
+    """Weight (b,) of the loss of eps or v at a signal-to-noise ratio (b,) (Hang et al. 2023, arXiv:2303.09556).
+
+    In terms of z0 the weight is min(snr, gamma); an error of eps is one of z0 times sqrt(snr), of v times
+    sqrt(snr + 1).
+    """
+    return snr.clamp(max=gamma) / (snr if prediction == "eps" else snr + 1)

@@ -1,21 +1,25 @@
 """LightningModules that train the autoencoder and the base diffusion model."""
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
-from ldm.losses import AutoencoderLoss, LabelProbe, adaptive_weight, hinge_discriminator_loss
+from ldm.losses import AutoencoderLoss, LabelProbe, adaptive_weight, hinge_discriminator_loss, min_snr_weight
 from ldm.random import generator
-from ldm.unet import UNetConfig
+from ldm.unet import Block, Middle, UNetConfig
+
+Rows = TypeVar("Rows", Tensor, list[str])
 
 Sampling = Callable[..., Tensor]
 """(diffusion, prompts, seeds, size, ...) -> images; see cldm.generation.Sampling."""
@@ -74,13 +78,41 @@ class Stage(pl.LightningModule):
         return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        optimizer: Any = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        # a fused optimizer would undo the scaling of mixed precision within its step, after gradients are clipped;
+        # Lightning refuses to clip then. Without the offer it undoes the scaling, then clips, then steps.
+        optimizer._step_supports_amp_scaling = False
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @property
+    def world_size(self) -> int:
+        """Processes that train together."""
+        return 1 if self._trainer is None else self._trainer.world_size
+
     def step_generator(self, batch_idx: int) -> torch.Generator:
-        """Noise of this step and rank; resuming draws the same, logging in between changes nothing."""
-        return generator(self.seed, self.global_rank, self.global_step, batch_idx, device=self.device)
+        """Randomness of this step; resuming draws the same, logging in between changes nothing.
+
+        It is the same on every rank: what is drawn for the global batch is then shared out (`mine`), so that an
+        example gets the same noise however many processes there are.
+        """
+        return generator(self.seed, 0, self.global_step, batch_idx, device=self.device)
+
+    def mine(self, rows: Rows) -> Rows:
+        """This rank's rows of what was drawn for the global batch."""
+        share = len(rows) // self.world_size
+        return rows[self.global_rank * share :][:share]
+
+    def noise_like(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Standard normal noise for this rank's examples x (b, ...)."""
+        shape = (self.world_size * len(x), *x.shape[1:])
+        return self.mine(torch.empty(shape, dtype=x.dtype, device=x.device).normal_(generator=rng))
+
+    def hold_frozen_in(self, precision: str) -> None:
+        """Hold weights that do not train in what the trainer computes in ("bf16-mixed", "16-mixed"): half the memory.
+
+        `module.float()` ends it; what was rounded stays so.
+        """
 
 
 class AutoencoderTraining(Stage):
@@ -160,7 +192,7 @@ class AutoencoderTraining(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x = batch["image"]
         posterior = self.autoencoder.posterior(x)
-        noise = torch.empty_like(posterior.mean).normal_(generator=self.step_generator(batch_idx))
+        noise = self.noise_like(posterior.mean, self.step_generator(batch_idx))
         y = self.autoencoder.decode(self.autoencoder.scale * posterior.sample(noise))
         loss, terms = self.loss(x, y, posterior)
         if self.discriminator is not None:
@@ -223,6 +255,14 @@ def drop_prompts(prompts: Sequence[str], rate: float, rng: torch.Generator) -> l
     return ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
 
 
+def forget_activations(network: nn.Module) -> None:
+    """Let the blocks of a U-Net or branch compute their activations again in the backward pass, instead of keeping."""
+    for block in network.modules():
+        if isinstance(block, Block | Middle):
+            again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            block.forward = again  # type: ignore[method-assign]  # no module around it: the weights keep their names
+
+
 @contextmanager
 def recorded(module: nn.Module) -> Iterator[list[Tensor]]:
     """Within the context, collects what `module` returns."""
@@ -244,6 +284,9 @@ class DiffusionTraining(Stage):
 
     probe: UNetConfig -> LabelProbe, whose loss on the batch's `labels` is added; it is trained alongside and not
         exported. None leaves it out.
+    min_snr_gamma: weights the loss by timestep, see ldm.losses.min_snr_weight (5 is usual); None weights all alike.
+    checkpointing: keep no activations within the blocks of the U-Net (and of a branch), compute them again in the
+        backward pass: a third more work, a fraction of the memory, the same gradients.
     """
 
     def __init__(
@@ -256,9 +299,15 @@ class DiffusionTraining(Stage):
         cosine: bool = True,
         seed: int = 0,
         probe: ProbeFactory | None = None,
+        min_snr_gamma: float | None = None,
+        checkpointing: bool = False,
     ):
         super().__init__(optimizer, warmup_steps, cosine, seed)
-        self.diffusion, self.prompt_dropout = diffusion, prompt_dropout
+        if min_snr_gamma is not None and min_snr_gamma <= 0:
+            raise ValueError(f"stage.module.min_snr_gamma must be above 0, or null, got {min_snr_gamma}")
+        self.diffusion, self.prompt_dropout, self.min_snr_gamma = diffusion, prompt_dropout, min_snr_gamma
+        if checkpointing:
+            forget_activations(diffusion.unet)
         self.probe = probe(diffusion.unet.config) if probe else None
         diffusion.autoencoder.requires_grad_(False)
         diffusion.conditioner.requires_grad_(train_text_encoder)
@@ -269,18 +318,23 @@ class DiffusionTraining(Stage):
     def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
         return base_facts(self.diffusion)
 
+    def hold_frozen_in(self, precision: str) -> None:
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
+        for parameter in self.diffusion.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+
     def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Scaled latents drawn from the posterior of the batch's cached moments or images."""
         autoencoder = self.diffusion.autoencoder
         with torch.no_grad():
             moments = batch["moments"] if "moments" in batch else autoencoder.moments(batch["image"])
-            half = moments[:, : moments.shape[1] // 2]
-            noise = torch.empty_like(half).normal_(generator=rng)
+            noise = self.noise_like(moments[:, : moments.shape[1] // 2], rng)
             return autoencoder.latents(moments, noise)
 
     def context(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Contexts of the batch's prompts, some of them dropped; from the cache where the batch has them."""
-        prompts = drop_prompts(batch["caption"], self.prompt_dropout, rng)
+        prompts = self.mine(drop_prompts([*batch["caption"]] * self.world_size, self.prompt_dropout, rng))
         if "context" not in batch:
             return self.diffusion.context(prompts)
         if any(p.requires_grad for p in self.diffusion.conditioner.parameters()):
@@ -292,6 +346,13 @@ class DiffusionTraining(Stage):
         kept = torch.tensor([bool(prompt) for prompt in prompts], device=empty.device)
         return torch.where(kept[:, None, None], batch["context"].to(empty.dtype), empty)
 
+    def weighted(self, losses: Tensor, t: Tensor) -> Tensor:
+        """Mean of the examples' losses (b,), each weighted by its timestep where min_snr_gamma says so."""
+        if self.min_snr_gamma is None:
+            return losses.mean()
+        schedule = self.diffusion.schedule
+        return (min_snr_weight(schedule.snr(t), self.min_snr_gamma, schedule.prediction) * losses).mean()
+
     def branch(self, batch: Batch) -> ControlBranch | None:
         """The control branch to train with this batch; the base model has none."""
         return None
@@ -299,14 +360,14 @@ class DiffusionTraining(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rng = self.step_generator(batch_idx)
         z0 = self.latents(batch, rng)
-        t = stratified_timesteps(len(z0), self.diffusion.schedule.steps, rng)
-        eps = torch.empty_like(z0).normal_(generator=rng)
+        t = self.mine(stratified_timesteps(self.world_size * len(z0), self.diffusion.schedule.steps, rng))
+        eps = self.noise_like(z0, rng)
         context = self.context(batch, rng)
         if self.probe is None:
-            loss = self.diffusion.loss(z0, context, t, eps, self.branch(batch)).mean()
+            loss = self.weighted(self.diffusion.loss(z0, context, t, eps, self.branch(batch)), t)
         else:
             with recorded(self.diffusion.unet.decoder.blocks[self.probe.block]) as outputs:
-                loss = self.diffusion.loss(z0, context, t, eps, self.branch(batch)).mean()
+                loss = self.weighted(self.diffusion.loss(z0, context, t, eps, self.branch(batch)), t)
             extra = self.probe(outputs[0], batch["labels"])
             self.log_dict({"train/denoising": loss.detach(), "train/probe": extra.detach()})
             loss = loss + extra

@@ -6,6 +6,7 @@ locked encoder can run without a graph while gradients flow through the locked d
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -25,16 +26,20 @@ def _add(a: Tensor, b: Tensor) -> Tensor:
 class ControlResiduals:
     """What a control branch adds: one tensor per encoder output (shallowest first) and one for the middle.
 
-    `a + b` composes branches; `r * s` scales all residuals by a number, or each by its own (skips, then middle).
+    input: for the first convolution's output, before the encoder goes on; of branches that act as input channels.
+    `a + b` composes branches; `r * s` scales all residuals by a number, or each by its own (skips, then middle; the
+    input by the first).
     Rows: those of the U-Net's batch, or a whole fraction of them, which is then repeated.
     """
 
     skips: tuple[Tensor, ...]
     middle: Tensor
+    input: Tensor | None = None
 
     def __add__(self, other: "ControlResiduals") -> "ControlResiduals":
         skips = tuple(_add(a, b) for a, b in zip(self.skips, other.skips, strict=True))
-        return ControlResiduals(skips, _add(self.middle, other.middle))
+        inputs = [r.input for r in (self, other) if r.input is not None]
+        return ControlResiduals(skips, _add(self.middle, other.middle), reduce(_add, inputs) if inputs else None)
 
     def __mul__(self, scale: float | Sequence[float]) -> "ControlResiduals":
         count = len(self.skips) + 1
@@ -42,7 +47,8 @@ class ControlResiduals:
         if len(scales) != count:
             raise ValueError(f"got {len(scales)} control scales, the branch has {count} residuals")
         skips = tuple(s * r for s, r in zip(scales[:-1], self.skips, strict=True))
-        return ControlResiduals(skips, scales[-1] * self.middle)
+        entering = None if self.input is None else scales[0] * self.input
+        return ControlResiduals(skips, scales[-1] * self.middle, entering)
 
 
 @dataclass(frozen=True)
@@ -197,8 +203,10 @@ class UNetEncoder(nn.Module):
             skips.append(block(skips[-1], emb, context))
         return Encoded(tuple(skips), self.middle(skips[-1], emb, context), emb)
 
-    def forward(self, z: Tensor, t: Tensor | Shifts, context: Context) -> Encoded:
-        return self.encode(self.conv_in(z), self.embed_time(t), context)
+    def forward(self, z: Tensor, t: Tensor | Shifts, context: Context, control: Tensor | None = None) -> Encoded:
+        """control: ControlResiduals.input."""
+        h = self.conv_in(z)
+        return self.encode(h if control is None else _add(h, control), self.embed_time(t), context)
 
 
 class UNetDecoder(nn.Module):
@@ -247,7 +255,7 @@ class UNet(nn.Module):
     def forward(
         self, z: Tensor, t: Tensor | Shifts, context: Context, control: ControlResiduals | None = None
     ) -> Tensor:
-        encoded = self.encoder(z, t, context)
+        encoded = self.encoder(z, t, context, control.input if control else None)
         if control is not None:
             encoded = encoded + control
         return self.decoder(encoded, context)

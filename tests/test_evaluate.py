@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 import evaluate
+from cldm.evaluation.segmenter import Segmenter
 from cldm.pictures import save_atomically
 from cldm.tracking import REPOSITORY
 from ldm.weights import save_weights
@@ -65,7 +66,11 @@ def test_results_say_what_was_measured_on_what_and_how(runs: Path, both: list[Pa
     assert found["protocol"]["noise_seeds"] == [0, 1]
     assert (found["protocol"]["steps"], found["protocol"]["items"], found["n"]) == (1, 3, 6)
     assert set(found["metrics"]) == set(found["base"]) == {"none", "conflicting"}
-    assert {"edge_f1_1px", "shape_iou", "caption_binding"} <= set(found["metrics"]["none"])
+    wanted = {"edge_f1_1px", "shape_iou", "caption_binding", "seg_miou", "depth_rmse", "keypoint_found"}
+    assert wanted <= set(found["metrics"]["none"])
+    assert found["metrics"]["none"]["diversity_pixels"] > 0
+    assert "prompt_binding" in found["metrics"]["conflicting"]
+    assert "fid_scenes" not in found["metrics"]["none"]  # no judge, no number
     assert found["real"]["edge_f1_1px"] == 1.0
     assert found["real"]["shape"] == 1.0
     assert found["ceiling"]["edge_f1_1px"] < 1.0
@@ -159,3 +164,17 @@ def test_pictures_of_a_folder_are_measured_with_generic_and_foreign_prompts(runs
     assert found["n"] == 3
     assert "edge_f1_1px" in found["metrics"]["insufficient"]
     assert "shape_iou" not in found["metrics"]["none"]
+
+
+def test_a_segmenter_judges_and_its_ceiling_stands_beside_it(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "segmenter.safetensors"
+    save_weights(Segmenter(), file, {"stage": "segmenter"})
+    [folder] = measure(runs, f"checkpoint={runs}/a", f"segmenter={file}", "reference=8", f"out={tmp_path / 'out'}",
+                       "prompts=[perfect]", "baseline=false")  # fmt: skip
+    found = results(folder)
+    scores = found["metrics"]["perfect"]
+    assert {"segmenter_miou", "fid_scenes", "kid_scenes"} <= set(scores)
+    assert {"segmenter_miou", "fid_scenes"} <= set(found["ceiling"]) & set(found["real"])
+    assert scores["fid_scenes"] > found["real"]["fid_scenes"]
+    with pytest.raises(SystemExit, match="no file of `python -m cldm segmenter`"):
+        measure(runs, f"checkpoint={runs}/a", f"segmenter={runs}/base.safetensors", f"out={tmp_path / 'out2'}")

@@ -49,18 +49,21 @@ def caption_fidelity(images: Tensor, captions: Sequence[str]) -> dict[str, float
     A number with nothing to average over (say `relation` without any two-object caption) is nan.
     ValueError for a caption outside of the grammar, or if the counts differ.
     """
-    return _pooled(_caption_lists(images, captions), _CAPTION_SCORES)
-
-
-def caption_rows(images: Tensor, captions: Sequence[str]) -> list[dict[str, float]]:
-    """The scores of `caption_fidelity` for each image alone: means over its own objects, nan where there is none."""
-    return [_pooled([found], _CAPTION_SCORES) for found in _caption_lists(images, captions)]
-
-
-def _caption_lists(images: Tensor, captions: Sequence[str]) -> list[dict[str, list[float]]]:
     _check_counts(images, captions, "captions")
+    return _pooled(_caption_lists(read_scenes(images), captions), _CAPTION_SCORES)
+
+
+def caption_rows(reads: Sequence[ReadScene], captions: Sequence[str]) -> list[dict[str, float]]:
+    """The scores of `caption_fidelity` for each image alone, from what `read_scenes` has read in it.
+
+    Means over the image's own objects, nan where there is none.
+    """
+    return [_pooled([found], _CAPTION_SCORES) for found in _caption_lists(reads, captions)]
+
+
+def _caption_lists(reads: Sequence[ReadScene], captions: Sequence[str]) -> list[dict[str, list[float]]]:
     specs = [parse_caption(text) for text in captions]
-    return [_caption_scores(spec, read) for spec, read in zip(specs, read_scenes(images), strict=True)]
+    return [_caption_scores(spec, read) for spec, read in zip(specs, reads, strict=True)]
 
 
 _CAPTION_SCORES = (

@@ -1,15 +1,22 @@
 """Every score of single images, by name: what evaluate.py writes into a row. docs/evaluation.md explains each."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cldm.conditions import Condition, apply_batch
-from cldm.data.scenes import Scene
+from cldm.conditions.segmentation import colors_to_labels
+from cldm.data.scenes import Scene, read_scenes
 from cldm.evaluation.captions import caption_rows, scene_rows
+from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.fidelity import edge_scores
+from cldm.evaluation.geometry import geometry_rows
+from cldm.evaluation.maps import class_scores, color_difference, depth_scores, normal_angle, structural_similarity
+from cldm.evaluation.segmenter import Segmenter, kind_labels
 
 Rows = dict[str, np.ndarray]
 """A column (n,) float64 for each score; nan where an image has no such score."""
@@ -25,14 +32,35 @@ class Target:
     scenes: Sequence[Scene] | None = None
 
 
-def score(images: Tensor, target: Target, condition: Condition) -> Rows:
-    """All scores of images (n, 3, h, w) in [-1, 1]."""
+def score(
+    images: Tensor,
+    target: Target,
+    condition: Condition,
+    segmenter: Segmenter | None = None,
+    clip: ClipScore | None = None,
+) -> Rows:
+    """All scores of images (n, 3, h, w) in [-1, 1]. segmenter and clip: judges, where there are some."""
     rows = hint_scores(images, target.hints, condition)
     if target.scenes is not None:
-        rows |= columns(scene_rows(images, target.scenes))
-        rows |= columns(caption_rows(images, target.captions), "caption_")
-        if all(target.prompts) and tuple(target.prompts) != tuple(target.captions):
-            rows |= prompt_scores(images, target.prompts)
+        rows |= scene_scores(images, target.scenes, target.captions, target.prompts)
+        if segmenter is not None:
+            found = class_scores(segmenter.labels(images), kind_labels(target.scenes))
+            rows |= _numpy({"segmenter_miou": found.miou, "segmenter_accuracy": found.accuracy})
+    if clip is not None:
+        rows |= _numpy({"clip_caption": clip(images, target.captions)})
+        if all(target.prompts):
+            rows |= _numpy({"clip_prompt": clip(images, target.prompts)})
+    return rows
+
+
+def scene_scores(images: Tensor, scenes: Sequence[Scene], captions: Sequence[str], prompts: Sequence[str]) -> Rows:
+    """What the exact reader says: of the scene, of its caption, and of a prompt that says something else."""
+    reads = read_scenes(images)
+    rows = columns(scene_rows(images, scenes)) | geometry_rows(reads, scenes, images.shape[-1])
+    rows |= columns(caption_rows(reads, captions), "caption_")
+    if all(prompts) and tuple(prompts) != tuple(captions):
+        with contextlib.suppress(ValueError):  # a prompt outside of the grammar
+            rows |= columns(caption_rows(reads, prompts), "prompt_")
     return rows
 
 
@@ -40,25 +68,38 @@ def hint_scores(images: Tensor, hints: Tensor, condition: Condition) -> Rows:
     """How well each image obeys its hint, by the condition of the image itself; nothing where that is impossible."""
     if not condition.computable:
         return {}
-    found = apply_batch(condition, images)
+    found, hints = apply_batch(condition, images).cpu(), hints.cpu()
+    if condition.name == "segmentation":
+        classes = class_scores(_classes(found), _classes(hints))
+        return _numpy({"hint_miou": classes.miou, "hint_accuracy": classes.accuracy})
+    if condition.name == "normal":
+        return _numpy({"hint_angle": normal_angle(found * 2 - 1, hints * 2 - 1)})
     rows: dict[str, Tensor] = {}
     if condition.polarity == "white_on_black":
         ours, theirs = ((maps > 0.5).any(dim=1) for maps in (found, hints))
         for px in (1, 2):
-            scores = edge_scores(ours, theirs, px)
-            rows |= {f"edge_f1_{px}px": scores.f1, f"edge_precision_{px}px": scores.precision,
-                     f"edge_recall_{px}px": scores.recall}  # fmt: skip
+            edges = edge_scores(ours, theirs, px)
+            rows |= {f"edge_f1_{px}px": edges.f1, f"edge_precision_{px}px": edges.precision,
+                     f"edge_recall_{px}px": edges.recall}  # fmt: skip
+    if condition.polarity == "near_white":
+        depth = depth_scores(found.mean(1), hints.mean(1))
+        rows |= {"hint_rmse": depth.rmse, "hint_absrel": depth.absrel, "hint_delta1": depth.delta1}
     if not condition.binary:
         rows["hint_error"] = (found - hints).abs().mean(dim=(1, 2, 3))
-    return {name: values.double().numpy() for name, values in rows.items()}
+        rows["hint_ssim"] = structural_similarity(found.clamp(0, 1), hints.clamp(0, 1))
+    if condition.polarity == "color":
+        rows["hint_color"] = color_difference(found.clamp(0, 1), hints.clamp(0, 1))
+    return _numpy(rows)
 
 
-def prompt_scores(images: Tensor, prompts: Sequence[str]) -> Rows:
-    """The scores of captions for prompts that differ from the caption; none for prompts outside of the grammar."""
-    try:
-        return columns(caption_rows(images, prompts), "prompt_")
-    except ValueError:
-        return {}
+def _classes(maps: Tensor) -> Tensor:
+    """ADE20K's class numbers (b, h, w) of colours (b, 3, h, w) in [0, 1]; -1 for other colours."""
+    pixels = (maps * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return torch.from_numpy(np.stack([colors_to_labels(image) for image in pixels]))
+
+
+def _numpy(rows: Mapping[str, Tensor]) -> Rows:
+    return {name: values.double().cpu().numpy() for name, values in rows.items()}
 
 
 def columns(rows: Sequence[Mapping[str, float]], prefix: str = "") -> Rows:

@@ -99,9 +99,17 @@ class Gradients(pl.Callback):
                 self.reached |= {name} if p.grad is not None and p.grad.any() else set()
 
 
-@pytest.mark.parametrize("middle_only", [False, True])
-@pytest.mark.parametrize("locking", LOCKING)
-@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize(
+    ("branch", "locking", "middle_only"),
+    [
+        *((branch, "locked", False) for branch in BRANCHES),
+        *(("controlnet", locking, False) for locking in LOCKING if locking != "locked"),
+        *(("controlnet", locking, True) for locking in LOCKING),
+        ("lite", "locked", True),
+        ("concat", "scratch", False),
+        ("concat", "unlocked", False),
+    ],
+)
 def test_what_trains_gets_a_gradient_within_three_steps_and_nothing_else_changes(
     stage, fit, branch, locking, middle_only
 ):
@@ -284,11 +292,75 @@ def test_noise_is_a_function_of_the_step_and_not_of_what_was_drawn_before(module
     first, second, again = drawn
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    for target, name, value in ((type(module), "global_rank", 1), (module, "seed", 1)):
-        with monkeypatch.context() as patch:
-            patch.setattr(target, name, value)
-            module.training_step(batch, 0)
-        assert not any(torch.equal(a, b) for a, b in zip(first, drawn[-1], strict=True))
+    monkeypatch.setattr(module, "seed", 1)
+    module.training_step(batch, 0)
+    assert not any(torch.equal(a, b) for a, b in zip(first, drawn[-1], strict=True))
+
+
+def test_ranks_draw_different_noise_and_together_that_of_one_process(module, random_items, monkeypatch):
+    drawn, prompts = [], []
+    monkeypatch.setattr(module.diffusion, "loss", lambda z0, c, t, eps, b: drawn.append((z0, t, eps)) or z0.mean())
+    monkeypatch.setattr(module.diffusion, "context", lambda texts: prompts.append(texts))
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    whole = random_items(8).__getitems__(range(8))
+    module.training_step(whole, 0)
+    monkeypatch.setattr(type(module), "world_size", 2)
+    for rank in range(2):
+        monkeypatch.setattr(type(module), "global_rank", rank)
+        module.training_step(random_items(8).__getitems__(range(4 * rank, 4 * rank + 4)), 0)
+    one, first, second = drawn
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a, torch.cat(halves)) for a, *halves in zip(one, first, second, strict=True))
+    assert prompts[0] == prompts[1] + prompts[2]
+    assert len(set(prompts[0])) == 2  # some are dropped, some are not
+
+
+@pytest.mark.parametrize("locking", ["locked", "unlocked"])
+def test_checkpointing_keeps_fewer_activations_and_gives_the_same_gradients(stage, random_items, locking):
+    batch = random_items(2).__getitems__([0, 1])
+    found = []
+    for checkpointing in (False, True):
+        module, held = stage(locking=locking, checkpointing=checkpointing), []
+        module.log = lambda *_, **__: None
+        with torch.no_grad():
+            for p in [*module.control.zero_convs.parameters(), *module.control.zero_conv_middle.parameters()]:
+                p.fill_(0.01)
+        names = [*module.state_dict()]
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.append(t.numel()) or t, lambda t: t):
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+        found.append((loss.detach(), names, gradients, sum(held)))
+    (loss, names, gradients, kept), (loss2, names2, gradients2, kept2) = found
+    assert torch.equal(loss, loss2)
+    assert names == names2
+    assert gradients.keys() == gradients2.keys()
+    assert all(torch.equal(gradients[name], gradients2[name]) for name in gradients)
+    assert kept2 < 0.5 * kept
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_min_snr_weighs_each_example_by_its_timestep(make_diffusion, random_items, monkeypatch, prediction):
+    diffusion = make_diffusion(prediction)
+    control = ControlNet.from_unet(diffusion.unet, hint_widths=WIDTHS)
+    module = ControlLDM(diffusion, control, adamw, min_snr_gamma=5.0)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    seen = {}
+    original = diffusion.loss
+
+    def loss(z0, context, t, eps, branch):
+        seen.update(t=t, losses=original(z0, context, t, eps, branch))
+        return seen["losses"]
+
+    monkeypatch.setattr(diffusion, "loss", loss)
+    found = module.training_step(random_items(4).__getitems__(range(4)), 0)
+    abar = diffusion.schedule.alphas_cumprod[seen["t"]]
+    snr = abar / (1 - abar)
+    weights = torch.minimum(snr, torch.tensor(5.0)) / (snr if prediction == "eps" else snr + 1)
+    assert weights.unique().numel() > 1
+    assert found.item() == pytest.approx((weights * seen["losses"]).mean().item(), rel=1e-6)
+    with pytest.raises(ValueError, match="min_snr_gamma must be above 0"):
+        ControlLDM(diffusion, control, adamw, min_snr_gamma=0.0)
 
 
 def test_held_out_losses_are_the_same_for_an_item_every_time_and_disturb_no_randomness(module):

@@ -363,6 +363,29 @@ def test_ranks_and_workers_read_different_shards(shards):
     assert next(data.stream(5, 7)) is not None  # more streams than shards: none is empty
 
 
+def test_two_ranks_with_two_workers_see_every_sample_once_an_epoch_and_resume_where_they_were(tmp_path):
+    for shard in range(4):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for i in range(4):
+                buffer = io.BytesIO()
+                Image.fromarray(photo(4 * shard + i)).save(buffer, format="PNG")
+                info = tarfile.TarInfo(f"{4 * shard + i:03d}.png")
+                info.size = buffer.tell()
+                tar.addfile(info, io.BytesIO(buffer.getvalue()))
+    urls = str(tmp_path / "{0..3}.tar")
+
+    def seen(rank: int, count: int, **where) -> list[Batch]:
+        data = webdataset_data(Canny(), None, urls, urls, 32, 2, val_count=1, shuffle=0, seed=1, workers=2)
+        return loaded(data, count, world_size=2, global_rank=rank, **where)
+
+    ranks = [seen(rank, 8) for rank in range(2)]
+    for epoch in range(2):  # of 16 samples: 4 batches of 2 on each rank
+        ids = [batch["id"].tolist() for batches in ranks for batch in batches[4 * epoch : 4 * epoch + 4]]
+        flat = [i for pair in ids for i in pair]
+        assert len(flat) == len(set(flat)) == 16
+    assert_same(seen(1, 3, global_step=5), ranks[1][5:])
+
+
 def test_a_broken_sample_is_replaced_and_commands_are_not_run(shards):
     data = ShardDataset(shards, 32, Canny(), shuffle=0)
     raws = [raw for raw in itertools.islice(data.stream(0, 1), 15) if raw["__key__"] in ("006", "007")]

@@ -16,6 +16,7 @@ from ldm.losses import (
     adaptive_weight,
     gradient_l1,
     hinge_discriminator_loss,
+    min_snr_weight,
 )
 from ldm.unet import UNet, UNetConfig
 
@@ -229,3 +230,9 @@ def test_the_probe_reads_the_block_that_hands_over_to_the_highest_level():
     assert probe.heads[0].in_channels == 16
     with pytest.raises(ValueError, match="at least two levels"):
         LabelProbe(UNetConfig(channels=8, channel_mult=(1,), attention=(False,)), classes=(3,), weight=1.0)
+
+
+def test_min_snr_weights_are_those_of_the_paper():
+    snr = torch.tensor([0.01, 1.0, 5.0, 100.0])
+    assert torch.allclose(min_snr_weight(snr, 5.0, "eps"), torch.tensor([1.0, 1.0, 1.0, 0.05]))
+    assert torch.allclose(min_snr_weight(snr, 5.0, "v"), torch.tensor([0.01 / 1.01, 0.5, 5 / 6, 5 / 101]))

@@ -33,6 +33,7 @@ class ReadObject:
     y: float
     radius: float
     score: float
+    angle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def read_scenes(images: Tensor | Iterable[Tensor]) -> list[ReadScene]:
 
 
 def _read_object(color: str, fit: Fit) -> ReadObject:
-    return ReadObject(fit.kind, color, fit.x, fit.y, fit.radius, fit.score)
+    return ReadObject(fit.kind, color, fit.x, fit.y, fit.radius, fit.score, fit.angle)
 
 
 def coverage_of(colors: np.ndarray) -> dict[str, float]:

@@ -1,0 +1,49 @@
+"""Promises of the protocol: prompts of four settings, paired noise, a hash of everything."""
+
+import pytest
+
+from cldm.data.scenes import caption, parse_caption, sample_scene
+from cldm.evaluation.protocol import INSUFFICIENT, contradicted, prompts, protocol_hash, shots
+
+CAPTIONS = [caption(sample_scene(0, i), 0, i) for i in range(60)]
+
+
+def test_conflicting_prompts_share_nothing_with_the_scene_but_their_form():
+    for text in CAPTIONS:
+        old, new = parse_caption(text), contradicted(parse_caption(text))
+        assert not {o.kind for o in old.objects} & {o.kind for o in new.objects}
+        assert not {o.color for o in old.objects} & {o.color for o in new.objects}
+        assert len({o.color for o in new.objects}) == len({o.kind for o in new.objects}) == len(old.objects)
+        assert new.background != old.background
+        assert [o.size for o in new.objects] == [o.size for o in old.objects]
+        assert new.relation == old.relation
+
+
+def test_conflicting_prompts_of_single_objects_vary():
+    single = [parse_caption(text) for text in CAPTIONS if len(parse_caption(text).objects) == 1]
+    assert len({contradicted(spec).objects[0].color for spec in single}) > 2
+
+
+def test_prompts_of_the_four_settings():
+    assert prompts("none", CAPTIONS[:2], True) == ["", ""]
+    assert prompts("perfect", CAPTIONS[:2], True) == CAPTIONS[:2]
+    assert prompts("insufficient", CAPTIONS[:1], True) == [f"a {parse_caption(CAPTIONS[0]).background} background"]
+    assert prompts("insufficient", ["a cat"], False) == [INSUFFICIENT]
+    assert prompts("conflicting", ["a cat", "a cat", "a dog"], False) == ["a dog", "a dog", "a cat"]
+    with pytest.raises(ValueError, match="all alike"):
+        prompts("conflicting", ["a cat", "a cat"], False)
+
+
+def test_noise_is_shared_by_settings_and_by_nothing_else():
+    found = shots(["a cat", "a dog"], ["none", "perfect"], [0, 1], False)
+    assert len(found) == len({shot.file for shot in found}) == 8
+    seeds = {(shot.item, shot.noise): set() for shot in found}
+    for shot in found:
+        seeds[shot.item, shot.noise].add(shot.seed)
+    assert [len(group) for group in seeds.values()] == [1] * 4
+    assert len(set.union(*seeds.values())) == 4
+
+
+def test_the_hash_depends_on_every_value_and_not_on_their_order():
+    assert protocol_hash({"a": 1, "b": {"c": 2}}) == protocol_hash({"b": {"c": 2}, "a": 1})
+    assert protocol_hash({"a": 1, "b": {"c": 2}}) != protocol_hash({"a": 1, "b": {"c": 3}})

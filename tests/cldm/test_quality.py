@@ -1,0 +1,111 @@
+"""Distances between sets: nothing between equal ones, the closed form for Gaussian ones, torchmetrics' numbers."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cldm.evaluation.clip import ClipScore
+from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances
+from ldm.random import generator
+
+
+def gaussian(count: int, mean: float, std: float, dim: int = 4, seed: int = 0) -> torch.Tensor:
+    """Features whose sample mean and covariance are exactly those asked for."""
+    x = torch.randn(count, dim, generator=generator("g", seed), dtype=torch.float64)
+    x = x - x.mean(0)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
+    return x @ whiten * std + mean
+
+
+def test_a_set_is_at_no_distance_from_itself():
+    x = torch.randn(50, 8, generator=generator(0))
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert kernel_distance(x, x) <= 0
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    found = frechet_distance(gaussian(60, 1.0, 2.0), gaussian(80, -0.5, 0.5, seed=1))
+    assert found == pytest.approx(4 * 1.5**2 + 4 * (2.0 - 0.5) ** 2)
+
+
+def test_both_distances_are_those_of_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import poly_mmd
+
+    class Pixels(nn.Module):
+        num_features = 12
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1).float() / 255
+
+    a, b = (torch.randint(0, 256, (40, 3, 2, 2), generator=generator(i)).to(torch.uint8) for i in range(2))
+    theirs = FrechetInceptionDistance(feature=Pixels(), input_img_size=(3, 2, 2))
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    ours = [Pixels()(x) for x in (a, b)]
+    assert frechet_distance(*ours) == pytest.approx(theirs.compute().item(), rel=1e-3)
+    assert kernel_distance(*ours) == pytest.approx(poly_mmd(*(x.double() for x in ours)).item(), rel=1e-6)
+
+
+def test_one_picture_has_no_distribution():
+    with pytest.raises(ValueError, match="at least two pictures"):
+        frechet_distance(torch.zeros(1, 3), torch.zeros(5, 3))
+
+
+def test_diversity_is_within_groups():
+    black, white = torch.full((1, 3, 4, 4), -1.0), torch.full((1, 3, 4, 4), 1.0)
+    images = torch.cat([black, white, black, black])
+    assert diversity(images, torch.tensor([0, 0, 1, 1])) == pytest.approx(0.5)
+    assert math.isnan(diversity(images, torch.arange(4)))
+
+
+def test_a_copy_of_a_training_image_has_distance_zero():
+    training = torch.rand(5, 3, 64, 64, generator=generator(0)) * 2 - 1
+    found = nearest_distances(torch.cat([training[3:4], -training[3:4]]), training)
+    assert found[0].item() == pytest.approx(0, abs=1e-6)
+    assert found[1] > 0.01
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    for name, width in (("tiny-clip", 16), ("other-clip", 32)):
+        config["embed_dim"] = width
+        (folder / f"{name}.json").write_text(json.dumps(config))
+        open_clip.add_model_config(folder / f"{name}.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-clip", pretrained=None).state_dict(), folder / "tiny.pt")
+    return folder / "tiny.pt"
+
+
+def test_clip_score_is_the_cosine_of_the_file_s_model(clip_file: Path):
+    import open_clip
+
+    judge = ClipScore("tiny-clip", clip_file)
+    images = torch.rand(2, 3, 32, 32, generator=generator(0)) * 2 - 1
+    found = judge(images, ["a star", "a ring"])
+    model, _, _ = open_clip.create_model_and_transforms("tiny-clip", pretrained=str(clip_file))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.visual.image_mean, model.visual.image_std))
+    with torch.no_grad():
+        x = model.encode_image(((images + 1) / 2 - mean) / std)
+        y = model.encode_text(open_clip.get_tokenizer("tiny-clip")(["a star", "a ring"]))
+    assert found.tolist() == pytest.approx(torch.cosine_similarity(x, y).tolist(), abs=1e-4)
+    assert found[0] != found[1]
+
+
+def test_clip_without_its_file_is_refused_not_random(clip_file: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
+        ClipScore("tiny-clip", tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="holds no other-clip"):
+        ClipScore("other-clip", clip_file)
