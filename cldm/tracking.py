@@ -102,7 +102,8 @@ def parts_table(found: dict[str, dict[str, Any]]) -> str:
 def flops(network: nn.Module, *shapes: tuple[int, ...]) -> int:
     """Floating-point operations of one forward on float inputs of these shapes: 2 per multiply-add, of convolutions
     and matrix products alone. Nothing is computed: weights and inputs are without data."""
-    state = {name: t.to("meta") for name, t in (*network.named_parameters(), *network.named_buffers())}
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    state = {name: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype) for name, t in tensors}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(network, state, tuple(torch.empty(shape, device="meta") for shape in shapes))
     return counter.get_total_flops()

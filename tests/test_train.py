@@ -560,8 +560,8 @@ def test_any_optimizer_trains_by_its_name(run, options, request):
 def test_mixed_precision_holds_what_is_frozen_in_half_and_trains_in_full(run, straight, capsys):
     folder = run("mixed", "steps=4", *EVERY_TWO, "trainer.precision=bf16-mixed")
     table = capsys.readouterr().out
-    assert re.search(r"unet +[\d,]+ +0 +bfloat16 +eval", table)
-    assert re.search(r"control +[\d,]+ +[1-9][\d,]+ +float32 +train", table)
+    assert re.search(r"unet +[\d,]+ +0 +[\d.]+ +bfloat16 +eval", table)
+    assert re.search(r"control +[\d,]+ +[1-9][\d,]+ +[\d.]+ +float32 +train", table)
     held = checkpoint(folder)
     assert {value.dtype for value in held["state_dict"].values()} == {torch.float32}
     assert {v.dtype for v in state(folder, "EMA")["average"].values()} == {torch.float32}
