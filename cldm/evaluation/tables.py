@@ -220,10 +220,15 @@ def commits(found: Sequence[Record]) -> dict[str, list[str]]:
 
 def _commits(found: Sequence[Record]) -> list[str]:
     by_commit = commits(found)
-    lines = [f"{commit[:12]}: {'; '.join(who)}" for commit, who in by_commit.items()] if len(by_commit) > 1 else []
+    lines = [f"{_short(commit)}: {'; '.join(who)}" for commit, who in by_commit.items()] if len(by_commit) > 1 else []
     return lines + [
         f"{commit[:12]} with changes that are in no commit" for commit in by_commit if commit.endswith("+changes")
     ]
+
+
+def _short(commit: str) -> str:
+    sha, plus, changes = commit.partition("+")
+    return sha[:12] + plus + changes
 
 
 def _protocols(spec: Spec, found: Sequence[Record]) -> list[str]:
