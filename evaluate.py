@@ -13,6 +13,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
+from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -201,9 +202,13 @@ def reference(subject: Subject, batch_size: int) -> dict[str, Any]:
         "commit": commit(),
     }
     folder = Path(subject.cfg.cache) / protocol_hash(key)
-    path = folder / "reference.json"
-    if path.is_file():
-        return json.loads(path.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # several evaluations at a time: one makes it, the others wait
+        path = folder / "reference.json"
+        return json.loads(path.read_text()) if path.is_file() else _make_reference(subject, folder, key, batch_size)
+
+
+def _make_reference(subject: Subject, folder: Path, key: dict[str, str], batch_size: int) -> dict[str, Any]:
     claim(folder, key, overwrite=False)
     real = [Shot(i, "perfect", 0, caption) for i, caption in enumerate(subject.items["caption"])]
     sets = {"ceiling": as_files(subject.reconstructions()), "real": subject.items["image"]}
@@ -216,6 +221,7 @@ def reference(subject: Subject, batch_size: int) -> dict[str, Any]:
         drawn = read_images(images, subject.shots)
         found["base"] = subject.summary(drawn, subject.measure(drawn, subject.shots), subject.shots)
         shutil.rmtree(images)
+    path = folder / "reference.json"
     write_json(path, found)
     return json.loads(path.read_text())
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cldm.run_folder import run_id
 from cldm.tracking import REPOSITORY
@@ -26,3 +26,14 @@ def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         return compose(name, overrides=[*overrides])
+
+
+def planned(overrides: Sequence[str]) -> DictConfig:
+    """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
+    register_resolvers()
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=[*overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg

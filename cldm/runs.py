@@ -66,11 +66,14 @@ def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict
     stage, folder = cfg.stage.name, Path(cfg.run_dir)
     results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}
     if stage == "control":
-        fidelity = control_report(module.diffusion, module.control, data.validation, sampling, data.condition, folder)
+        items = cfg.stage.report_items
+        drawn = (module.diffusion, module.control, data.validation, sampling, data.condition, folder, items)
+        fidelity = control_report(*drawn) if items else {}
         steps = [int(step) for step in history["step"]]
         moment = convergence_step(steps, history["edge_f1_1px"]) if "edge_f1_1px" in history else None
         convergence_plot(folder, history, moment)
-        print("\n" + table(fidelity, CONTROL_ROWS))
+        if fidelity:
+            print("\n" + table(fidelity, CONTROL_ROWS))
         return {**results, "fidelity": fidelity, "convergence_step": moment}
     if stage == "diffusion":
         scores = base_report(module.diffusion, data.validation, sampling, folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -88,14 +89,18 @@ class ScenesDataset(Dataset):
         return caption(self.scenes[index], self.seed, self.start + index)
 
     def _load(self, path: Path | None) -> dict[str, Tensor]:
-        if path is not None and path.exists():
+        if path is None:
+            return self._render_all()
+        if path.exists():
             return torch.load(path, weights_only=True)
-        tensors = self._render_all()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # ranks and jobs of a sweep ask at once: one renders, the others wait
+            if path.exists():
+                return torch.load(path, weights_only=True)
+            tensors = self._render_all()
             with whole(path) as partial:
                 torch.save(tensors, partial)
-        return tensors
+            return tensors
 
     def _render_all(self) -> dict[str, Tensor]:
         chunks: list[dict[str, Tensor]] = []

@@ -1,0 +1,168 @@
+"""python -m cldm table: the runs, the evaluations and the numbers of a table in git."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cldm.tracking import REPOSITORY
+
+if TYPE_CHECKING:
+    from cldm.evaluation.tables import Record, Spec
+
+SUMMARY = "Fill a table of configs/table from run folders; make the runs and evaluations that are missing."
+EXAMPLES = """\
+  python -m cldm table architecture                            what is there -> Markdown, LaTeX, CSV, figure
+  python -m cldm table architecture --train --evaluate         make what is missing first; the same again goes on
+  python -m cldm table architecture --train --evaluate --jobs 4
+  python -m cldm table architecture --commands                 what --train would run, a line each, for a cluster
+  python -m cldm table my/own.yaml results/ --allow missing
+It refuses missing seeds, mixed commits and mixed protocols unless told to allow them; the table then says so."""
+
+TABLES = REPOSITORY / "configs" / "table"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("table", metavar="TABLE", help="a name of configs/table, or a file")
+    parser.add_argument("runs", nargs="?", default="runs", metavar="RUNS", help="where run folders lie (default: runs)")
+    parser.add_argument("--train", action="store_true", help="train what is missing, or cut off")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate what is missing, or cut off")
+    parser.add_argument("--commands", action="store_true", help="only print the commands of the missing runs")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="run N jobs at a time (default: 1)")
+    parser.add_argument("--allow", nargs="+", default=[], choices=("missing", "commits", "protocols"), metavar="WHAT",
+                        help="make the table in spite of: missing runs, mixed commits, mixed protocols")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the files (default: RUNS/tables/TABLE)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, evaluate, write the table; ValueError for what it must not mix."""
+    from cldm.evaluation.tables import read_spec, records
+
+    spec = read_spec(spec_file(args.table))
+    out = args.out or Path(args.runs) / "tables" / spec.name
+    if args.commands:
+        for row, seed, folder in plan(spec, args.runs):
+            if not (folder / "DONE.json").exists():
+                print(shlex.join(["python", "train.py", *training(spec, row, seed, args.runs)]))
+        return
+    if args.train or args.evaluate:
+        check_commits(spec, args)
+    if args.train:
+        train_missing(spec, args, out)
+    found = records(spec, {(row, seed): folder for row, seed, folder in plan(spec, args.runs)})
+    if args.evaluate:
+        evaluate_missing(found, spec, args, out)
+        found = records(spec, {(record.row.title, record.seed): record.run for record in found})
+    write(spec, found, args, out)
+
+
+def spec_file(name: str) -> Path:
+    """The table file that a name or a path means."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    if not (TABLES / f"{name}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in TABLES.glob("*.yaml")))
+        raise ValueError(f"there is no table {name!r}; configs/table has {known}")
+    return TABLES / f"{name}.yaml"
+
+
+def training(spec: "Spec", title: str, seed: int, runs: str) -> list[str]:
+    """Arguments of train.py."""
+    row = next(row for row in spec.rows if row.title == title)
+    return [*row.train, f"seed={seed}", f"runs={runs}"]
+
+
+def plan(spec: "Spec", runs: str) -> list[tuple[str, int, Path]]:
+    """(row title, seed, run folder) of every run of the table, whether it exists or not.
+
+    A folder of another name counts if it holds the same configuration, which the hash in its name tells.
+    """
+    from cldm.configs import planned
+
+    found = []
+    for row in spec.rows:
+        parent = Path(planned(training(spec, row.title, spec.seeds[0], runs)).run_dir).parent
+        digest = parent.name.rsplit("-", 1)[-1]
+        for seed in spec.seeds:
+            same = [parent, *sorted(Path(runs).glob(f"*-{digest}"))]
+            done = next((folder for folder in same if (folder / f"seed-{seed}" / "DONE.json").exists()), parent)
+            found.append((row.title, seed, done / f"seed-{seed}"))
+    return found
+
+
+def check_commits(spec: "Spec", args: argparse.Namespace) -> None:
+    """Refuse to add runs of this commit to finished ones of another: before hours are spent."""
+    from cldm.evaluation.tables import commits, records
+    from cldm.tracking import commit
+
+    found = records(spec, {(row, seed): folder for row, seed, folder in plan(spec, args.runs)})
+    others = {name: who for name, who in commits(found).items() if name != commit()}
+    if others and "commits" not in args.allow:
+        told = "; ".join(f"{name[:12]}: {', '.join(who)}" for name, who in others.items())
+        raise ValueError(
+            f"this checkout is at {commit()[:12]}, but part of the table was made by other commits ({told}). Delete "
+            "those folders, choose another RUNS folder, check that commit out, or say --allow commits"
+        )
+
+
+def train_missing(spec: "Spec", args: argparse.Namespace, out: Path) -> None:
+    """Run train.py for every run that is not finished, once for each folder."""
+    from cldm.parallel import Task, run_all
+
+    tasks: dict[Path, Task] = {}
+    for row, seed, folder in plan(spec, args.runs):
+        if not (folder / "DONE.json").exists():
+            command = (sys.executable, str(REPOSITORY / "train.py"), *training(spec, row, seed, args.runs))
+            title = f"train {row}, seed {seed}"
+            tasks.setdefault(folder, Task(title, command, out / "logs" / f"{_file_name(title)}.log"))
+    print(f"{len(tasks)} runs to train", flush=True)
+    if failed := run_all([*tasks.values()], args.jobs):
+        raise ValueError(f"{len(failed)} of {len(tasks)} runs failed ({'; '.join(failed)}); the same command goes on")
+
+
+def evaluate_missing(found: Sequence["Record"], spec: "Spec", args: argparse.Namespace, out: Path) -> None:
+    """Run evaluate.py for every evaluation that finished runs lack."""
+    from cldm.parallel import Task, run_all
+
+    tasks: dict[Path, Task] = {}
+    for record in (record for record in found if record.results is not None):
+        for name, overrides in spec.evaluations.items():
+            if record.evaluated[name] is None:
+                folder = record.evaluations[name]
+                title = f"evaluate {record.row.title}, seed {record.seed}, {name}"
+                command = (sys.executable, str(REPOSITORY / "evaluate.py"), f"checkpoint='{record.run}'",
+                           *overrides, *record.row.evaluate, f"out='{folder}'", "overwrite=true")  # fmt: skip
+                tasks.setdefault(folder, Task(title, command, out / "logs" / f"{_file_name(title)}.log"))
+    print(f"{len(tasks)} evaluations to make", flush=True)
+    if failed := run_all([*tasks.values()], args.jobs):
+        raise ValueError(f"{len(failed)} of {len(tasks)} evaluations failed ({'; '.join(failed)}); the same goes on")
+
+
+def _file_name(title: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in title)
+
+
+def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out: Path) -> None:
+    """Check, print the Markdown, write all forms of the table."""
+    from cldm.evaluation.rendering import latex, markdown, picture, to_csv
+    from cldm.evaluation.tables import lines, problems
+    from cldm.pictures import save_atomically
+
+    seen = {kind: told for kind, told in problems(spec, found).items() if told}
+    refused = {kind: told for kind, told in seen.items() if kind not in args.allow}
+    if refused:
+        told = "\n".join(f"  {kind}:\n" + "\n".join(f"    {line}" for line in list_) for kind, list_ in refused.items())
+        raise ValueError(f"no table {spec.name!r}:\n{told}\n--allow {' '.join(refused)} makes it in spite of that"
+                         + ("; --train --evaluate make what is missing" if "missing" in refused else ""))  # fmt: skip
+    made = lines(spec, found)
+    command = shlex.join(["python", "-m", "cldm", "table", *sys.argv[2:]])
+    text = markdown(spec, made, found, command, [f"{kind}: {'; '.join(told)}" for kind, told in seen.items()])
+    forms = {"md": text, "tex": latex(spec, made), "csv": to_csv(spec, made, found)}
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix, content in forms.items():
+        (out / f"table.{suffix}").write_text(content)
+    save_atomically(picture(spec, made), out / "table.png")
+    print(f"\n{text}\n{out}/table.md, .tex, .csv, .png")

@@ -1,0 +1,47 @@
+"""Spread and intervals of scores. The unit is the training run: its images say nothing of other runs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (divisor n - 1; nan for a single value)."""
+    x = np.asarray(values, dtype=float)
+    return float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else float("nan")
+
+
+def t_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's interval for the mean of paired differences; (nan, nan) for fewer than two."""
+    mean, std = mean_and_std(differences)
+    n = len(differences)
+    if n < 2:
+        return float("nan"), float("nan")
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / n**0.5
+    return mean - half, mean + half
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, confidence: float = CONFIDENCE, resamples: int = 9999, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap of the mean of independent values; (nan, nan) for fewer than two."""
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    means = [x[rng.integers(0, len(x), (min(1000, resamples - done), len(x)))].mean(1)
+             for done in range(0, resamples, 1000)]  # fmt: skip
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def means_by(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The mean of the values of each group, nan left out; groups without a value are left out too.
+
+    Images of one item are not independent of each other: resample items, not images.
+    """
+    found = [values[groups == group] for group in np.unique(groups)]
+    return np.array([x[np.isfinite(x)].mean() for x in found if np.isfinite(x).any()])

@@ -1,0 +1,217 @@
+"""Tables: every file in git can be run, numbers are those of the runs, and what does not belong together is refused."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from cldm.cli import main
+from cldm.commands.table import TABLES, plan, training
+from cldm.evaluation.rendering import latex, markdown, picture, to_csv
+from cldm.evaluation.tables import evaluation_folder, lines, problems, read_spec, records
+from cldm.tracking import REPOSITORY
+
+FILES = sorted(path.stem for path in TABLES.glob("*.yaml"))
+
+TABLE = """
+title: Two | three
+about: What it asks.
+train: [condition=canny]
+seeds: [0, 1, 2]
+rows: {one: {}, other: {train: [steps=3]}, half: {evaluate: [end=0.5]}}
+reference: one
+evaluations: {main: [protocol=scenes, items=4]}
+columns:
+  - {title: edge F1, from: main, metric: edge, setting: none, better: higher, digits: 2}
+  - {title: step, from: run, metric: convergence_step, better: lower, digits: 0}
+"""
+EDGES = {"one": [0.70, 0.72, 0.74], "other": [0.50, 0.53, 0.53], "half": [0.10, 0.80, 0.90]}
+
+
+@pytest.fixture
+def spec(tmp_path):
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    return read_spec(tmp_path / "mine.yaml")
+
+
+@pytest.fixture
+def found(spec, tmp_path):
+    """Records of finished runs with EDGES as means; images of item i lie i / 100 off, equally in all rows."""
+    folders = {(row.title, s): tmp_path / row.title / f"seed-{s}" for row in spec.rows for s in spec.seeds}
+    for (title, seed), folder in folders.items():
+        row = next(row for row in spec.rows if row.title == title)
+        write_run(folder, EDGES[title][seed], [*spec.evaluations["main"], *row.evaluate])
+    return records(spec, folders)
+
+
+def write_run(folder: Path, edge: float, overrides: list[str], **changed) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "control.safetensors").write_bytes(folder.parent.name.encode())
+    (folder / "DONE.json").write_text("{}")
+    (folder / "results.json").write_text(json.dumps({"commit": "abc", "convergence_step": None}))
+    out = evaluation_folder(folder, overrides)
+    out.mkdir(parents=True, exist_ok=True)
+    offsets = np.repeat((np.arange(4) - 1.5) / 100, 2)
+    np.savez(out / "per_sample.npz", item=np.repeat(np.arange(4), 2), noise=np.tile([0, 1], 4),
+             setting=np.full(8, "none"), edge=edge + offsets)  # fmt: skip
+    protocol = {"name": "scenes", "items": 4, "noise_seeds": [0, 1], "steps": 20, "guidance": 3.0, "scale": 1.0,
+                "end": 0.5 if "end=0.5" in overrides else 1.0}  # fmt: skip
+    digest = hashlib.sha256((folder / "control.safetensors").read_bytes()).hexdigest()
+    results = {"checkpoint_sha256": digest, "evaluated_at_commit": "abc", "protocol": protocol, "protocol_hash": "1f",
+               "metrics": {"none": {"edge": edge}}, "base": {"none": {"edge": 0.05}},
+               "ceiling": {"edge": 0.9}}  # fmt: skip
+    (out / "results.json").write_text(json.dumps({**results, **changed}))
+
+
+def overrides_of(spec, title: str) -> list[str]:
+    row = next(row for row in spec.rows if row.title == title)
+    return [*spec.evaluations["main"], *row.evaluate]
+
+
+# ------------------------------------------------------------------ the files in git
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_table_file_names_only_what_train_and_evaluate_take(name):
+    spec = read_spec(TABLES / f"{name}.yaml")
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        for row in spec.rows:
+            compose("train", overrides=training(spec, row.title, spec.seeds[0], "runs"))
+            for overrides in spec.evaluations.values() if row.evaluate or row == spec.rows[0] else ():
+                compose("evaluate", overrides=[*overrides, *row.evaluate])
+    assert spec.figure.get("evaluation") in (None, *spec.evaluations)
+    for setting in (column.setting for column in spec.columns if column.source != "run"):
+        assert setting in ("none", "insufficient", "conflicting", "perfect")
+
+
+def test_runs_are_those_that_train_py_would_make_whatever_they_are_called(spec, tmp_path):
+    first = plan(spec, str(tmp_path / "runs"))
+    folders = {(title, seed): folder for title, seed, folder in first}
+    assert folders["one", 0] == folders["half", 0]
+    assert folders["one", 0] != folders["one", 1]
+    assert folders["one", 0].parent != folders["other", 0].parent
+    own = folders["one", 0].parent
+    other = own.with_name("another-name-" + own.name.rsplit("-", 1)[1])
+    (other / "seed-0").mkdir(parents=True)
+    (other / "seed-0" / "DONE.json").touch()
+    assert {(t, s): f for t, s, f in plan(spec, str(tmp_path / "runs"))}["one", 0] == other / "seed-0"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("reference: one", "reference: none", "reference 'none' is none of the rows"),
+        ("from: main", "from: mian", "is from 'mian', which is no evaluation"),
+        ("better: higher", "better: more", "better must be higher or lower"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 0]", "seeds must be different"),
+        ("about:", "abuot:", "unknown keys: abuot"),
+        ("title: Two | three", "", "'title' is missing"),
+    ],
+)
+def test_a_wrong_table_file_is_refused_with_the_reason(tmp_path, old, new, message):
+    (tmp_path / "wrong.yaml").write_text(TABLE.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        read_spec(tmp_path / "wrong.yaml")
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def test_cells_are_mean_and_sample_deviation_and_differences_are_paired(spec, found):
+    one, other, _, base, ceiling = lines(spec, found)
+    assert (one.title, other.title) == ("one", "other")
+    assert one.cells[0].mean == pytest.approx(0.72)
+    assert one.cells[0].std == pytest.approx(0.02)
+    assert one.cells[0].n == 3
+    assert one.cells[0].difference is None
+    d = other.cells[0].difference
+    assert d.mean == pytest.approx(-0.2)  # of -0.20, -0.19, -0.21
+    assert d.by_seed == pytest.approx((-0.2 - 4.3027 * 0.01 / 3**0.5, -0.2 + 4.3027 * 0.01 / 3**0.5), abs=1e-5)
+    assert d.by_item == pytest.approx((-0.2, -0.2))  # items differ, pairs of items do not
+    assert (base.cells[0].mean, ceiling.cells[0].mean) == (0.05, 0.9)
+    assert base.cells[1] is None
+
+
+def test_bold_needs_a_difference_beyond_the_interval_from_every_row(spec, found):
+    assert not any(line.cells[0].best for line in lines(spec, found)[:3])  # "half" varies too much to be told apart
+    settled = [record for record in found if record.row.title != "half"]
+    two = type(spec)(**{**vars(spec), "rows": spec.rows[:2]})
+    assert [line.cells[0].best for line in lines(two, settled)[:2]] == [True, False]
+    one_seed = [record for record in settled if record.seed == 0]
+    assert not any(line.cells[0].best for line in lines(two, one_seed)[:2])
+
+
+def test_a_run_that_never_converged_has_no_number_and_n_says_so(spec, found):
+    text = markdown(spec, lines(spec, found), found, "python -m cldm table mine", [])
+    assert "– (0 of 3)" in text
+
+
+def test_every_form_holds_the_numbers_and_markdown_says_how_they_were_made(spec, found):
+    made = lines(spec, found)
+    text = markdown(spec, made, found, "python -m cldm table mine", [])
+    assert "| one | 0.72 ± 0.02 |" in text
+    assert "| other | edge F1 | -0.20 | [-0.22, -0.18] | [-0.20, -0.20] | 3 |" in text
+    for told in ("`python -m cldm table mine`", "`abc`", "n = 3 training seeds (0, 1, 2)", "protocol `1f`"):
+        assert told in text
+    assert r"one & 0.72 $\pm$ 0.02 & -- (0 of 3) \\" in latex(spec, made)
+    rows = [*csv.DictReader(io.StringIO(to_csv(spec, made, found)))]
+    values = [float(row["value"]) for row in rows if row["row"] == "other" and row["column"] == "edge F1"]
+    assert values == EDGES["other"]
+    assert picture(spec, made).width > 300
+
+
+def test_a_ceiling_of_its_own_stands_behind_each_number(spec, found, tmp_path):
+    for seed in spec.seeds:
+        folder = tmp_path / "other" / f"seed-{seed}"
+        write_run(folder, EDGES["other"][seed], overrides_of(spec, "other"), ceiling={"edge": 0.6})
+    fresh = records(spec, {(r.row.title, r.seed): r.run for r in found})
+    made = lines(spec, fresh)
+    assert "0.52 ± 0.02 of 0.60" in markdown(spec, made, fresh, "", [])
+    assert not any(line.title.startswith("ceiling") for line in made)
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def test_runs_of_one_kind_make_a_table(spec, found):
+    assert problems(spec, found) == {"missing": [], "commits": [], "protocols": []}  # `end` differs on purpose
+
+
+def test_missing_runs_and_outdated_evaluations_are_named(spec, found, tmp_path):
+    (tmp_path / "one" / "seed-1" / "DONE.json").unlink()
+    (tmp_path / "other" / "seed-2" / "control.safetensors").write_bytes(b"trained again")
+    fresh = records(spec, {(r.row.title, r.seed): r.run for r in found})
+    missing = problems(spec, fresh)["missing"]
+    assert [re.match(r"(.*?) \(", line).group(1) for line in missing] == [
+        "one, seed 1: not trained", "other, seed 2: no evaluation 'main'"]  # fmt: skip
+
+
+def test_mixed_commits_and_protocols_are_named(spec, found, tmp_path):
+    write_run(tmp_path / "one" / "seed-2", 0.7, overrides_of(spec, "one"), evaluated_at_commit="def+changes")
+    changed = {"name": "scenes", "items": 5, "end": 1.0}
+    write_run(tmp_path / "other" / "seed-0", 0.7, overrides_of(spec, "other"), protocol=changed)
+    told = problems(spec, records(spec, {(r.row.title, r.seed): r.run for r in found}))
+    assert any("one seed 2 evaluated" in line for line in told["commits"])
+    assert any("changes that are in no commit" in line for line in told["commits"])
+    assert len(told["protocols"]) == 1
+    assert "items: 4 and 5" in told["protocols"][0]
+
+
+def test_the_command_refuses_and_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    command = ["table", str(tmp_path / "mine.yaml"), str(tmp_path / "runs")]
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert told.count("not trained") == 9
+    assert "--allow missing" in told
+    assert not (tmp_path / "runs").exists()
+    assert main([*command, "--commands"]) == 0
+    assert capsys.readouterr().out.count("python train.py condition=canny") == 9
+    assert main(["table", "nowhere"]) == 1
+    assert "configs/table has" in capsys.readouterr().err

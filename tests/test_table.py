@@ -1,0 +1,81 @@
+"""A table from nothing by the commands that a user types: two variants, two seeds, a few steps of a tiny model."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from PIL import Image
+
+from cldm.tracking import REPOSITORY
+from ldm.weights import save_weights
+
+TABLE = """
+title: Tiny
+about: Two variants of a model that knows nothing.
+train: [model=tiny, base=base.safetensors, condition=canny, steps=2, batch_size=2, data.train_count=4, data.val_count=2,
+  data.cache=cache, sampler.steps=1, trainer.callbacks.watch.count=2, stage.report_items=0, logger=csv]
+seeds: [0, 1]
+rows:
+  ControlNet: {}
+  no dropping: {train: [stage.module.prompt_dropout=0.0]}
+evaluations:
+  scenes: [protocol=scenes, items=3, "noise_seeds=[0]", "prompts=[none,perfect]", sampler.steps=1,
+    base=base.safetensors, cache=cache/evaluation]
+columns:
+  - {title: edge F1, from: scenes, metric: edge_f1_1px, setting: none, better: higher}
+  - {title: shape IoU, from: scenes, metric: shape_iou, setting: perfect, better: higher}
+  - {title: seconds, from: run, metric: wall_seconds, better: lower, digits: 1}
+figure: {evaluation: scenes, items: [0], settings: [none, perfect]}
+"""
+
+
+def command(*arguments: str, cwd: Path) -> str:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-m", "cldm", *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_table_and_its_figures_from_nothing_by_one_command_each(composed, fill_zeros, tmp_path):
+    model = instantiate(composed("model=tiny").model, _convert_="all")
+    fill_zeros(model)
+    save_weights(model, tmp_path / "base.safetensors")
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    making = ["table", "mine.yaml", "--train", "--evaluate", "--jobs", "2", "--allow", "commits"]
+
+    told = command(*making, cwd=tmp_path)
+    assert "4 runs to train" in told
+    assert "4 evaluations to make" in told
+    out = tmp_path / "runs" / "tables" / "mine"
+    text = (out / "table.md").read_text()
+    assert text in told
+    assert "| ControlNet | 0." in text
+    assert "| ceiling: real images through the autoencoder |" in text
+    assert "python -m cldm table mine.yaml --train --evaluate --jobs 2" in text
+    assert (out / "table.tex").read_text().startswith("% Tiny")
+    Image.open(out / "table.png").verify()
+
+    rows = [*csv.DictReader((out / "table.csv").open())]
+    one = next(row for row in rows if row["row"] == "no dropping" and row["seed"] == "1")
+    [results] = [*(tmp_path / one["run"]).glob("evaluation/*/results.json")]
+    assert float(one["value"]) == json.loads(results.read_text())["metrics"]["none"]["edge_f1_1px"]
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+    again = command(*making, cwd=tmp_path)
+    assert "0 runs to train" in again
+    assert "0 evaluations to make" in again
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+
+    command("figure", "mine.yaml", cwd=tmp_path)
+    assert Image.open(out / "figure.png").width > 3 * 64
+    command("figure", one["run"], "--items", "0", cwd=tmp_path)
+    Image.open(tmp_path / one["run"] / "convergence_strip.png").verify()
