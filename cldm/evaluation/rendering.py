@@ -130,7 +130,8 @@ def to_csv(spec: Spec, lines: Sequence[Line], found: Sequence[Record]) -> str:
                 continue
             d = cell.difference
             compared = [d.mean, *d.by_seed, *d.by_item] if d else []
-            for seed, value in [*cell.values.items()] or [(None, cell.mean)]:
+            by_seed: dict[int | None, float] = {**cell.values} or {None: cell.mean}
+            for seed, value in by_seed.items():
                 row = [line.title, column.title, column.source, column.setting, column.metric, seed, value,
                        cell.mean, cell.std, cell.n, *compared, *[""] * (5 - len(compared)),
                        "" if seed is None else runs[line.title, seed]]  # fmt: skip
