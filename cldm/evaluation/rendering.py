@@ -130,9 +130,8 @@ def to_csv(spec: Spec, lines: Sequence[Line], found: Sequence[Record]) -> str:
                 continue
             d = cell.difference
             compared = [d.mean, *d.by_seed, *d.by_item] if d else []
-            seeds: list[int | None] = [*cell.values] or [None]
-            for seed in seeds:
-                value = cell.mean if seed is None else cell.values[seed]
+            runs_of_cell: list[tuple[int | None, float]] = [*cell.values.items()]
+            for seed, value in runs_of_cell or [(None, cell.mean)]:
                 row = [line.title, column.title, column.source, column.setting, column.metric, seed, value,
                        cell.mean, cell.std, cell.n, *compared, *[""] * (5 - len(compared)),
                        "" if seed is None else runs[line.title, seed]]  # fmt: skip
