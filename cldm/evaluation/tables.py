@@ -321,14 +321,18 @@ def _column(spec: Spec, column: Column, by_row: Mapping[str, Sequence[Record]]) 
 
 
 def _best(column: Column, values: Mapping[str, Mapping[int, float]]) -> str | None:
-    """The row that is better than every other beyond Student's interval of the differences paired by seed."""
+    """The row that is better than every other beyond Student's interval of the differences paired by seed.
+
+    None where a row lacks the value of a seed that another has: a method that reached nothing there must not win.
+    """
     if column.better is None or len(values) < 2 or not all(values.values()):
+        return None
+    if len({frozenset(by_seed) for by_seed in values.values()}) > 1:
         return None
     sign = 1 if column.better == "higher" else -1
     best = max(values, key=lambda title: sign * float(np.mean([*values[title].values()])))
     for title, others in values.items():
-        shared = sorted({*others} & {*values[best]})
-        low, _ = t_interval([sign * (values[best][seed] - others[seed]) for seed in shared]) if shared else (0, 0)
+        low, _ = t_interval([sign * (values[best][seed] - other) for seed, other in others.items()])
         if title != best and not low > 0:  # nan is not
             return None
     return best

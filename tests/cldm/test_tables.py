@@ -145,6 +145,8 @@ def test_bold_needs_a_difference_beyond_the_interval_from_every_row(spec, found)
     assert [line.cells[0].best for line in lines(two, settled)[:2]] == [True, False]
     one_seed = [record for record in settled if record.seed == 0]
     assert not any(line.cells[0].best for line in lines(two, one_seed)[:2])
+    lacking = [record for record in settled if (record.row.title, record.seed) != ("one", 2)]
+    assert not any(line.cells[0].best for line in lines(two, lacking)[:2])  # no winning by what is left out
 
 
 def test_a_run_that_never_converged_has_no_number_and_n_says_so(spec, found):
