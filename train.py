@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from cldm.callbacks import Export, Watch, averaged
+from cldm.callbacks import EMA, Export, Watch, averaged
 from cldm.checkpoints import Checkpoints
 from cldm.configs import register_resolvers
 from cldm.control_ldm import ControlLDM
@@ -36,6 +36,7 @@ from cldm.tracking import (
 )
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
+from ldm.sharding import is_sharded, whole
 from ldm.training import Stage
 
 register_resolvers()
@@ -98,6 +99,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     describe_run(loggers, {**config, **facts})
     checkpoints.facts = {"config": config, **facts}
     trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
+    if is_sharded(module):
+        module = gathered(cfg, trainer, module)
     if not trainer.is_global_zero:
         return {}
     watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
@@ -109,6 +112,17 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     results["steps"] = trainer.global_step
     log_outcome(loggers, run.folder, results)
     return finish(run, results, began)
+
+
+def gathered(cfg: DictConfig, trainer: pl.Trainer, module: Stage) -> Stage:
+    """A module with all the weights, and the average, that trainer=fsdp has shared out; every process calls this."""
+    ema = next(c for c in trainer.callbacks if isinstance(c, EMA))
+    ema.average = {name: whole(a) for name, a in ema.average.items()}
+    state = {name: whole(t).cpu() for name, t in module.state_dict().items()}
+    alone = build_module(cfg, instantiate(cfg.model, _convert_="all"))
+    alone.load_state_dict(state)
+    alone.base_fingerprint = module.base_fingerprint
+    return alone
 
 
 def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from cldm.evaluation.metrics import scenes_of
 from cldm.pictures import grid, save_atomically
 from cldm.tracking import commit, log_grid, to_json
+from ldm.sharding import is_sharded, share_like, unsharded, whole
 from ldm.training import base_facts
 from ldm.weights import save_weights
 
@@ -42,16 +42,14 @@ class EMA(Callback):
         self.decay, self.updates, self.last_step = decay, 0, 0
         self.average: dict[str, Tensor] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         current = _trainable(pl_module)
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in current.items()}
         elif self.average.keys() != current.keys():
             raise ValueError("the checkpoint's EMA belongs to other trainable weights than this run's")
-        self.average = {name: a.to(current[name].device) for name, a in self.average.items()}
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.last_step = trainer.global_step  # on_fit_start comes before a resumed run knows its step
+        self.average = {name: share_like(a, current[name]) for name, a in self.average.items()}
+        self.last_step = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -75,7 +73,7 @@ class EMA(Callback):
             _assign(current, raw)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "updates": self.updates}
+        return {"average": {name: whole(a) for name, a in self.average.items()}, "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average, self.updates = dict(state_dict["average"]), int(state_dict["updates"])
@@ -136,22 +134,25 @@ class Watch(Callback):
             self._look(trainer, pl_module)
         self.last_step = step
 
-    @rank_zero_only
     @torch.no_grad()
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
+        """The first process looks; where the weights are shared out all do, since none can without the others."""
+        if not (trainer.is_global_zero or is_sharded(module)):
+            return
         data = trainer.datamodule  # type: ignore[attr-defined]
         items = range(min(self.count, len(data.validation)))
         batch, scenes = data.validation.__getitems__(items), scenes_of(data.validation, items)
         on_device = trainer.strategy.batch_to_device(batch)
         was_training = module.training
         # what is frozen may be held in the precision that the trainer computes in
-        with averaged(trainer, module), trainer.precision_plugin.forward_context():
+        with averaged(trainer, module), unsharded(module), trainer.precision_plugin.forward_context():
             module.eval()
             pictures = {name: p.float().cpu() for name, p in module.pictures(on_device, self.sampling).items()}
             losses = {name: loss.mean().item() for name, loss in module.held_out_losses(on_device).items()}
         module.train(was_training)
-        found = self.metrics(pictures, batch, scenes, data.condition)
-        self._record(trainer, pictures, batch, found, losses)
+        if trainer.is_global_zero:
+            found = self.metrics(pictures, batch, scenes, data.condition)
+            self._record(trainer, pictures, batch, found, losses)
 
     def _record(
         self,
@@ -196,12 +197,25 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
         partial.replace(path)
 
 
+class NotFinite(FloatingPointError):
+    """A loss is nan or infinite, of this process or another."""
+
+    def __init__(self, message: str, weights_are_good: bool):
+        super().__init__(message)
+        self.weights_are_good = weights_are_good
+
+
+def _anywhere(trainer: pl.Trainer, happened: Tensor) -> bool:
+    """Whether it has happened in any of the processes, which all ask."""
+    return bool(trainer.strategy.reduce(happened.float(), reduce_op="sum"))
+
+
 class Guard(Callback):
     """Ends a run that cannot go on, with its last good state on disk.
 
     A job that is told to stop (SIGTERM, or SIGUSR1 / SIGUSR2 where nobody else listens, as clusters send them before
     the time is up) saves `<checkpoints>/last.ckpt` at the next step; so does one that runs out of memory. A loss that
-    is not finite is an error before a checkpoint could keep it.
+    is not finite, in whatever process, ends all of them before it could touch the weights, which are saved.
     """
 
     def __init__(self, checkpoints: str):
@@ -215,23 +229,31 @@ class Guard(Callback):
             if number is not None and main and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        # every process has looked at examples of its own; one that ended alone would leave the others waiting
+        if _anywhere(trainer, ~loss.detach().isfinite()):
+            values = [getattr(p, "to_local", lambda p=p: p)().isfinite().all() for p in _trainable(pl_module).values()]
+            good = not _anywhere(trainer, ~torch.stack(values).all())
+            kept = f"its state is in {self.path}" if good else f"so are weights; {self.path} holds the last state saved"
+            raise NotFinite(
+                f"the loss is {loss.item()} at step {trainer.global_step + 1}; {kept}. Lower optimizer.lr, lengthen "
+                "stage.module.warmup_steps, or use trainer.precision=bf16-mixed instead of 16-mixed, then go on with "
+                "resume=<run folder>",
+                good,
+            )
+
     def on_before_optimizer_step(self, *_: Any) -> None:
         self.stepping = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         self.stepping = False
-        if not torch.isfinite(outputs["loss"]):
-            raise FloatingPointError(
-                f"the loss is {outputs['loss'].item()} at step {trainer.global_step}; {self.path} holds the last good "
-                "state. Lower optimizer.lr, lengthen stage.module.warmup_steps, or use trainer.precision=bf16-mixed "
-                "instead of 16-mixed, then go on with resume=<run folder>"
-            )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         no_memory = isinstance(exception, torch.OutOfMemoryError)
         # of several processes the others go on to wait for this one: there is no saving together any more
         alone = trainer.world_size == 1
-        if isinstance(exception, SIGTERMException) or (no_memory and alone and not self.stepping):
+        diverged = isinstance(exception, NotFinite) and exception.weights_are_good  # in all processes at once
+        if isinstance(exception, SIGTERMException) or diverged or (no_memory and alone and not self.stepping):
             if no_memory:
                 pl_module.zero_grad()
                 torch.cuda.empty_cache()
@@ -271,9 +293,10 @@ class Export(Callback):
             raise ValueError(f"export dtype must be float32, float16 or bfloat16, got {dtype!r}")
         self.folder, self.metadata, self.dtype = Path(folder), metadata, getattr(torch, dtype)
 
-    @rank_zero_only
     def write(self, trainer: pl.Trainer, module: Any, **facts: str) -> None:
-        """Write the file, with further facts in its metadata."""
+        """Write the file, with further facts in its metadata; the first process does, of shared weights all together."""
+        if not (trainer.is_global_zero or is_sharded(module)):
+            return
         metadata = {
             **{name: str(value) for name, value in self.metadata.items()},
             **facts,

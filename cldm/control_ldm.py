@@ -1,7 +1,6 @@
 """ControlLDM: a locked latent diffusion model and the control branch that is trained on it."""
 
 import json
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +71,6 @@ class ControlLDM(DiffusionTraining):
         if middle_only:
             control.zero_convs.requires_grad_(False)
         self.base_fingerprint = fingerprint(diffusion)  # of the base that training starts with
-        self.strict_loading = False  # checkpoints hold the trainable weights only
 
     def _unlocked(self) -> list[nn.Module]:
         return [getattr(self.diffusion.unet, name) for name in LOCKING[self.locking]]
@@ -138,25 +136,3 @@ class ControlLDM(DiffusionTraining):
             "reconstruction": self.diffusion.decode(self.diffusion.encode(batch["image"])),
             "controlled": sampling(self.diffusion, prompts, seeds, size, control=unit),
         }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trainable weights only; the base is named by its file, not copied."""
-        trainable = {name for name, p in self.named_parameters() if p.requires_grad}
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if name in trainable}
-        checkpoint["base_fingerprint"] = self.base_fingerprint
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """strict_loading is off, so say here what a strict load would have said."""
-        trainable = {name for name, p in self.named_parameters() if p.requires_grad}
-        if checkpoint["base_fingerprint"] != self.base_fingerprint:
-            raise ValueError(
-                f"the checkpoint was trained on base {checkpoint['base_fingerprint']}, but `base` now names "
-                f"{self.base_fingerprint}; resume with the base it was started with"
-            )
-        found = set(checkpoint["state_dict"])
-        if found != trainable:
-            raise ValueError(
-                f"the checkpoint does not fit this control branch: {len(trainable - found)} weights missing, "
-                f"{len(found - trainable)} unexpected; was it trained with another `control` or `model`?"
-            )

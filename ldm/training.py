@@ -17,7 +17,9 @@ from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
 from ldm.losses import AutoencoderLoss, LabelProbe, adaptive_weight, hinge_discriminator_loss, min_snr_weight
 from ldm.random import generator
+from ldm.sharding import shard
 from ldm.unet import Block, Middle, UNetConfig
+from ldm.weights import fingerprint
 
 Rows = TypeVar("Rows", Tensor, list[str])
 
@@ -46,6 +48,45 @@ class Stage(pl.LightningModule):
             cosine,
             seed,
         )
+        self.strict_loading = False  # checkpoints hold no frozen weights
+        self.base_fingerprint = ""  # of the frozen model that training starts with, where there is one
+
+    def configure_model(self) -> None:
+        """Called by Lightning before training; under trainer=fsdp, weights are shared out over the processes here."""
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh, methods=("training_step", "pictures", "held_out_losses"))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what is frozen: it is named by its fingerprint, not copied."""
+        kept, state = self._changing(), checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in kept}
+        checkpoint["base_fingerprint"] = self.base_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """strict_loading is off, so say here what a strict load would have said."""
+        base = checkpoint.get("base_fingerprint", self.base_fingerprint)
+        if base != self.base_fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained on base {base}, but `base` now names {self.base_fingerprint}; "
+                "resume with the base it was started with"
+            )
+        found, wanted = set(checkpoint["state_dict"]), self._changing()
+        unexpected = found - set(self.state_dict())
+        if unexpected or not wanted <= found:
+            raise ValueError(
+                f"the checkpoint does not fit what this stage trains: {len(wanted - found)} weights missing, "
+                f"{len(unexpected)} unexpected; was it trained with another `control` or `model`?"
+            )
+
+    def _changing(self) -> set[str]:
+        """Names in the state dict of what training changes: weights that train, and buffers beside such weights."""
+        parameters = dict(self.named_parameters())
+        parts = {name: self.get_submodule(name.rpartition(".")[0]) for name in self.state_dict()}
+        return {
+            name
+            for name, part in parts.items()
+            if any(p.requires_grad for p in ([parameters[name]] if name in parameters else part.parameters()))
+        }
 
     def trained(self) -> nn.Module:
         """The module whose weights this stage exists to produce; its exported file holds them."""
@@ -164,6 +205,10 @@ class AutoencoderTraining(Stage):
             for optimizer, rate in zip(optimizers, rates, strict=True)
         ]
         return optimizers, schedulers
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            raise ValueError("stage=autoencoder is small: use trainer=ddp; trainer=fsdp is for the other stages")
 
     def on_fit_start(self) -> None:
         if self.discriminator is not None and self.trainer.precision == "16-mixed":
@@ -311,6 +356,7 @@ class DiffusionTraining(Stage):
         self.probe = probe(diffusion.unet.config) if probe else None
         diffusion.autoencoder.requires_grad_(False)
         diffusion.conditioner.requires_grad_(train_text_encoder)
+        self.base_fingerprint = fingerprint(diffusion.autoencoder)
 
     def trained(self) -> nn.Module:
         return self.diffusion

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.sharding import whole, writes
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -19,13 +21,18 @@ def save_weights(
     metadata: dict[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write the state dict of `module`, floating tensors cast to `dtype` if given, atomically."""
+    """Write the state dict of `module`, floating tensors cast to `dtype` if given, atomically.
+
+    Of a module that is shared out over processes every one calls this, and the first writes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
-        name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+        name: whole(tensor.detach()).cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
         for name, tensor in module.state_dict().items()
     }
+    if not writes(module):
+        return path
     partial = path.with_name(path.name + ".partial")
     try:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata)
@@ -51,7 +58,7 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        tensor = tensor.detach().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+        tensor = whole(tensor.detach()).to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

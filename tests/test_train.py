@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -73,6 +74,17 @@ def assert_same_training(a: Path, b: Path) -> None:
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert_equal_tensors(one[part], other[part])
     assert_equal_tensors(state(a, "EMA"), state(b, "EMA"))
+
+
+def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """The same weights after a few steps, trained by another number of processes.
+
+    Gradients are summed in another order: a rounding of float32, which Adam's division enlarges where a gradient is
+    next to nothing. The tolerance is a tenth of one step (optimizer.lr = 1e-3).
+    """
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-4, msg=lambda told, n=name: f"{n}: {told}")
 
 
 @contextmanager
@@ -675,11 +687,7 @@ def test_two_processes_train_as_one_with_twice_the_batch_and_go_on_after_a_kill(
     assert forked("one", *options).wait(600)
     assert forked("two", *options, *TWO_PROCESSES, world=2).wait(600)
     one, two = (checkpoint(tmp_path / name)["state_dict"] for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    # the gradients are summed in another order: a rounding of float32, which Adam's division enlarges where a gradient
-    # is next to nothing. The tolerance is a tenth of one step (optimizer.lr = 1e-3); weights moved by up to four
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-4, msg=lambda told, n=name: f"{n}: {told}")
+    assert_close(one, two)
     figures = [json.loads((tmp_path / name / "results.json").read_text())["fidelity"] for name in ("one", "two")]
     assert figures[0].keys() == figures[1].keys()
 
@@ -691,3 +699,68 @@ def test_two_processes_train_as_one_with_twice_the_batch_and_go_on_after_a_kill(
     assert checkpoint(tmp_path / "cut")["global_step"] == 2
     assert forked("cut", *options, *TWO_PROCESSES, world=2).wait(600)
     assert_same_training(tmp_path / "two", tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_shared_out_weights_train_as_whole_ones_and_their_checkpoint_goes_on_in_one_process(
+    forked, tmp_path, monkeypatch
+):
+    original = train.gathered
+
+    def gathered(cfg, trainer, module):
+        of_unet = [*module.diffusion.unet.parameters()]
+        held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in of_unet)
+        optimizer = sum(s["exp_avg"].to_local().numel() for s in trainer.optimizers[0].state.values())
+        share = [held / sum(p.numel() for p in of_unet), optimizer / sum(p.numel() for p in module.control.parameters())]
+        (tmp_path / f"share_{trainer.global_rank}").write_text(json.dumps(share))
+        return original(cfg, trainer, module)
+
+    monkeypatch.setattr(train, "gathered", gathered)
+    assert forked("one", "steps=4", *EVERY_TWO).wait(600)
+    shared = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
+    shared += ["batch_size=1", *EVERY_TWO]
+    assert forked("two", "steps=2", *shared, world=2).wait(600)
+    shares = [json.loads((tmp_path / f"share_{rank}").read_text()) for rank in (0, 1)]
+    assert all(0.4 < part < 0.6 for share in shares for part in share), shares
+
+    assert not any(name.startswith("diffusion.") for name in checkpoint(tmp_path / "two")["state_dict"])
+    average = state(tmp_path / "two", "EMA")["average"]
+    exported = load_file(tmp_path / "two" / "control.safetensors")
+    assert_equal_tensors({f"control.{name}": value for name, value in exported.items()}, average)
+
+    shutil.copytree(tmp_path / "two", tmp_path / "alone")
+    assert forked("two", "steps=4", *shared, f"resume={tmp_path / 'two'}", world=2).wait(600)
+    assert forked("alone", "steps=4", *EVERY_TWO, f"resume={tmp_path / 'alone'}").wait(600)
+    wanted, figures = checkpoint(tmp_path / "one"), []
+    for name in ("two", "alone"):
+        found = checkpoint(tmp_path / name)
+        assert found["global_step"] == 4
+        assert_close(found["state_dict"], wanted["state_dict"])
+        assert_close(state(tmp_path / name, "EMA")["average"], state(tmp_path / "one", "EMA")["average"])
+        states = [held["optimizer_states"][0] for held in (found, wanted)]
+        assert states[0]["param_groups"] == states[1]["param_groups"]
+        assert {i: {*held} for i, held in states[0]["state"].items()} == {
+            i: {*held} for i, held in states[1]["state"].items()
+        }
+        figures.append(json.loads((tmp_path / name / "results.json").read_text())["fidelity"].keys())
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_ends_both_with_the_state_saved(forked, tmp_path, monkeypatch):
+    original = DiffusionTraining.training_step
+
+    def step(self, batch, batch_idx):
+        bad = self.global_step == 2 and self.global_rank == 1
+        return original(self, batch, batch_idx) * (float("nan") if bad else 1.0)
+
+    monkeypatch.setattr(DiffusionTraining, "training_step", step)
+    pair = forked("nan", "steps=4", "trainer.callbacks.watch.every=100", *TWO_PROCESSES, world=2)
+    for process in pair.processes:
+        process.join(120)
+    assert [process.exitcode for process in pair.processes] == [1, 1]  # neither waits for the other
+    reason = json.loads((tmp_path / "nan" / "FAILED.json").read_text())["reason"]
+    assert re.search(r"the loss is .* at step 3; its state is in .*last.ckpt. Lower optimizer.lr", reason)
+    kept = checkpoint(tmp_path / "nan")
+    assert kept["global_step"] == 2
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())

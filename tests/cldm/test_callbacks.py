@@ -66,7 +66,7 @@ def run_ema(ema: EMA, module: Toy, steps: range) -> list[dict[str, torch.Tensor]
 def test_the_average_is_the_formula_over_trainable_weights_only():
     module, ema = Toy(), EMA(decay=0.4)
     expected = module.layer.weight.detach().clone()
-    ema.on_fit_start(at(0), module)
+    ema.on_train_start(at(0), module)
     for n, weights in enumerate(run_ema(ema, module, range(1, 12))):
         decay = min(0.4, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weights["layer.weight"]
@@ -83,7 +83,7 @@ def test_a_decay_that_averages_nothing_is_refused(decay):
 
 def test_swapping_lends_the_average_and_returns_the_weights_even_after_an_exception():
     module, ema = Toy(), EMA()
-    ema.on_fit_start(at(0), module)
+    ema.on_train_start(at(0), module)
     run_ema(ema, module, range(1, 4))
     raw = module.layer.weight.detach().clone()
     frozen = module.frozen.weight.detach().clone()
@@ -102,12 +102,12 @@ def test_swapping_lends_the_average_and_returns_the_weights_even_after_an_except
 
 def test_the_state_makes_a_round_trip_and_goes_on_with_the_same_average(tmp_path):
     module, straight = Toy(), EMA(decay=0.9)
-    straight.on_fit_start(at(0), module)
+    straight.on_train_start(at(0), module)
     run_ema(straight, module, range(1, 4))
     torch.save(straight.state_dict(), tmp_path / "state")
     resumed = EMA(decay=0.9)
     resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    resumed.on_fit_start(at(3), module)
+    resumed.on_train_start(at(3), module)
     for ema in (straight, resumed):
         run_ema(ema, module, range(4, 7))
     assert resumed.updates == straight.updates == 6
@@ -118,7 +118,7 @@ def test_an_average_of_other_weights_is_refused():
     ema = EMA()
     ema.load_state_dict({"average": {"other": torch.zeros(1)}, "updates": 3})
     with pytest.raises(ValueError, match="other trainable weights"):
-        ema.on_fit_start(at(0), Toy())
+        ema.on_train_start(at(0), Toy())
 
 
 def fit_toy(random_items, steps, *callbacks, ckpt_path=None, accumulate=1, checkpointing=False, **options):
