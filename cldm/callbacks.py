@@ -294,7 +294,7 @@ class Export(Callback):
         self.folder, self.metadata, self.dtype = Path(folder), metadata, getattr(torch, dtype)
 
     def write(self, trainer: pl.Trainer, module: Any, **facts: str) -> None:
-        """Write the file, with further facts in its metadata; the first process does, of shared weights all together."""
+        """Write the file, with further facts in its metadata; all processes take part where weights are shared out."""
         if not (trainer.is_global_zero or is_sharded(module)):
             return
         metadata = {

@@ -1,5 +1,6 @@
 """Promises of sweeps: a failed job stops no other, the same command again runs what is missing and nothing else."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -18,6 +19,9 @@ from cldm.tracking import REPOSITORY
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs" / "experiment").glob("*.yaml"))
 LAUNCHERS = sorted(path.stem for path in (REPOSITORY / "configs" / "launcher").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in (REPOSITORY / "configs" / "sweep").glob("*.yaml"))
+
+
+QUICK = ["steps=2", "stage.report_items=0", "trainer.callbacks.watch.count=1"]
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,13 +62,17 @@ def test_a_sweep_file_names_its_group_and_sweeps_keys_that_exist(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
-def test_the_last_job_of_a_sweep_trains(composed, small, tmp_path, name):
+def test_every_job_of_a_sweep_trains(composed, small, tmp_path, name):
+    """All values; one seed, the last, since nothing but the random numbers depends on it. Measured once, at the end."""
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         sweep = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
     params = sweep.hydra.sweeper.params
-    job = [f"{key}={swept(params, key)[-1]}" for key in params]
-    train.train(composed(*small, f"sweep={name}", "steps=2", f"run_dir={tmp_path / 'run'}", *job))
-    assert json.loads((tmp_path / "run" / "DONE.json").read_text())["steps"] == 2
+    values = [[f"{key}={value}" for value in swept(params, key)] for key in params if key != "seed"]
+    seed = f"seed={swept(params, 'seed')[-1]}"
+    for number, job in enumerate(itertools.product(*values)):
+        folder = tmp_path / str(number)
+        train.train(composed(*small, *QUICK, f"sweep={name}", f"run_dir={folder}", seed, *job))
+        assert json.loads((folder / "DONE.json").read_text())["steps"] == 2
 
 
 @pytest.mark.slow
@@ -81,7 +89,8 @@ def test_an_experiment_trains(composed, small, tmp_path, name):
 @pytest.mark.parametrize("launcher", [None, "joblib", "submitit_local"])
 def test_six_jobs_of_which_two_fail(small, tmp_path, launcher):
     chosen = [f"launcher={launcher}"] if launcher else []
-    sweep = ["-m", *small, *chosen, "steps=1", "threads=1", "data.cache=cache", "optimizer.lr=1e-3,1e-4,-1", "seed=0,1"]
+    quick = [*small, *QUICK, "steps=1", "threads=1", "data.cache=cache"]
+    sweep = ["-m", *quick, *chosen, "optimizer.lr=1e-3,1e-4,-1", "seed=0,1"]
     first = command(*sweep, cwd=tmp_path)
     assert first.returncode == 1, first.stderr
     assert len([*(tmp_path / "runs").rglob("DONE.json")]) == 4
