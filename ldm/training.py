@@ -54,7 +54,7 @@ class Stage(pl.LightningModule):
     def configure_model(self) -> None:
         """Called by Lightning before training; under trainer=fsdp, weights are shared out over the processes here."""
         if self.device_mesh is not None:
-            shard(self, self.device_mesh, methods=("training_step", "pictures", "held_out_losses"))
+            shard(self, self.device_mesh["data_parallel"], methods=("training_step", "pictures", "held_out_losses"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what is frozen: it is named by its fingerprint, not copied."""
