@@ -15,7 +15,8 @@ from cldm.cli import main
 from cldm.controlnet import ControlNet
 from cldm.interop import control_table, control_tensors, load_control, understand_control
 from ldm.autoencoder import AutoencoderKL
-from ldm.interop.published import Understood, read, understand
+from ldm.interop.published import read
+from ldm.interop.understand import Understood, understand
 from ldm.interop.write import original_tensors, schedule_tensors
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder

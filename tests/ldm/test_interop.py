@@ -16,8 +16,9 @@ from ldm.interop import load_base, pretrained
 from ldm.interop.files import read_tensors
 from ldm.interop.model import pad_of, prediction_of
 from ldm.interop.names import autoencoder_table, clip_table, openclip_table, unet_table
-from ldm.interop.published import Understood, averaged, read, understand
+from ldm.interop.published import read
 from ldm.interop.sizes import unet_settings
+from ldm.interop.understand import Understood, averaged, understand
 from ldm.interop.write import original_tensors, schedule_tensors, write_diffusers_part
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
