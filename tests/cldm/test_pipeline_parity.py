@@ -121,10 +121,14 @@ def test_two_controlnets_with_windows_and_scales(both, hints, name):
 
 @pytest.mark.parametrize(
     ("name", "strength"),
-    [("ddim", 0.5), ("euler", 0.8), ("heun", 0.5), ("dpmpp_2m", 0.8), ("unipc", 0.6), ("pndm", 0.7)],
+    [("ddim", 0.5), ("euler", 0.8), ("heun", 0.5), ("dpmpp_2m", 0.8), ("unipc", 0.6)],
 )
 def test_image_to_image(both, hints, name, strength):
-    """Latents go in on their side: it would draw a sample of the posterior, we take the mean."""
+    """Latents go in on their side: it would draw a sample of the posterior, we take the mean.
+
+    Without pndm: diffusers cuts its list of n + 1 evaluations by steps, starts one timestep early, and takes the second
+    timestep for a repetition of the first.
+    """
     image = 2 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(7)) - 1
     z0 = both.diffusion.encode(image)
     unit = ControlUnit(both.controls[0], hints[0], 0.8)
