@@ -88,6 +88,38 @@ def build_cache(
     Raises ValueError for augmented data, and if `folder` holds a cache with another key.
     """
     folder = Path(folder)
+    key = _open(folder, train, model)
+    device = model.schedule.betas.device
+    captions = [item.caption for item in train.items]
+    texts = list(dict.fromkeys(captions))
+    numbers = {text: i for i, text in enumerate(texts)}
+
+    def encode(indices: Sequence[int]) -> dict[str, Tensor]:
+        batch = train.__getitems__(indices)
+        moments = model.autoencoder.moments(batch["image"].to(device))
+        return {"moments": moments.half().cpu(), "hint": _stored(batch["hint"])}
+
+    def read(indices: Sequence[int]) -> dict[str, Tensor]:
+        return {"context": model.context([texts[i] for i in indices]).half().cpu()}
+
+    shards, place = _plan(train.groups or [0] * len(train), shard_size)
+    _write_shards(folder / "moments", shards, encode, batch_size)
+    _write_shards(folder / "contexts", _plan([0] * len(texts), shard_size)[0], read, batch_size)
+    index = {
+        "key": key,
+        "shard_size": shard_size,
+        "place": place,
+        "groups": list(train.groups) if train.groups else None,
+        "texts": texts,
+        "captions": [numbers[caption] for caption in captions],
+        "validation": _write_validation(folder, validation),
+    }
+    write_json(folder / INDEX, index)
+    return folder
+
+
+def _open(folder: Path, train: FolderDataset, model: LatentDiffusion) -> dict[str, str]:
+    """Make the folder, or find it begun with the same key; returns the key."""
     if train.varies:
         raise ValueError("a cache holds each item once: set data.augment.flip=0, random_crop=false and vary=false")
     key = {**model_key(model, train.condition), **data_key(train)}
@@ -97,45 +129,7 @@ def build_cache(
         check_key(json.loads((folder / KEY).read_text()), key, folder)
     else:
         write_json(folder / KEY, key)
-    groups = train.groups or [0] * len(train)
-    shards, place = _plan(groups, shard_size)
-    device = model.schedule.betas.device
-
-    def encode(indices: Sequence[int]) -> dict[str, Tensor]:
-        batch = train.__getitems__(indices)
-        moments = model.autoencoder.moments(batch["image"].to(device))
-        return {"moments": moments.half().cpu(), "hint": _stored(batch["hint"])}
-
-    with tqdm(total=len(train), desc="moments and hints", unit="img") as bar:
-        for number, indices in enumerate(shards):
-            _shard(folder / f"moments-{number:05d}.safetensors", indices, encode, batch_size)
-            bar.update(len(indices))
-    captions = [item.caption for item in train.items]
-    texts = list(dict.fromkeys(captions))
-    numbers = {text: i for i, text in enumerate(texts)}
-
-    def read(indices: Sequence[int]) -> dict[str, Tensor]:
-        return {"context": model.context([texts[i] for i in indices]).half().cpu()}
-
-    with tqdm(total=len(texts), desc="captions", unit="text") as bar:
-        for number, first in enumerate(range(0, len(texts), shard_size)):
-            indices = [*range(first, min(first + shard_size, len(texts)))]
-            _shard(folder / f"contexts-{number:05d}.safetensors", indices, read, batch_size)
-            bar.update(len(indices))
-    held_out = validation.__getitems__(range(len(validation)))
-    tensors = {"image": ((held_out["image"] + 1) * 127.5).round().byte(), "hint": _stored(held_out["hint"])}
-    _write_tensors(folder / VALIDATION, tensors)
-    index = {
-        "key": key,
-        "shard_size": shard_size,
-        "place": place,
-        "groups": list(train.groups) if train.groups else None,
-        "texts": texts,
-        "captions": [numbers[caption] for caption in captions],
-        "validation": held_out["caption"],
-    }
-    write_json(folder / INDEX, index)
-    return folder
+    return key
 
 
 def _plan(groups: Sequence[int], shard_size: int) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -152,13 +146,25 @@ def _plan(groups: Sequence[int], shard_size: int) -> tuple[list[list[int]], list
     return shards, place
 
 
-def _shard(
-    path: Path, indices: Sequence[int], make: Callable[[Sequence[int]], dict[str, Tensor]], batch_size: int
+def _write_shards(
+    path: Path, shards: Sequence[Sequence[int]], make: Callable[[Sequence[int]], dict[str, Tensor]], batch_size: int
 ) -> None:
-    if path.exists():
-        return
-    parts = [make(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-    _write_tensors(path, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    """`make` of each shard's items, in batches, into PATH-00000.safetensors and so on; what is there stays."""
+    with tqdm(total=sum(map(len, shards)), desc=path.name, unit="item") as bar:
+        for number, indices in enumerate(shards):
+            file = path.with_name(f"{path.name}-{number:05d}.safetensors")
+            if not file.exists():
+                parts = [make(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+                _write_tensors(file, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            bar.update(len(indices))
+
+
+def _write_validation(folder: Path, validation: FolderDataset) -> list[str]:
+    """The held-out images and hints into one file; returns their captions."""
+    batch = validation.__getitems__(range(len(validation)))
+    image = ((batch["image"] + 1) * 127.5).round().byte()
+    _write_tensors(folder / VALIDATION, {"image": image, "hint": _stored(batch["hint"])})
+    return batch["caption"]
 
 
 def _stored(hint: Tensor) -> Tensor:

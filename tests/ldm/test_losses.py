@@ -9,11 +9,14 @@ from torch import nn
 
 from ldm.autoencoder import DiagonalGaussian
 from ldm.losses import (
+    EDGE_THRESHOLD,
     AutoencoderLoss,
     LabelProbe,
     PatchDiscriminator,
     PerceptualLoss,
     adaptive_weight,
+    edge_log_odds,
+    edge_loss,
     gradient_l1,
     hinge_discriminator_loss,
     min_snr_weight,
@@ -40,15 +43,47 @@ def test_gradient_l1_ignores_a_constant_offset_and_measures_a_ramp():
     assert gradient_l1(x, x + ramp + 2 * ramp.T).item() == pytest.approx(0.3, rel=1e-4)
 
 
+def grey_step(height: float) -> torch.Tensor:
+    """A vertical edge of that many grey values of 255 in the middle of an image (1, 3, 16, 16)."""
+    return (torch.arange(16) >= 8).float().mul(height / 127.5).sub(0.5).expand(1, 3, 16, 16)
+
+
+def test_an_edge_at_cannys_threshold_has_even_odds():
+    at_threshold = edge_log_odds(grey_step(EDGE_THRESHOLD / 4))  # Sobel's weights add up to 4
+    assert at_threshold.shape == (1, 14, 14)
+    assert at_threshold[..., 6:8].abs().max() < 1e-4
+    assert (at_threshold[..., :6] < -10).all()
+    twice = edge_log_odds(grey_step(EDGE_THRESHOLD / 2))[..., 6:8]
+    torch.testing.assert_close(twice, torch.full_like(twice, 4 * math.log(2)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_edge_loss_is_zero_for_equal_images_and_dearer_for_a_missed_edge_than_for_one_too_many():
+    strong, flat = grey_step(100.0), grey_step(0.0)
+    assert edge_loss(strong, strong).item() == 0.0
+    assert edge_loss(strong, grey_step(50.0)).item() > 0
+    assert edge_loss(strong, flat) > 2 * edge_loss(flat, strong) > 0
+
+
+def test_the_edge_loss_pulls_a_blurred_edge_sharp():
+    x = grey_step(100.0)
+    y = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, stride=1).requires_grad_()
+    edge_loss(x, y).backward()
+    sharper = (y - 0.05 * y.grad / y.grad.abs().max()).detach()
+    assert edge_loss(x, sharper) < edge_loss(x, y)
+
+
 def test_the_terms_add_up_with_their_weights():
     x, y = images(0), images(1)
-    loss = AutoencoderLoss(gradient=0.5, kl=0.01, perceptual=2.0, perceptual_distance=F.mse_loss)
+    loss = AutoencoderLoss(gradient=0.5, edges=0.3, kl=0.01, perceptual=2.0, perceptual_distance=F.mse_loss)
     total, terms = loss(x, y, posterior(3.0, 0.0))
     assert terms["l1"] == F.l1_loss(x, y)
     assert terms["kl"].item() == pytest.approx(4.5)  # mean^2 / 2 nats in each latent
     assert terms["gradient"] == gradient_l1(x, y)
     assert terms["perceptual"] == F.mse_loss(x, y)
-    expected = terms["l1"] + 0.5 * terms["gradient"] + 0.01 * terms["kl"] + 2.0 * terms["perceptual"]
+    assert terms["edges"] == edge_loss(x, y)
+    expected = (
+        terms["l1"] + 0.5 * terms["gradient"] + 0.3 * terms["edges"] + 0.01 * terms["kl"] + 2.0 * terms["perceptual"]
+    )
     torch.testing.assert_close(total, expected)
 
 
