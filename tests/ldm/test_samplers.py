@@ -271,7 +271,7 @@ def test_every_sampler_takes_exactly_n_steps_for_every_n(name, spacing):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_sampler_takes_as_many_steps_as_its_grid_has_entries(name):
-    """tests/ldm/test_schedule.py has the grid of every count on every spacing: exactly n entries for n of 1 to 1000. Here
+    """tests/ldm/test_schedule.py has the grid of every count on every spacing: n entries for each n of 1 to 1000. Here
     the arithmetic on them: 1000, and counts that differ from sampler to sampler and from spacing to spacing."""
     pairs = len(ALL) * len(SPACINGS)
     for i, spacing in enumerate(SPACINGS):
