@@ -260,8 +260,8 @@ class Subject:
         OmegaConf.resolve(run)
         try:
             images = training_images(OmegaConf.to_container(run).get("data") or {}, self.cfg.nearest)  # type: ignore
-        except (OSError, ValueError) as error:
-            print(f"note: nearest_training is left out: {error}")
+        except (OSError, ValueError, KeyError) as error:
+            print(f"note: nearest_training is left out; {record}: {error!r}")
             return None
         return None if images is None else thumbnails(images)
 
@@ -371,7 +371,7 @@ def evaluate(cfg: DictConfig) -> list[Path]:
         for branches, folder in zip(subjects, folders, strict=True):
             results = evaluate_one(Subject(branches, cfg, device, precision), folder)
             print("\n" + results_table(results) + f"\n\n{folder / 'results.json'}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     return folders
 

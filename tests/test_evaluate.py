@@ -12,7 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate
+from cldm.data.seen import training_images
+from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.segmenter import Segmenter
+from cldm.jobs import load_image
 from cldm.pictures import save_atomically
 from cldm.tracking import REPOSITORY
 from ldm.weights import save_weights
@@ -156,6 +159,44 @@ def test_a_published_checkpoint_needs_to_be_told_its_model_and_condition(runs: P
     assert results(folder)["condition"] == "canny"
 
 
+def test_images_are_compared_with_those_the_run_was_trained_on(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "control.safetensors").write_bytes((runs / "a" / "control.safetensors").read_bytes())
+    data = {"_target_": "cldm.data.scenes.datamodule.scenes_data", "train_count": 4, "family": "control", "size": 64,
+            "seed": 0}  # fmt: skip
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
+    [folder] = measure(runs, f"checkpoint={tmp_path}", "nearest=3", *FAST)
+    found, rows = results(folder), np.load(folder / "per_sample.npz")
+    files = [folder / f"images/none/item_0000{i}_noise_0.png" for i in range(2)]
+    drawn = torch.cat([load_image(file, Image.open(file).size) for file in files])
+    expected = nearest_distances(drawn, thumbnails(training_images(data, 3)))
+    assert rows["nearest_training"] == pytest.approx(expected.numpy())
+    assert found["metrics"]["none"]["nearest_training"] == pytest.approx(expected.mean().item())
+    assert 0 < found["real"]["nearest_training"] < 0.5
+    assert "nearest_training" not in found["base"]["none"]
+    (folder / "results.json").unlink()
+    assert results(measure(runs, f"checkpoint={tmp_path}", "nearest=3", *FAST)[0]) == found
+
+
+def test_fid_lies_between_the_images_and_real_ones(runs: Path, tmp_path: Path, monkeypatch) -> None:
+    class Mean:
+        """Stands where Inception stands, which takes a second an image."""
+
+        def __init__(self, weights: str, device: str):
+            assert weights == "inception.pth"
+            self.model = torch.nn.Linear(1, 1)
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean(dim=(2, 3))
+
+    monkeypatch.setattr(evaluate, "Inception", Mean)
+    [folder] = measure(runs, f"checkpoint={runs}/a", "inception=inception.pth", "reference=8", "baseline=false",
+                       f"out={tmp_path}", *FAST)  # fmt: skip
+    found = results(folder)
+    assert found["metrics"]["none"]["fid"] > 0
+    assert {"fid", "kid"} <= set(found["real"]) & set(found["ceiling"])
+    assert found["protocol"]["inception"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -167,6 +208,7 @@ def test_a_published_checkpoint_needs_to_be_told_its_model_and_condition(runs: P
         (["noise_seeds=[1,1]"], "noise_seeds must be different"),
         (["mode=loud"], "control mode must be one of"),
         (["checkpoint=nowhere"], "there is no nowhere"),
+        (["inception=nowhere.pth"], "nothing is downloaded"),
         (["precision=fp8"], "precision must be one of"),
         (["protocol=folder", "data.path=nowhere"], "nowhere"),
         (["sampler.steps=2"], "holds another evaluation"),
