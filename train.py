@@ -22,7 +22,7 @@ from cldm.control_ldm import ControlLDM
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
 from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
-from cldm.runs import base_beside, base_of, report
+from cldm.runs import ancestry, base_beside, base_of, report
 from cldm.sweeps import in_sweep, note_failure
 from cldm.tracking import (
     commit,
@@ -75,8 +75,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if loads := [part for part in cfg.stage.loads if not (scratch and part == "unet")]:
         load_base(model, base_of(cfg), loads)
     module = build_module(cfg, model)
-    if cfg.init_from:
-        start_from(cfg, module, model)
+    source = start_from(cfg, module, model) if cfg.init_from else None
     condition = instantiate(cfg.condition, _convert_="all")
     data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]
@@ -84,7 +83,12 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
-    export.metadata |= {"extractor": repr(condition), "polarity": condition.polarity}
+    ancestors = ancestry(base_of(cfg) if loads else None, source)
+    export.metadata |= {
+        "extractor": repr(condition),
+        "polarity": condition.polarity,
+        "ancestors": to_json(ancestors),
+    }
     module.hold_frozen_in(str(trainer.precision))
     found = parts(module.train())
     if isinstance(module, ControlLDM):
@@ -111,8 +115,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     return finish(run, results, began)
 
 
-def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> None:
-    """Load the weights that cfg.init_from names, those of a run folder or a file, into what the stage trains."""
+def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> Path:
+    """Load the weights that cfg.init_from names, those of a run folder or a file, into what the stage trains; returns
+    the file."""
     trained, source = module.trained(), Path(cfg.init_from)
     exported = source / f"{cfg.stage.name}.safetensors"
     source = exported if exported.is_file() else source
@@ -124,6 +129,7 @@ def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> None:
     else:  # what the stage does not train stays as it came from `base`
         names = {name for name, _ in trained.named_children()} - {*cfg.stage.loads}
         load_base(model, source, [part for part in PARTS if part in names])
+    return source
 
 
 def reproduction(cfg: DictConfig) -> DictConfig:

@@ -1,6 +1,7 @@
 """What a finished run says of itself: figures on held-out items, pictures, a table."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ def base_beside(control: Path) -> Path | None:
             "keep the two files together"
         )
     return base
+
+
+def ancestry(*sources: str | Path | None) -> list[dict[str, Any]]:
+    """What the files of ours that a run starts from say of themselves, oldest first, each after its own ancestors."""
+    found: list[dict[str, Any]] = []
+    for source in sources:
+        if source is None or Path(source).suffix != ".safetensors":
+            continue
+        told = read_metadata(source)
+        own = {name: told[name] for name in ("stage", "command", "commit", "steps", "metrics") if name in told}
+        lineage = [*json.loads(told.get("ancestors", "[]")), *([own] if "command" in own else [])]
+        found += [ancestor for ancestor in lineage if ancestor not in found]
+    return found
 
 
 def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]) -> dict[str, Any]:

@@ -235,6 +235,15 @@ def test_init_from_a_run_folder_starts_at_its_weights(run, straight):
     assert_equal_tensors(load_file(other / "control.safetensors"), load_file(straight / "control.safetensors"))
 
 
+def test_a_file_names_what_it_was_trained_from(run, straight):
+    second = run("second", "steps=1", f"init_from={straight}", "optimizer.lr=0")
+    third = run("third", "steps=1", f"init_from={second}", "optimizer.lr=0")
+    told = [read_metadata(folder / "control.safetensors") for folder in (straight, second, third)]
+    lineage = [json.loads(metadata["ancestors"]) for metadata in told]
+    assert [[ancestor["steps"] for ancestor in ancestors] for ancestors in lineage] == [[], ["4"], ["4", "1"]]
+    assert lineage[2][0]["command"] == told[0]["command"]
+
+
 @pytest.mark.parametrize("locking", ["decoder", "scratch"])
 def test_a_base_that_trains_too_is_exported_beside_the_branch_and_drawn_with(run, base, composed, locking):
     unlocked = [f"stage.module.locking={locking}", "steps=3", "optimizer.lr=0.01"]
