@@ -37,7 +37,17 @@ from cldm.runs import recorded_values
 from cldm.tracking import commit, write_json
 from ldm.diffusion import LatentDiffusion
 from ldm.weights import fingerprint
-from sample import FILE, PRECISIONS, checkpoints_of, digest, is_pooled, load_branch, load_model, published
+from sample import (
+    FILE,
+    PRECISIONS,
+    checkpoints_of,
+    device_and_precision,
+    digest,
+    is_pooled,
+    load_branch,
+    load_model,
+    published,
+)
 
 PROTOCOL = ("name", "items", "noise_seeds", "prompts", "data", "size", "scale", "start", "end", "mode", "weighting",
             "negative", "precision", "sampler", "clip", "reference", "nearest")  # fmt: skip
@@ -361,10 +371,7 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
 def evaluate(cfg: DictConfig) -> list[Path]:
     """Measure every checkpoint; returns the folders of their results."""
     given = [cfg.checkpoint] if cfg.checkpoint is None or isinstance(cfg.checkpoint, str) else [*cfg.checkpoint]
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = cfg.precision or ("fp32" if device == "cpu" else "fp16")
-    if precision not in PRECISIONS:
-        raise SystemExit(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    device, precision = device_and_precision(cfg)
     try:
         subjects = [branches_of(cfg, one) for one in given]
         folders = [output_folder(cfg, branches[0].path, len(subjects)) for branches in subjects]

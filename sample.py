@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.generation import Sampling
 from cldm.interop import load_control
-from cldm.jobs import Job, Ledger, Shot, draw_in_batches, load_image, load_mask, make_job, read_jobs
+from cldm.jobs import Job, load_image, load_mask, make_job, read_jobs
+from cldm.ledger import Ledger, Shot, draw_in_batches
 from cldm.runs import base_beside, base_of
 from cldm.tracking import REPOSITORY
 from ldm.diffusion import LatentDiffusion
@@ -239,48 +240,77 @@ def digest(path: Path, found: Any = None) -> str:
     return found.hexdigest()
 
 
-def sample(cfg: DictConfig) -> Path:
-    """Draw the images; returns their folder."""
+@dataclass(frozen=True)
+class Plan:
+    """What is to be drawn with what: checkpoints, the configs they were trained with, their conditions, the jobs."""
+
+    paths: list[Path]
+    trainings: list[DictConfig]
+    conditions: list[Condition]
+    jobs: list[Job]
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Everything found and checked before weights are read; SystemExit says what cannot be drawn."""
     paths, trainings = checkpoints_of(cfg.checkpoint, cfg)
     pools = [is_pooled(path) for path in paths]
     conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = cfg.precision or ("fp32" if device == "cpu" else "fp16")
-    if precision not in PRECISIONS:
-        raise SystemExit(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     try:
         jobs = jobs_of(cfg, trainings[0].size, pools)
         check(jobs, trainings, conditions)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
+    return Plan(paths, trainings, conditions, jobs)
+
+
+def device_and_precision(cfg: DictConfig) -> tuple[str, str]:
+    """Where to work and in what; by default a GPU in fp16 if there is one, else fp32."""
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    precision = cfg.precision or ("fp32" if device == "cpu" else "fp16")
+    if precision not in PRECISIONS:
+        raise SystemExit(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    return device, precision
+
+
+def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, cfg: DictConfig) -> None:
+    """Read the weights and draw the shots, with a progress bar that counts the steps of every image."""
+    device, precision = device_and_precision(cfg)
+    diffusion, net = load_model(found.paths[0], found.trainings[0])
+    others = zip(found.paths[1:], found.trainings[1:], strict=True)
+    nets = [net, *(load_branch(path, training, diffusion) for path, training in others)]
+    home = "cpu" if cfg.sampler.low_memory else device
+    for module in (diffusion, *nets):
+        # convolutions of channels-last weights are faster: 16 % of a 320-wide block in fp32 on a CPU
+        module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)
+    steps = sum(int(s.job.sampler["steps"] * (s.job.strength if s.job.image else 1)) for s in shots)
+    size = cfg.batch_size or (4 if device == "cpu" else 16)
+    with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
+        report = lambda _, z: bar.update(len(z))  # noqa: E731
+        brush = partial(draw, diffusion=diffusion, nets=nets, conditions=found.conditions, callback=report)
+        draw_in_batches(shots, brush, ledger, size)
+
+
+def sample(cfg: DictConfig) -> Path:
+    """Draw the images; returns their folder."""
+    _, precision = device_and_precision(cfg)
+    found = plan(cfg)
     ledger = Ledger(
-        Path(cfg.out) if cfg.out else paths[0].parent / "samples",
+        Path(cfg.out) if cfg.out else found.paths[0].parent / "samples",
         {
-            "checkpoints": [{"file": str(path), "digest": digest(path)} for path in paths],
-            "base": base_of(trainings[0]),
+            "checkpoints": [{"file": str(path), "digest": digest(path)} for path in found.paths],
+            "base": base_of(found.trainings[0]),
             "precision": precision,
         },
         flat=not cfg.jobs,
         resume=bool(cfg.jobs),
     )
-    shots = ledger.missing(jobs)
+    shots = ledger.missing(found.jobs)
     if shots:
-        diffusion, net = load_model(paths[0], trainings[0])
-        nets = [net, *(load_branch(p, t, diffusion) for p, t in zip(paths[1:], trainings[1:], strict=True))]
-        home = "cpu" if cfg.sampler.low_memory else device
-        for module in (diffusion, *nets):
-            # convolutions of channels-last weights are faster: 16 % of a 320-wide block in fp32 on a CPU
-            module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)
-        steps = sum(int(s.job.sampler["steps"] * (s.job.strength if s.job.image else 1)) for s in shots)
-        size = cfg.batch_size or (4 if device == "cpu" else 16)
-        with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
-            report = lambda _, z: bar.update(len(z))  # noqa: E731
-            draw_in_batches(shots, partial(draw, diffusion=diffusion, nets=nets, conditions=conditions,
-                                           callback=report), ledger, size)  # fmt: skip
-    for job in jobs:
+        draw_all(shots, found, ledger, cfg)
+    for job in found.jobs:
         if {shot.file for shot in ledger.shots(job)} & {shot.file for shot in shots}:
-            ledger.sheet(job, load_inputs(job, conditions, notify=lambda _: None)["hints"])
-    there = sum(job.count for job in jobs) - len(shots)
+            ledger.sheet(job, load_inputs(job, found.conditions, notify=lambda _: None)["hints"])
+    there = sum(job.count for job in found.jobs) - len(shots)
     print(f"{len(shots)} images and sheets in {ledger.folder}" + (f"; {there} were there already" if there else ""))
     return ledger.folder
 

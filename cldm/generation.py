@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cldm.control import ControlUnit, PreparedUnit
 from ldm.diffusion import LatentDiffusion
 from ldm.guidance import Model, classifier_free_guidance, known_outside
+from ldm.precision import fast_products
 from ldm.prompts import encode_prompts, match_lengths
 from ldm.reuse import compiled, keys_values, time_table
 from ldm.samplers import Denoiser, PerImageNoise, initial_noise
@@ -71,25 +72,27 @@ class Sampling:
         shape = diffusion.latent_shape(*size)
         timesteps = self.timesteps(diffusion, strength if image is not None else 1.0)
         place = Placement(self.low_memory, diffusion.schedule.betas.device)
-        with place.visit(diffusion.conditioner):
-            context, negatives = self.contexts(diffusion, prompts, negative, units)
-        z = noise = initial_noise(seeds, shape, place.device, context.dtype)
-        if image is not None:
-            with place.visit(diffusion.autoencoder):
-                z0 = diffusion.encode(image.to(z)).expand_as(z)
-            z = diffusion.schedule.add_noise(z0, noise, timesteps[:1]).to(z)
-        with place.visit(diffusion.unet, *(unit.net for unit in units)):
-            denoiser = self.denoiser(diffusion, units, context, negatives, timesteps)
+        dtype = diffusion.unet.encoder.conv_in.weight.dtype
+        with contextlib.nullcontext() if self.compile else fast_products(dtype, place.device):
+            with place.visit(diffusion.conditioner):
+                context, negatives = self.contexts(diffusion, prompts, negative, units)
+            z = noise = initial_noise(seeds, shape, place.device, context.dtype)
+            if image is not None:
+                with place.visit(diffusion.autoencoder):
+                    z0 = diffusion.encode(image.to(z)).expand_as(z)
+                z = diffusion.schedule.add_noise(z0, noise, timesteps[:1]).to(z)
+            with place.visit(diffusion.unet, *(unit.net for unit in units)):
+                denoiser = self.denoiser(diffusion, units, context, negatives, timesteps)
+                if mask is not None:
+                    here = F.interpolate(mask.to(z), shape[-2:], mode="nearest")
+                    denoiser = known_outside(denoiser, z0, here, diffusion.schedule)
+                z = self.sampler(
+                    denoiser, z, timesteps, diffusion.schedule, generator=PerImageNoise(seeds), callback=callback
+                )
             if mask is not None:
-                here = F.interpolate(mask.to(z), shape[-2:], mode="nearest")
-                denoiser = known_outside(denoiser, z0, here, diffusion.schedule)
-            z = self.sampler(
-                denoiser, z, timesteps, diffusion.schedule, generator=PerImageNoise(seeds), callback=callback
-            )
-        if mask is not None:
-            z = torch.lerp(z0, z, here)
-        with place.visit(diffusion.autoencoder):
-            return decode_tiled(diffusion.decode, z) if self.low_memory else diffusion.decode(z)
+                z = torch.lerp(z0, z, here)
+            with place.visit(diffusion.autoencoder):
+                return decode_tiled(diffusion.decode, z) if self.low_memory else diffusion.decode(z)
 
     def timesteps(self, diffusion: LatentDiffusion, strength: float) -> Tensor:
         """The grid, or its last int(steps * strength) entries."""

@@ -15,7 +15,9 @@ from torch import Tensor
 from cldm.controlnet import ControlNet
 from ldm.interop import names, sizes
 from ldm.interop.files import write_json, write_tensors
-from ldm.interop.published import Part, Published, Understood, plain_errors, read, translate, understand
+from ldm.interop.layouts import Part
+from ldm.interop.published import Published, read
+from ldm.interop.understand import Understood, plain_errors, translate, understand
 from ldm.interop.write import unet_config
 from ldm.unet import UNet, UNetConfig, UNetEncoder
 from ldm.weights import check_shapes, load_weights, shapes

@@ -1,5 +1,7 @@
 """Attention and the transformer blocks of the U-Net."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -35,13 +37,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     raise ValueError(f"model.unet.config.backend must be one of {BACKENDS}, got {backend!r}")
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def xformers_kernel() -> Callable[..., Tensor]:
+    """xformers' attention of q (b, n, heads, d) and k, v (b, m, heads, d); ImportError says how to install it."""
     try:
         from xformers.ops import memory_efficient_attention
     except ImportError as error:
-        raise ImportError("model.unet.config.backend=xformers needs `pip install -e '.[xformers]'`") from error
-    # xformers wants (b, n, heads, d)
-    return memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        raise ImportError(
+            "model.unet.config.backend=xformers needs `pip install -e '.[xformers]'`; without it take backend=auto"
+        ) from error
+    return memory_efficient_attention
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.device.type != "cuda":  # it would list a dozen kernels, none of which has a CPU form
+        raise ValueError(
+            f"model.unet.config.backend=xformers needs a GPU, the model is on {q.device.type}; take backend=auto"
+        )
+    return xformers_kernel()(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -63,6 +75,8 @@ class CrossAttention(nn.Module):
             raise ValueError(f"{channels} channels cannot be split into {heads} heads (model.unet.config.heads)")
         if backend not in BACKENDS:
             raise ValueError(f"model.unet.config.backend must be one of {BACKENDS}, got {backend!r}")
+        if backend == "xformers":
+            xformers_kernel()  # told now, not at the first step
         self.heads, self.backend = heads, backend
         self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
         self.to_k = nn.Linear(context_channels, channels, bias=qkv_bias)

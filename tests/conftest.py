@@ -182,15 +182,19 @@ def reference() -> Callable[..., nn.Module]:
             branch = diffusers.ControlNetModel(conditioning_embedding_out_channels=widths, **options)
             return _randomise(branch, seed)
         if kind == "autoencoder":
-            levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-            sizes = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1}
+            odd = {"block_out_channels": (24, 48, 48), "layers_per_block": 2, "norm_num_groups": 8}
+            usual = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1}
+            sizes = odd if family == "odd" else usual
+            depth = len(sizes["block_out_channels"])
+            levels = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+            levels = {key: kinds * depth for key, kinds in levels.items()}
             return _randomise(diffusers.AutoencoderKL(latent_channels=4, **sizes, **levels), seed)
         config = transformers.CLIPTextConfig(
             vocab_size=49408,
             hidden_size=64,
             intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=1,
+            num_hidden_layers=3 if family == "odd" else 2,
+            num_attention_heads=4 if family == "odd" else 1,
             max_position_embeddings=77,
             hidden_act="gelu" if family == "sd2" else "quick_gelu",
         )

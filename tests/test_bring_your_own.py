@@ -14,7 +14,8 @@ import train
 from cldm.cli import main
 from cldm.interop import understand_control
 from cldm.tracking import REPOSITORY
-from ldm.interop.published import read, understand
+from ldm.interop.published import read
+from ldm.interop.understand import understand
 from ldm.weights import read_metadata
 
 CONFIGS = str(REPOSITORY / "configs")

@@ -10,8 +10,10 @@ from tqdm import tqdm
 
 from cldm.interop import control_tensors, describe, understand_control, write_control_folder
 from ldm.interop.files import atomic, write_tensors
+from ldm.interop.layouts import CALLED
 from ldm.interop.model import pad_of, prediction_of
-from ldm.interop.published import CALLED, FOLDERS, Published, Understood, averaged, read, understand
+from ldm.interop.published import FOLDERS, Published, read
+from ldm.interop.understand import Understood, averaged, understand
 from ldm.interop.write import (
     original_tensors,
     schedule_tensors,

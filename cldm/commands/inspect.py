@@ -6,8 +6,10 @@ from pathlib import Path
 from cldm.controlnet import ControlNet
 from cldm.interop import understand_control
 from ldm.autoencoder import AutoencoderKL
-from ldm.interop.published import CALLED, SETTINGS, Published, Understood, read, understand
+from ldm.interop.layouts import CALLED
+from ldm.interop.published import SETTINGS, Published, read
 from ldm.interop.sizes import family
+from ldm.interop.understand import Understood, understand
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
 

@@ -10,14 +10,9 @@ from ldm.autoencoder import AutoencoderKL
 from ldm.conditioner import Conditioner
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import sizes
-from ldm.interop.published import (
-    CALLED,
-    Published,
-    autoencoder_sizes,
-    read,
-    text_sizes,
-    understand,
-)
+from ldm.interop.layouts import CALLED
+from ldm.interop.published import Published, read
+from ldm.interop.understand import autoencoder_sizes, text_sizes, understand
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet

@@ -14,7 +14,8 @@ from torch import Tensor
 from ldm.autoencoder import AutoencoderKL
 from ldm.interop import names
 from ldm.interop.files import write_json, write_tensors
-from ldm.interop.published import SETTINGS, UNUSED_TEXT, Understood
+from ldm.interop.published import SETTINGS, UNUSED_TEXT
+from ldm.interop.understand import Understood
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig

@@ -101,10 +101,10 @@ def test_the_hint_matters_in_these_comparisons(both, hints):
     assert (with_hint - without).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "pndm"])
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_two_controlnets_with_windows_and_scales(both, hints, name):
-    """The window of a PNDM pipeline counts its n + 1 evaluations, so there both act throughout."""
-    windows = ((0.0, 1.0), (0.0, 1.0)) if name == "pndm" else ((0.0, 0.5), (0.2, 0.8))
+    """The windows of diffusers' PNDM and Heun count evaluations, n + 1 and 2n - 1, so there both act throughout."""
+    windows = ((0.0, 1.0), (0.0, 1.0)) if name in ("pndm", "heun") else ((0.0, 0.5), (0.2, 0.8))
     steps = 10
     units = [
         ControlUnit(net, hint, scale, start=start, end=end)
@@ -119,9 +119,16 @@ def test_two_controlnets_with_windows_and_scales(both, hints, name):
     close(ours(both, name, steps, units), reference)
 
 
-@pytest.mark.parametrize(("name", "strength"), [("ddim", 0.5), ("euler", 0.8), ("dpmpp_2m", 0.8)])
+@pytest.mark.parametrize(
+    ("name", "strength"),
+    [("ddim", 0.5), ("euler", 0.8), ("heun", 0.5), ("dpmpp_2m", 0.8), ("unipc", 0.6)],
+)
 def test_image_to_image(both, hints, name, strength):
-    """Latents go in on their side: it would draw a sample of the posterior, we take the mean."""
+    """Latents go in on their side: it would draw a sample of the posterior, we take the mean.
+
+    Without pndm: diffusers cuts its list of n + 1 evaluations by steps, starts one timestep early, and takes the second
+    timestep for a repetition of the first.
+    """
     image = 2 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(7)) - 1
     z0 = both.diffusion.encode(image)
     unit = ControlUnit(both.controls[0], hints[0], 0.8)
@@ -151,15 +158,16 @@ def test_inpainting_with_a_four_channel_base(both, name, monkeypatch):
     close(torch.lerp(z0, found, here), reference)
 
 
-def test_guess_mode_is_ours_up_to_its_scales(both, hints):
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_guess_mode_is_ours_up_to_its_scales(both, hints, name):
     """diffusers spaces the scales from 0.1, the original and this project by 0.825: at most 0.7 % apart."""
-    reference = theirs(both, "ddim", 10, hints[:1], 4.0, guess_mode=True, negative="")
+    reference = theirs(both, name, 10, hints[:1], 4.0, guess_mode=True, negative="")
     published = torch.logspace(-1, 0, 13).tolist()
     same_scales = ControlUnit(both.controls[0], hints[0], scales=published, mode="conditional")
-    close(ours(both, "ddim", 10, [same_scales], 4.0, negative=""), reference)
+    close(ours(both, name, 10, [same_scales], 4.0, negative=""), reference)
     own = ControlUnit(both.controls[0], hints[0], mode="control")
     assert max(abs(a / b - 1) for a, b in zip(own.weights(), published, strict=True)) < 0.007
-    close(ours(both, "ddim", 10, [own], 4.0, negative=""), reference, 2e-2)
+    close(ours(both, name, 10, [own], 4.0, negative=""), reference, 2e-2)
 
 
 def test_guidance_rescale_and_clip_skip(both, hints):

@@ -16,8 +16,9 @@ from ldm.interop import load_base, pretrained
 from ldm.interop.files import read_tensors
 from ldm.interop.model import pad_of, prediction_of
 from ldm.interop.names import autoencoder_table, clip_table, openclip_table, unet_table
-from ldm.interop.published import Understood, averaged, read, understand
+from ldm.interop.published import read
 from ldm.interop.sizes import unet_settings
+from ldm.interop.understand import Understood, averaged, understand
 from ldm.interop.write import original_tensors, schedule_tensors, write_diffusers_part
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
@@ -150,11 +151,15 @@ def test_an_original_file_without_metadata_gives_the_same_numbers(originals, ref
     assert difference(unet(z, t, context), reference("unet", family)(z, t, context).sample) < TOLERANCE
 
 
+PUBLISHED = [(family, layout) for family in ("sd1", "sd2") for layout in ("diffusers", "original")]
+EVERY = [*PUBLISHED, ("odd", "diffusers")]  # what shapes do not tell of the odd one is in its config.json alone
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("layout", ["diffusers", "original"])
-def test_autoencoders_of_both_layouts_give_diffusers_moments_and_images(folders, originals, reference, layout):
-    theirs = reference("autoencoder")
-    ours = load(understand(read((folders if layout == "diffusers" else originals)["sd1"]), "autoencoder"))
+@pytest.mark.parametrize(("family", "layout"), EVERY)
+def test_autoencoders_of_both_layouts_give_diffusers_moments_and_images(folders, originals, reference, family, layout):
+    theirs = reference("autoencoder", family)
+    ours = load(understand(read((folders if layout == "diffusers" else originals)[family]), "autoencoder"))
     image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
     z = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(2))
     assert difference(ours.moments(image), theirs.encode(image).latent_dist.parameters) < TOLERANCE
@@ -163,8 +168,7 @@ def test_autoencoders_of_both_layouts_give_diffusers_moments_and_images(folders,
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", ["diffusers", "original"])
-@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize(("family", "layout"), EVERY)
 def test_text_encoders_of_both_layouts_give_transformers_context(folders, originals, reference, family, layout):
     theirs = reference("text", family)
     ours = load(understand(read((folders if layout == "diffusers" else originals)[family]), "text"))

@@ -270,15 +270,19 @@ def test_every_sampler_takes_exactly_n_steps_for_every_n(name, spacing):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_long_runs_and_odd_counts_work(name):
-    """Every count has a grid of its own, which tests/ldm/test_schedule.py checks; here the arithmetic on them."""
-    for n in (*range(4, 60, 7), 251, 501, 667, 999, 1000):
-        steps = []
-        z = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        out = ALL[name](lambda z, t: z, z, SCHEDULE.timesteps(n), SCHEDULE, PerImageNoise([0]),
-                        callback=lambda i, z, s=steps: s.append(i))  # fmt: skip
-        assert len(steps) == n
-        assert out.isfinite().all()
+def test_a_sampler_takes_as_many_steps_as_its_grid_has_entries(name):
+    """tests/ldm/test_schedule.py has the grid of every count on every spacing: n entries for each n of 1 to 1000. Here
+    the arithmetic on them: 1000, and counts that differ from sampler to sampler and from spacing to spacing."""
+    pairs = len(ALL) * len(SPACINGS)
+    for i, spacing in enumerate(SPACINGS):
+        first = 1 + len(SPACINGS) * [*ALL].index(name) + i
+        for n in (*range(first, 1000, 3 * pairs), 1000):
+            steps = []
+            z = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+            out = ALL[name](lambda z, t: z, z, SCHEDULE.timesteps(n, spacing), SCHEDULE, PerImageNoise([0]),
+                            callback=lambda i, z, s=steps: s.append(i))  # fmt: skip
+            assert steps == [*range(n)]
+            assert out.isfinite().all()
 
 
 def test_euler_is_ddim_that_ends_at_no_noise():

@@ -1,0 +1,1 @@
+"""A package, so that `tests.pipelines` is this one where an installed package calls itself tests, too."""
