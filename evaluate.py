@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -18,67 +18,142 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from cldm.conditions import Condition
+from cldm.conditions import Condition, apply_batch
 from cldm.conditions.plain import Unchanged
 from cldm.control import ControlUnit, check_settings
 from cldm.controlnet import ControlNet
 from cldm.data.held_out import REFERENCE_START
+from cldm.data.seen import training_images
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.gallery import claim, draw_missing, read_images
+from cldm.evaluation.inception import Inception
 from cldm.evaluation.protocol import Shot, protocol_hash, shots
-from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance
+from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
 from cldm.evaluation.report import results_table
-from cldm.evaluation.scores import Rows, Target, as_files, join, means, score, slices
+from cldm.evaluation.scores import Rows, Target, as_files, by_setting, hint_scores, join, means, score, slices
 from cldm.evaluation.segmenter import load_segmenter
 from cldm.generation import Sampling
 from cldm.runs import recorded_values
 from cldm.tracking import commit, write_json
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import fingerprint, read_metadata
-from sample import PRECISIONS, find_checkpoint, load_model, training_config
+from ldm.weights import fingerprint
+from sample import (
+    FILE,
+    PRECISIONS,
+    checkpoints_of,
+    device_and_precision,
+    digest,
+    is_pooled,
+    load_branch,
+    load_model,
+    published,
+)
 
 PROTOCOL = ("name", "items", "noise_seeds", "prompts", "data", "size", "scale", "start", "end", "mode", "weighting",
-            "negative", "precision", "sampler", "clip", "reference")  # fmt: skip
+            "negative", "precision", "sampler", "clip", "reference", "nearest")  # fmt: skip
 """Keys of the config that numbers of one table must share."""
+
+UNIT = {"scale": 1.0, "start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None}
+"""How a branch is applied, see ControlUnit: keys of the config for the first, of the entries of `more` for others."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A trained branch, and how it is applied: the keys of UNIT."""
+
+    path: Path
+    training: DictConfig
+    settings: dict[str, Any]
+
+    @cached_property
+    def condition(self) -> Condition:
+        return instantiate(self.training.condition, _convert_="all")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its file, or of the files of its folder."""
+        return digest(self.path, hashlib.sha256())
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        return published(self.path).metadata
+
+    def unit(self, net: ControlNet, hints: Tensor) -> ControlUnit:
+        """What is to be added while images of these hints are drawn."""
+        return ControlUnit(net, hints, pool=is_pooled(self.path), **self.settings)
+
+
+def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Branch]:
+    """The branch of a checkpoint, and those that `more` adds to it."""
+    given: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = [{key: given[key] for key in UNIT}]
+    for entry in given["more"]:
+        known = ("checkpoint", "condition", *UNIT)
+        if not isinstance(entry, dict) or not {"checkpoint"} <= {*entry} <= {*known}:
+            raise ValueError(f"an entry of more has a checkpoint and any of {', '.join(known[1:])}; got {entry}")
+        settings.append(UNIT | {key: value for key, value in entry.items() if key in UNIT})
+    for unit in settings:
+        check_settings(**{key: value for key, value in unit.items() if key != "scale"})
+    paths, trainings = checkpoints_of(checkpoint, cfg)
+    recorded = [recorded_values(path, training) for path, training in zip(paths, trainings, strict=True)]
+    return [Branch(*parts) for parts in zip(paths, recorded, settings, strict=True)]
 
 
 @dataclass
 class Subject:
-    """One checkpoint to measure, and what it is measured on. Weights are loaded when they are first needed."""
+    """Branches that act together, and what they are measured on. Weights are loaded when they are first needed.
 
-    path: Path
+    Scores of the first branch's hint have plain names; those of another condition's begin with its name (`others`).
+    """
+
+    branches: list[Branch]
     cfg: DictConfig
-    training: DictConfig
     device: str
     precision: str
 
     def __post_init__(self) -> None:
-        self.condition: Condition = instantiate(self.training.condition, _convert_="all")
+        self.first = self.branches[0]
         self.sampling: Sampling = instantiate(self.cfg.sampler, _convert_="all")
-        self.size = self.cfg.size or self.training.size
+        self.size = self.cfg.size or self.first.training.size
         data = instantiate(self.cfg.data, _convert_="all")
-        self.data = data(condition=self.condition, size=self.size, count=self.cfg["items"])
+        self.data = data(condition=self.first.condition, size=self.size, count=self.cfg["items"])
         self.items = self.data.__getitems__(range(self.cfg["items"]))
+        made = [apply_batch(branch.condition, self.items["image"]) for branch in self.branches[1:]]
+        self.hints: list[Tensor] = [self.items["hint"], *made]
         scenes = getattr(self.data, "scenes", None)
         self.scenes = None if scenes is None else [*scenes]
         self.shots = shots(self.items["caption"], self.cfg.prompts, self.cfg.noise_seeds, scenes is not None)
-        self.metadata = read_metadata(self.path)
         clip, segmenter = self.cfg.clip, self.cfg.segmenter
         self.clip = ClipScore(clip.arch, clip.weights, self.device) if clip.weights else None
         self.segmenter = load_segmenter(segmenter) if segmenter and self.scenes else None
+        self.inception = Inception(self.cfg.inception, self.device) if self.cfg.inception else None
+
+    @cached_property
+    def others(self) -> dict[str, tuple[Condition, Tensor]]:
+        """Conditions of further branches with their hints, by name. A condition like the first's is measured there."""
+        found: dict[str, tuple[Condition, Tensor]] = {}
+        for branch, hints in zip(self.branches[1:], self.hints[1:], strict=True):
+            if repr(branch.condition) == repr(self.first.condition):
+                continue
+            known, _ = found.setdefault(branch.condition.name, (branch.condition, hints))
+            if repr(known) != repr(branch.condition):
+                raise ValueError(f"two branches of more have condition {known.name} with other settings: "
+                                 f"{known} and {branch.condition}; their scores could not be told apart")  # fmt: skip
+        return found
 
     def load(self) -> None:
         """Read the weights."""
         _ = self.models
 
     @cached_property
-    def models(self) -> tuple[LatentDiffusion, ControlNet]:
-        """The base and the branch, on the device."""
-        diffusion, net = load_model(self.path, self.training)
+    def models(self) -> tuple[LatentDiffusion, list[ControlNet]]:
+        """The base and the branches, on the device."""
+        diffusion, net = load_model(self.first.path, self.first.training)
+        nets = [net, *(load_branch(branch.path, branch.training, diffusion) for branch in self.branches[1:])]
         self.fingerprint = fingerprint(diffusion)
-        for module in (diffusion, net):
+        for module in (diffusion, *nets):
             module.to(self.device, PRECISIONS[self.precision]).to(memory_format=torch.channels_last)
-        return diffusion, net
+        return diffusion, nets
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
@@ -91,7 +166,9 @@ class Subject:
         fixed |= {"size": self.size, "precision": self.precision, "items_digest": digest.hexdigest()}
         fixed["segmenter"] = fingerprint(self.segmenter) if self.segmenter else None
         fixed["clip"] = {"arch": given["clip"]["arch"], "weights": fingerprint(self.clip.model)} if self.clip else None
+        fixed["inception"] = fingerprint(self.inception.model) if self.inception else None
         fixed |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        fixed["more"] = [{"condition": branch.condition.name, **branch.settings} for branch in self.branches[1:]]
         return json.loads(json.dumps(fixed))
 
     def target(self, chosen: Sequence[Shot]) -> Target:
@@ -106,16 +183,19 @@ class Subject:
 
     def draw(self, chosen: Sequence[Shot], controlled: bool) -> Tensor:
         """The images (n, 3, h, w) in [-1, 1] of these shots."""
-        diffusion, net = self.models
-        hints, cfg = self.items["hint"][[shot.item for shot in chosen]].to(self.device), self.cfg
-        unit = ControlUnit(net, hints, cfg.scale, start=cfg.start, end=cfg.end, mode=cfg.mode, weighting=cfg.weighting)
+        diffusion, nets = self.models
+        items = [shot.item for shot in chosen]
+        units = [
+            branch.unit(net, hints[items].to(self.device))
+            for branch, net, hints in zip(self.branches, nets, self.hints, strict=True)
+        ]
         return self.sampling(
             diffusion,
             [shot.prompt for shot in chosen],
             [shot.seed for shot in chosen],
-            tuple(hints.shape[-2:]),
-            unit if controlled else None,
-            cfg.negative,
+            tuple(self.items["image"].shape[-2:]),
+            units if controlled else None,
+            self.cfg.negative,
         )
 
     @torch.no_grad()
@@ -131,10 +211,7 @@ class Subject:
 
     def measure(self, images: Tensor, chosen: Sequence[Shot]) -> Rows:
         """The scores of these images, with the columns that say which image a row is about."""
-        parts = [
-            score(images[part], self.target(chosen[part]), self.condition, self.segmenter, self.clip)
-            for part in chunks(chosen)
-        ]
+        parts = [self._scores(images[part], chosen[part]) for part in chunks(chosen)]
         ids = {
             "item": np.array([shot.item for shot in chosen]),
             "setting": np.array([shot.setting for shot in chosen]),
@@ -142,17 +219,33 @@ class Subject:
         }
         return ids | join(parts)
 
-    @cached_property
-    def real_features(self) -> Tensor:
-        """Of real scenes that are no items."""
-        data = instantiate(self.cfg.data, _convert_="all", start=REFERENCE_START)
-        others = data(condition=Unchanged(), size=self.size, count=self.cfg.reference)
-        return self.features(others.__getitems__(range(len(others)))["image"])
+    def _scores(self, images: Tensor, chosen: Sequence[Shot]) -> Rows:
+        rows = score(images, self.target(chosen), self.first.condition, self.segmenter, self.clip)
+        items = [shot.item for shot in chosen]
+        for name, (condition, hints) in self.others.items():
+            found = hint_scores(images, hints[items], condition)
+            rows |= {f"{name}_{score}": values for score, values in found.items()}
+        return rows
 
-    def features(self, images: Tensor) -> Tensor:
-        """The segmenter's features (n, d)."""
-        assert self.segmenter is not None
-        return torch.cat([self.segmenter.features(images[part]) for part in slices(len(images), 64)])
+    @cached_property
+    def networks(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Networks whose features tell sets of images apart, by the end of the names of their numbers."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {"": self.inception} if self.inception else {}
+        return found | ({"_scenes": self.segmenter.features} if self.segmenter else {})
+
+    @cached_property
+    def real_features(self) -> dict[str, Tensor]:
+        """Features of real images: of scenes that are no items, or of the items where there are no others."""
+        images = self.items["image"]
+        if self.scenes is not None:
+            data = instantiate(self.cfg.data, _convert_="all", start=REFERENCE_START)
+            others = data(condition=Unchanged(), size=self.size, count=self.cfg.reference)
+            images = others.__getitems__(range(len(others)))["image"]
+        return {name: self.features(name, images) for name in self.networks}
+
+    def features(self, name: str, images: Tensor) -> Tensor:
+        """The features (n, d) of a network."""
+        return torch.cat([self.networks[name](images[part]) for part in slices(len(images), 64)])
 
     def quality(self, images: Tensor, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
         """Numbers of whole sets of images, by prompt setting."""
@@ -161,11 +254,30 @@ class Subject:
             rows = [i for i, shot in enumerate(chosen) if shot.setting == setting]
             items = torch.tensor([chosen[i].item for i in rows])
             found[setting] = {"diversity_pixels": diversity(images[rows], items)}
-            if self.segmenter is not None and len(rows) > 1:
-                features = self.features(images[rows])
-                found[setting]["fid_scenes"] = frechet_distance(features, self.real_features)
-                found[setting]["kid_scenes"] = kernel_distance(features, self.real_features)
+            for name in self.networks if len(rows) > 1 else ():
+                features, real = self.features(name, images[rows]), self.real_features[name]
+                found[setting][f"fid{name}"] = frechet_distance(features, real)
+                found[setting][f"kid{name}"] = kernel_distance(features, real)
         return found
+
+    @cached_property
+    def seen(self) -> Tensor | None:
+        """Thumbnails of images that the first branch was trained on; None if they are not at hand."""
+        record = self.first.path.parent / "config.yaml"
+        if not self.cfg.nearest or not record.is_file():
+            return None
+        run = OmegaConf.load(record)
+        OmegaConf.resolve(run)
+        try:
+            images = training_images(OmegaConf.to_container(run).get("data") or {}, self.cfg.nearest)  # type: ignore
+        except (OSError, ValueError, KeyError) as error:
+            print(f"note: nearest_training is left out; {record}: {error!r}")
+            return None
+        return None if images is None else thumbnails(images)
+
+    def nearest(self, images: Tensor) -> Rows:
+        """The distance of each image to the training images, where they are at hand."""
+        return {} if self.seen is None else {"nearest_training": nearest_distances(images, self.seen).numpy()}
 
     def summary(self, images: Tensor, rows: Rows, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
         """{prompt setting: {score: mean, and the numbers of whole sets}}."""
@@ -181,23 +293,15 @@ def chunks(chosen: Sequence[Shot], size: int = 64) -> list[slice]:
     return found
 
 
-def by_setting(rows: Rows) -> dict[str, dict[str, float]]:
-    """{prompt setting: {score: mean}}."""
-    settings = dict.fromkeys(rows["setting"].tolist())
-    scores = {name: values for name, values in rows.items() if name not in ("item", "setting", "noise")}
-    return {
-        setting: means({name: values[rows["setting"] == setting] for name, values in scores.items()})
-        for setting in settings
-    }
-
-
 def reference(subject: Subject, batch_size: int) -> dict[str, Any]:
     """Ceilings, and the scores of the base without control: the same for all checkpoints of a base, made once."""
     subject.load()
     key = {
-        "protocol": protocol_hash(subject.protocol),
+        "protocol": protocol_hash(
+            {key: value for key, value in subject.protocol.items() if key not in (*UNIT, "more")}
+        ),
         "base": subject.fingerprint,
-        "condition": repr(subject.condition),
+        "condition": "; ".join(repr(branch.condition) for branch in subject.branches),
         "baseline": str(subject.cfg.baseline),
         "commit": commit(),
     }
@@ -229,28 +333,31 @@ def _make_reference(subject: Subject, folder: Path, key: dict[str, str], batch_s
 def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
     """Draw, measure, write results.json and per_sample.npz into `folder`; returns the results."""
     batch_size = subject.cfg.batch_size or (8 if subject.device == "cpu" else 16)
-    sha256 = hashlib.sha256(subject.path.read_bytes()).hexdigest()
+    first, more = subject.first, subject.branches[1:]
     identity = protocol_hash(subject.protocol)
-    claim(folder, {"protocol": identity, "checkpoint": sha256}, subject.cfg.overwrite)
+    weights = "+".join(branch.sha256 for branch in subject.branches)
+    claim(folder, {"protocol": identity, "checkpoint": weights}, subject.cfg.overwrite)
     images = folder / "images"
-    draw_missing(images, subject.shots, batch_size, lambda s: subject.draw(s, True), f"drawing {subject.path.parent}")
+    draw_missing(images, subject.shots, batch_size, lambda s: subject.draw(s, True), f"drawing {first.path.parent}")
     drawn = read_images(images, subject.shots)
-    rows = subject.measure(drawn, subject.shots)
-    run = subject.path.parent
-    overrides = run / ".hydra" / "overrides.yaml"
+    rows = subject.measure(drawn, subject.shots) | subject.nearest(drawn)
+    bounds = reference(subject, batch_size)
+    bounds["real"] |= means(subject.nearest(subject.items["image"]))  # of the run's own data: not for all to share
+    overrides = first.path.parent / ".hydra" / "overrides.yaml"
     results = {
-        "checkpoint": str(subject.path),
-        "checkpoint_sha256": sha256,
-        "condition": subject.metadata.get("condition"),
-        "seed": int(subject.metadata["seed"]) if "seed" in subject.metadata else None,
-        "commit": subject.metadata.get("commit"),
+        "checkpoint": str(first.path),
+        "checkpoint_sha256": first.sha256,
+        "more": [{"checkpoint": str(branch.path), "checkpoint_sha256": branch.sha256} for branch in more],
+        "condition": subject.cfg.trained.condition or first.metadata.get("condition"),
+        "seed": int(first.metadata["seed"]) if "seed" in first.metadata else None,
+        "commit": first.metadata.get("commit"),
         "evaluated_at_commit": commit(),
         "overrides": OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else [],
         "protocol": subject.protocol,
         "protocol_hash": identity,
         "n": subject.cfg["items"] * len(subject.cfg.noise_seeds),
         "metrics": subject.summary(drawn, rows, subject.shots),
-        **reference(subject, batch_size),
+        **bounds,
     }
     with open(folder / "per_sample.partial", "wb") as file:
         np.savez_compressed(file, **rows)  # type: ignore[arg-type]
@@ -264,27 +371,22 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
 def evaluate(cfg: DictConfig) -> list[Path]:
     """Measure every checkpoint; returns the folders of their results."""
     given = [cfg.checkpoint] if cfg.checkpoint is None or isinstance(cfg.checkpoint, str) else [*cfg.checkpoint]
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = cfg.precision or ("fp32" if device == "cpu" else "fp16")
-    if precision not in PRECISIONS:
-        raise SystemExit(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    device, precision = device_and_precision(cfg)
     try:
-        check_settings(cfg.start, cfg.end, cfg.mode, cfg.weighting)
-        paths = [find_checkpoint(one) for one in given]
-        folders = [output_folder(cfg, path, len(paths)) for path in paths]
-        trainings = [recorded_values(path, training_config(path, cfg.base)) for path in paths]
-        for path, training, folder in zip(paths, trainings, folders, strict=True):
-            results = evaluate_one(Subject(path, cfg, training, device, precision), folder)
+        subjects = [branches_of(cfg, one) for one in given]
+        folders = [output_folder(cfg, branches[0].path, len(subjects)) for branches in subjects]
+        for branches, folder in zip(subjects, folders, strict=True):
+            results = evaluate_one(Subject(branches, cfg, device, precision), folder)
             print("\n" + results_table(results) + f"\n\n{folder / 'results.json'}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     return folders
 
 
 def output_folder(cfg: DictConfig, path: Path, count: int) -> Path:
-    """Where the results of a checkpoint go."""
+    """Where the results of a checkpoint go: into its run folder, or beside a file of another name."""
     if cfg.out is None:
-        return path.parent / "evaluation" / cfg.name
+        return path.parent / "evaluation" / (cfg.name if path.name == FILE else f"{cfg.name}-{path.stem}")
     if count == 1:
         return Path(cfg.out)
     return Path(cfg.out) / hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()

@@ -88,6 +88,23 @@ def published(path: Path) -> Published:
     return found
 
 
+def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list[DictConfig]]:
+    """The files of `first` and of those that `more` adds to it, and their training configs, which share a model."""
+    paths = [find_checkpoint(first), *(find_checkpoint(unit.checkpoint) for unit in cfg.more)]
+    kinds = [cfg.trained.condition, *(unit.get("condition") for unit in cfg.more)]
+    trainings = [
+        training_config(path, cfg.base, cfg.trained.model, kind) for path, kind in zip(paths, kinds, strict=True)
+    ]
+    if len({str(training.model) for training in trainings}) > 1:
+        raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
+    return paths, trainings
+
+
+def is_pooled(path: Path) -> bool:
+    """Whether the checkpoint says that its residuals are averaged over the image."""
+    return bool(published(path).parts["control"].settings.get("pooling"))
+
+
 def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet]:
     """The base and its branch, both loaded strictly. A base that was trained together with the branch comes with it."""
     base = base_of(cfg)
@@ -213,9 +230,9 @@ def draw(
     )
 
 
-def digest(path: Path) -> str:
-    """16 hex digits of a checkpoint: a retrained one under an old name draws anew."""
-    found = hashlib.blake2b(digest_size=8)
+def digest(path: Path, found: Any = None) -> str:
+    """Hex digits of a checkpoint, by `found` (hashlib), or 16: a retrained one under an old name draws anew."""
+    found = found or hashlib.blake2b(digest_size=8)
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
@@ -235,14 +252,8 @@ class Plan:
 
 def plan(cfg: DictConfig) -> Plan:
     """Everything found and checked before weights are read; SystemExit says what cannot be drawn."""
-    paths = [find_checkpoint(cfg.checkpoint), *(find_checkpoint(unit.checkpoint) for unit in cfg.more)]
-    kinds = [cfg.trained.condition, *(unit.get("condition") for unit in cfg.more)]
-    trainings = [
-        training_config(path, cfg.base, cfg.trained.model, kind) for path, kind in zip(paths, kinds, strict=True)
-    ]
-    pools = [bool(published(path).parts["control"].settings.get("pooling")) for path in paths]
-    if len({str(training.model) for training in trainings}) > 1:
-        raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
+    paths, trainings = checkpoints_of(cfg.checkpoint, cfg)
+    pools = [is_pooled(path) for path in paths]
     conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
     try:
         jobs = jobs_of(cfg, trainings[0].size, pools)

@@ -9,19 +9,24 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import evaluate
+from cldm.data.seen import training_images
+from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.segmenter import Segmenter
+from cldm.jobs import load_image
 from cldm.pictures import save_atomically
 from cldm.tracking import REPOSITORY
 from ldm.weights import save_weights
+from sample import training_config
 
 CONFIGS = str(REPOSITORY / "configs")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders a and b: two branches of one tiny base that are no longer silent."""
+    """Run folders a, b, c: branches of one tiny base that are no longer silent; c is for colour grids."""
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     with initialize_config_dir(CONFIGS, version_base="1.3"):
@@ -31,12 +36,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     save_weights(base, folder / "base.safetensors")
-    for seed, name in enumerate("ab"):
+    for seed, name in enumerate("abc"):
         control = instantiate(cfg.control, _convert_="all")(base.unet)
         for parameter in control.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.3)
-        metadata = {"stage": "control", "model": "tiny", "control": "controlnet", "condition": "canny",
+        condition = "color_grid" if name == "c" else "canny"
+        metadata = {"stage": "control", "model": "tiny", "control": "controlnet", "condition": condition,
                     "seed": str(seed), "commit": "1234"}  # fmt: skip
         save_weights(control, folder / name / "control.safetensors", metadata)
     return folder
@@ -116,13 +122,91 @@ def test_no_control_is_the_base(runs: Path, tmp_path: Path) -> None:
     assert found["metrics"] == found["base"]
 
 
+FAST = ("items=2", "noise_seeds=[0]", "prompts=[none]")
+
+
+def test_branches_add_up_and_each_hint_is_measured(runs: Path, tmp_path: Path) -> None:
+    def pair(name: str, scale: float, other: float) -> dict:
+        [folder] = measure(runs, f"checkpoint={runs}/a", f"scale={scale}", f"out={tmp_path / name}", *FAST,
+                           f"more=[{{checkpoint: '{runs}/c', scale: {other}}}]")  # fmt: skip
+        return results(folder)
+
+    a, b, both = pair("a", 1, 0), pair("b", 0, 1), pair("both", 1, 1)
+    scores = {"edge_f1_1px", "color_grid_hint_color"}
+    for found in (both["metrics"]["none"], both["base"]["none"], both["ceiling"], both["real"]):
+        assert scores <= set(found)
+    assert both["real"]["color_grid_hint_color"] == 0
+    drawn = {name: (tmp_path / name / "images/none/item_00000_noise_0.png").read_bytes() for name in ("a", "b", "both")}
+    assert len({*drawn.values()}) == 3
+    assert a["base"] == b["base"] == both["base"]
+    assert both["protocol"]["more"][0]["condition"] == "color_grid"
+    assert both["more"][0]["checkpoint"] == str(runs / "c" / "control.safetensors")
+    [alone] = measure(runs, f"checkpoint={runs}/a", f"out={tmp_path / 'alone'}", *FAST)
+    assert (alone / "images/none/item_00000_noise_0.png").read_bytes() == drawn["a"]
+
+
+def test_a_published_checkpoint_needs_to_be_told_its_model_and_condition(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.safetensors"
+    save_file(load_file(runs / "a" / "control.safetensors"), file)  # without a word of what it was trained with
+    with pytest.raises(SystemExit, match=r"trained\.model.*trained\.condition"):
+        measure(runs, f"checkpoint={file}", *FAST)
+    [folder] = measure(runs, f"checkpoint={file}", "trained.model=tiny", "trained.condition=canny", *FAST)
+    assert folder == tmp_path / "evaluation" / "scenes-theirs"
+    [ours] = measure(runs, f"checkpoint={runs}/a", f"out={tmp_path / 'ours'}", *FAST)
+    assert results(folder)["metrics"] == results(ours)["metrics"]
+    assert results(folder)["condition"] == "canny"
+
+
+def test_images_are_compared_with_those_the_run_was_trained_on(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "control.safetensors").write_bytes((runs / "a" / "control.safetensors").read_bytes())
+    data = {"_target_": "cldm.data.scenes.datamodule.scenes_data", "train_count": 4, "family": "control", "size": 64,
+            "seed": 0}  # fmt: skip
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
+    [folder] = measure(runs, f"checkpoint={tmp_path}", "nearest=3", *FAST)
+    found, rows = results(folder), np.load(folder / "per_sample.npz")
+    files = [folder / f"images/none/item_0000{i}_noise_0.png" for i in range(2)]
+    drawn = torch.cat([load_image(file, Image.open(file).size) for file in files])
+    expected = nearest_distances(drawn, thumbnails(training_images(data, 3)))
+    assert rows["nearest_training"] == pytest.approx(expected.numpy())
+    assert found["metrics"]["none"]["nearest_training"] == pytest.approx(expected.mean().item())
+    assert 0 < found["real"]["nearest_training"] < 0.5
+    assert "nearest_training" not in found["base"]["none"]
+    (folder / "results.json").unlink()
+    assert results(measure(runs, f"checkpoint={tmp_path}", "nearest=3", *FAST)[0]) == found
+
+
+def test_fid_lies_between_the_images_and_real_ones(runs: Path, tmp_path: Path, monkeypatch) -> None:
+    class Mean:
+        """Stands where Inception stands, which takes a second an image."""
+
+        def __init__(self, weights: str, device: str):
+            assert weights == "inception.pth"
+            self.model = torch.nn.Linear(1, 1)
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean(dim=(2, 3))
+
+    monkeypatch.setattr(evaluate, "Inception", Mean)
+    [folder] = measure(runs, f"checkpoint={runs}/a", "inception=inception.pth", "reference=8", "baseline=false",
+                       f"out={tmp_path}", *FAST)  # fmt: skip
+    found = results(folder)
+    assert found["metrics"]["none"]["fid"] > 0
+    assert {"fid", "kid"} <= set(found["real"]) & set(found["ceiling"])
+    assert found["protocol"]["inception"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["more=[{checkpoint: nowhere}]"], "there is no nowhere"),
+        (["more=[nowhere]"], "an entry of more has a checkpoint"),
+        (["more=[{checkpoint: nowhere, sale: 1}]"], "an entry of more has a checkpoint"),
+        (["more=[{checkpoint: nowhere, mode: loud}]"], "control mode must be one of"),
         (["prompts=[none,perfekt]"], "prompts must be some of none, insufficient, conflicting, perfect"),
         (["noise_seeds=[1,1]"], "noise_seeds must be different"),
         (["mode=loud"], "control mode must be one of"),
         (["checkpoint=nowhere"], "there is no nowhere"),
+        (["inception=nowhere.pth"], "nothing is downloaded"),
         (["precision=fp8"], "precision must be one of"),
         (["protocol=folder", "data.path=nowhere"], "nowhere"),
         (["sampler.steps=2"], "holds another evaluation"),
@@ -147,7 +231,7 @@ def test_settings_of_the_run_are_those_it_recorded_and_nothing_of_a_run_folder_i
     [folder] = measure(runs, f"checkpoint={run}", "items=1", "noise_seeds=[0]", "prompts=[none]", "baseline=false")
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         path = run / "control.safetensors"
-        training = evaluate.recorded_values(path, evaluate.training_config(path, None))
+        training = evaluate.recorded_values(path, training_config(path, None))
     assert training.condition == {"_target_": "cldm.conditions.canny.Canny", "low": 7, "high": 9}
     assert "base" not in results(folder)
 

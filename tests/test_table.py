@@ -1,4 +1,5 @@
-"""A table from nothing by the commands that a user types: two variants, two seeds, a few steps of a tiny model."""
+"""A table from nothing by the commands that a user types: two variants and a composition, two seeds, a few steps of a
+tiny model."""
 
 import csv
 import json
@@ -23,12 +24,14 @@ seeds: [0, 1]
 rows:
   ControlNet: {}
   no dropping: {train: [stage.module.prompt_dropout=0.0]}
+  with colours: {more: [{train: [condition=color_grid], scale: 0.5}]}
 evaluations:
   scenes: [protocol=scenes, items=3, "noise_seeds=[0]", "prompts=[none,perfect]", sampler.steps=1,
     base=base.safetensors, cache=cache/evaluation]
 columns:
   - {title: edge F1, from: scenes, metric: edge_f1_1px, setting: none, better: higher}
   - {title: shape IoU, from: scenes, metric: shape_iou, setting: perfect, better: higher}
+  - {title: colours, from: scenes, metric: color_grid_hint_color, setting: none, better: lower}
   - {title: seconds, from: run, metric: wall_seconds, better: lower, digits: 1}
 figure: {evaluation: scenes, items: [0], settings: [none, perfect]}
 """
@@ -53,8 +56,8 @@ def test_a_table_and_its_figures_from_nothing_by_one_command_each(composed, fill
     making = ["table", "mine.yaml", "--train", "--evaluate", "--jobs", "2", "--allow", "commits"]
 
     told = command(*making, cwd=tmp_path)
-    assert "4 runs to train" in told
-    assert "4 evaluations to make" in told
+    assert "6 runs to train" in told
+    assert "6 evaluations to make" in told
     out = tmp_path / "runs" / "tables" / "mine"
     text = (out / "table.md").read_text()
     assert text in told
@@ -68,6 +71,9 @@ def test_a_table_and_its_figures_from_nothing_by_one_command_each(composed, fill
     one = next(row for row in rows if row["row"] == "no dropping" and row["seed"] == "1")
     [results] = [*(tmp_path / one["run"]).glob("evaluation/*/results.json")]
     assert float(one["value"]) == json.loads(results.read_text())["metrics"]["none"]["edge_f1_1px"]
+
+    colours = [row for row in rows if row["column"] == "colours" and row["seed"]]
+    assert [row["row"] for row in colours] == ["with colours"] * 2
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
     again = command(*making, cwd=tmp_path)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cldm.evaluation.tables import Record, Spec
+    from cldm.evaluation.table_records import Record
+    from cldm.evaluation.table_spec import Spec
 
 SUMMARY = "Draw the samples of a table's runs side by side, or those of one run over its steps."
 EXAMPLES = """\
@@ -33,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw and save the figure."""
     from cldm.commands.table import spec_file
-    from cldm.evaluation.tables import read_spec
+    from cldm.evaluation.table_spec import read_spec
     from cldm.pictures import save_atomically
 
     source = Path(args.source)
@@ -60,7 +61,7 @@ def _run_strip(folder: Path, args: argparse.Namespace) -> "Image.Image":
 def _table_sheet(spec: "Spec", args: argparse.Namespace) -> "Image.Image":
     from cldm.commands.table import plan
     from cldm.evaluation.sheets import sample, sheet
-    from cldm.evaluation.tables import records
+    from cldm.evaluation.table_records import records
 
     if not spec.figure:
         raise ValueError(f"table {spec.name!r} says nothing of a figure (figure: in its file)")
@@ -69,25 +70,27 @@ def _table_sheet(spec: "Spec", args: argparse.Namespace) -> "Image.Image":
         raise ValueError(f"--seed must be one of the table's, {', '.join(map(str, spec.seeds))}; got {seed}")
     name, items = spec.figure["evaluation"], args.items or spec.figure["items"]
     settings = args.settings or spec.figure["settings"]
-    found = records(spec, {(row, seed): folder for row, seed, folder in plan(spec, args.runs)})
-    found = [record for record in found if record.seed == seed]
+    found = [record for record in records(spec, plan(spec, args.runs)) if record.seed == seed]
+    branches = min(len(record.runs) for record in found)  # rows with more show the hints that all have
+    heads = ["hint"] if branches == 1 else [f"hint {i + 1}" for i in range(branches)]
     if spec.figure.get("layout") == "strip":
         hints = _hints(spec, found[0], name, items)
-        cells = [[hints[i], *(sample(r.evaluations[name], settings[0], item) for r in found)]
+        cells = [[*hints[i][:branches], *(sample(r.evaluations[name], settings[0], item) for r in found)]
                  for i, item in enumerate(items)]  # fmt: skip
-        return sheet(cells, ["hint", *(record.row.title for record in found)], [f"item {item}" for item in items])
+        return sheet(cells, [*heads, *(record.row.title for record in found)], [f"item {item}" for item in items])
     cells = []
     for record in found:
         hints = _hints(spec, record, name, items)
-        cells.append([
-            picture for i, item in enumerate(items)
-            for picture in (hints[i], *(sample(record.evaluations[name], setting, item) for setting in settings))
-        ])  # fmt: skip
-    return sheet(cells, ["hint", *settings] * len(items), [record.row.title for record in found])
+        row: list[Image.Image] = []
+        for i, item in enumerate(items):
+            row += hints[i][:branches]
+            row += [sample(record.evaluations[name], setting, item) for setting in settings]
+        cells.append(row)
+    return sheet(cells, [*heads, *settings] * len(items), [record.row.title for record in found])
 
 
-def _hints(spec: "Spec", record: "Record", evaluation: str, items: list[int]) -> "list[Image.Image]":
-    """The hints of the items, drawn anew as evaluate.py does."""
+def _hints(spec: "Spec", record: "Record", evaluation: str, items: list[int]) -> "list[list[Image.Image]]":
+    """For each item the hints of the row's branches, drawn anew as evaluate.py does."""
     from hydra.utils import instantiate
 
     from cldm.commands.table import training
@@ -95,9 +98,11 @@ def _hints(spec: "Spec", record: "Record", evaluation: str, items: list[int]) ->
     from cldm.pictures import to_pil
 
     cfg: Any = composed([*spec.evaluations[evaluation], *record.row.evaluate], "evaluate")
-    train_cfg = planned(training(spec, record.row.title, record.seed, "runs"))
-    condition = instantiate(train_cfg.condition, _convert_="all")
-    data = instantiate(cfg.data, _convert_="all")(
-        condition=condition, size=cfg.size or train_cfg.size, count=max(items) + 1
-    )
-    return [to_pil(2 * hint - 1) for hint in data.__getitems__(items)["hint"]]
+    data = instantiate(cfg.data, _convert_="all")
+    columns = []
+    for overrides in record.row.trainings:
+        train_cfg = planned(training(overrides, record.seed, "runs"))
+        condition = instantiate(train_cfg.condition, _convert_="all")
+        made = data(condition=condition, size=cfg.size or train_cfg.size, count=max(items) + 1)
+        columns.append([to_pil(2 * hint - 1) for hint in made.__getitems__(items)["hint"]])
+    return [list(row) for row in zip(*columns, strict=True)]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from cldm.tracking import REPOSITORY
 
 if TYPE_CHECKING:
-    from cldm.evaluation.tables import Record, Spec
+    from cldm.evaluation.table_records import Record
+    from cldm.evaluation.table_spec import Row, Spec
 
 SUMMARY = "Fill a table of configs/table from run folders; make the runs and evaluations that are missing."
 EXAMPLES = """\
@@ -39,23 +40,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, evaluate, write the table; ValueError for what it must not mix."""
-    from cldm.evaluation.tables import read_spec, records
+    from cldm.evaluation.table_records import records
+    from cldm.evaluation.table_spec import read_spec
 
     spec = read_spec(spec_file(args.table))
     out = args.out or Path(args.runs) / "tables" / spec.name
     if args.commands:
-        for row, seed, folder in plan(spec, args.runs):
-            if not (folder / "DONE.json").exists():
-                print(shlex.join(["python", "train.py", *training(spec, row, seed, args.runs)]))
+        for _, command in missing_runs(spec, args.runs).values():
+            print(shlex.join(["python", "train.py", *command]))
         return
     if args.train or args.evaluate:
         check_commits(spec, args)
     if args.train:
         train_missing(spec, args, out)
-    found = records(spec, {(row, seed): folder for row, seed, folder in plan(spec, args.runs)})
+    found = records(spec, plan(spec, args.runs))
     if args.evaluate:
         evaluate_missing(found, spec, args, out)
-        found = records(spec, {(record.row.title, record.seed): record.run for record in found})
+        found = records(spec, {(record.row.title, record.seed): record.runs for record in found})
     write(spec, found, args, out)
 
 
@@ -69,36 +70,54 @@ def spec_file(name: str) -> Path:
     return TABLES / f"{name}.yaml"
 
 
-def training(spec: "Spec", title: str, seed: int, runs: str) -> list[str]:
+def training(overrides: Sequence[str], seed: int, runs: str) -> list[str]:
     """Arguments of train.py."""
-    row = next(row for row in spec.rows if row.title == title)
-    return [*row.train, f"seed={seed}", f"runs={runs}"]
+    return [*overrides, f"seed={seed}", f"runs={runs}"]
 
 
-def plan(spec: "Spec", runs: str) -> list[tuple[str, int, Path]]:
-    """(row title, seed, run folder) of every run of the table, whether it exists or not.
+def plan(spec: "Spec", runs: str) -> dict[tuple[str, int], list[Path]]:
+    """{(row title, seed): run folders} of every run of the table, whether it exists or not: the row's own, then those
+    of the branches it adds.
 
     A folder of another name counts if it holds the same configuration, which the hash in its name tells.
     """
     from cldm.configs import planned
 
-    found = []
+    trainings = {overrides for row in spec.rows for overrides in row.trainings}
+    parents = {t: Path(planned(training(t, spec.seeds[0], runs)).run_dir).parent for t in trainings}
+    return {
+        (row.title, seed): [_folder(parents[overrides], seed, runs) for overrides in row.trainings]
+        for row in spec.rows
+        for seed in spec.seeds
+    }
+
+
+def _folder(parent: Path, seed: int, runs: str) -> Path:
+    digest = parent.name.rsplit("-", 1)[-1]
+    same = [parent, *sorted(Path(runs).glob(f"*-{digest}"))]
+    return next((one for one in same if (one / f"seed-{seed}" / "DONE.json").exists()), parent) / f"seed-{seed}"
+
+
+def missing_runs(spec: "Spec", runs: str) -> dict[Path, tuple[str, list[str]]]:
+    """{run folder: (title, arguments of train.py)} of every run that is not finished, once each."""
+    folders = plan(spec, runs)
+    found: dict[Path, tuple[str, list[str]]] = {}
     for row in spec.rows:
-        parent = Path(planned(training(spec, row.title, spec.seeds[0], runs)).run_dir).parent
-        digest = parent.name.rsplit("-", 1)[-1]
         for seed in spec.seeds:
-            same = [parent, *sorted(Path(runs).glob(f"*-{digest}"))]
-            done = next((folder for folder in same if (folder / f"seed-{seed}" / "DONE.json").exists()), parent)
-            found.append((row.title, seed, done / f"seed-{seed}"))
+            for i, folder in enumerate(folders[row.title, seed]):
+                if not (folder / "DONE.json").exists():
+                    branch = f", branch {i + 1}" if row.more else ""
+                    title = f"train {row.title}{branch}, seed {seed}"
+                    found.setdefault(folder, (title, training(row.trainings[i], seed, runs)))
     return found
 
 
 def check_commits(spec: "Spec", args: argparse.Namespace) -> None:
     """Refuse to add runs of this commit to finished ones of another: before hours are spent."""
-    from cldm.evaluation.tables import commits, records
+    from cldm.evaluation.table_records import commits, records
     from cldm.tracking import commit
 
-    found = records(spec, {(row, seed): folder for row, seed, folder in plan(spec, args.runs)})
+    found = records(spec, plan(spec, args.runs))
     others = {name: who for name, who in commits(found).items() if name != commit()}
     if others and "commits" not in args.allow:
         told = "; ".join(f"{name[:12]}: {', '.join(who)}" for name, who in others.items())
@@ -112,14 +131,13 @@ def train_missing(spec: "Spec", args: argparse.Namespace, out: Path) -> None:
     """Run train.py for every run that is not finished, once for each folder."""
     from cldm.parallel import Task, run_all
 
-    tasks: dict[Path, Task] = {}
-    for row, seed, folder in plan(spec, args.runs):
-        if not (folder / "DONE.json").exists():
-            command = (sys.executable, str(REPOSITORY / "train.py"), *training(spec, row, seed, args.runs))
-            title = f"train {row}, seed {seed}"
-            tasks.setdefault(folder, Task(title, command, out / "logs" / f"{_file_name(title)}.log"))
+    program = (sys.executable, str(REPOSITORY / "train.py"))
+    tasks = [
+        Task(title, (*program, *command), out / "logs" / f"{_file_name(title)}.log")
+        for title, command in missing_runs(spec, args.runs).values()
+    ]
     print(f"{len(tasks)} runs to train", flush=True)
-    if failed := run_all([*tasks.values()], args.jobs):
+    if failed := run_all(tasks, args.jobs):
         raise ValueError(f"{len(failed)} of {len(tasks)} runs failed ({'; '.join(failed)}); the same command goes on")
 
 
@@ -128,17 +146,27 @@ def evaluate_missing(found: Sequence["Record"], spec: "Spec", args: argparse.Nam
     from cldm.parallel import Task, run_all
 
     tasks: dict[Path, Task] = {}
-    for record in (record for record in found if record.results is not None):
+    for record in (record for record in found if all(record.trained)):
         for name, overrides in spec.evaluations.items():
             if record.evaluated[name] is None:
                 folder = record.evaluations[name]
                 title = f"evaluate {record.row.title}, seed {record.seed}, {name}"
                 command = (sys.executable, str(REPOSITORY / "evaluate.py"), f"checkpoint='{record.run}'",
-                           *overrides, *record.row.evaluate, f"out='{folder}'", "overwrite=true")  # fmt: skip
+                           *overrides, *record.row.evaluate, *added(record.row, record.runs[1:]),
+                           f"out='{folder}'", "overwrite=true")  # fmt: skip
                 tasks.setdefault(folder, Task(title, command, out / "logs" / f"{_file_name(title)}.log"))
     print(f"{len(tasks)} evaluations to make", flush=True)
     if failed := run_all([*tasks.values()], args.jobs):
         raise ValueError(f"{len(failed)} of {len(tasks)} evaluations failed ({'; '.join(failed)}); the same goes on")
+
+
+def added(row: "Row", runs: Sequence[Path]) -> list[str]:
+    """The override of evaluate.py for the branches that a row adds, which these runs have made."""
+    entries = [
+        ", ".join(f"{key}: {value!r}" for key, value in {"checkpoint": str(run), **branch.settings}.items())
+        for branch, run in zip(row.more, runs, strict=True)
+    ]
+    return [f"more=[{', '.join(f'{{{entry}}}' for entry in entries)}]"] if entries else []
 
 
 def _file_name(title: str) -> str:
@@ -148,7 +176,8 @@ def _file_name(title: str) -> str:
 def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out: Path) -> None:
     """Check, print the Markdown, write all forms of the table."""
     from cldm.evaluation.rendering import latex, markdown, picture, to_csv
-    from cldm.evaluation.tables import lines, problems
+    from cldm.evaluation.table_records import problems
+    from cldm.evaluation.tables import lines
     from cldm.pictures import save_atomically
 
     seen = {kind: told for kind, told in problems(spec, found).items() if told}

@@ -1,6 +1,7 @@
 """How far two sets of pictures lie apart, in the features of a network that is named with the number."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -11,9 +12,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     _check(a, b)
     a, b = a.double(), b.double()
-    cov_a, cov_b = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1)
-    root = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
+    # x is a root of its covariance, x^T x; tr (cov_a cov_b)^1/2 is the sum of the singular values of x_a x_b^T, also
+    # where there are fewer pictures than features
+    roots = [torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R for x in (a, b)]
+    overlap = torch.linalg.matrix_norm(roots[0] @ roots[1].T, ord="nuc")
+    distance = (a.mean(0) - b.mean(0)).square().sum() + sum(x.square().sum() for x in roots) - 2 * overlap
     return max(distance.item(), 0.0)
 
 
@@ -37,15 +40,20 @@ def diversity(images: Tensor, groups: Tensor) -> float:
     return sum(found) / len(found) if found else float("nan")
 
 
-def nearest_distances(images: Tensor, training: Tensor, size: int = 32) -> Tensor:
-    """(n,) root-mean-square distance, 0..1, of each image to the nearest training image, both at `size` px.
+THUMBNAIL = 32  # pixels at which images are compared with training images
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Images (n, 3, h, w) in [-1, 1] as rows (n, 3 * THUMBNAIL^2)."""
+    return F.interpolate(images, (THUMBNAIL, THUMBNAIL), mode="area").flatten(1)
+
+
+def nearest_distances(images: Tensor, training: Tensor) -> Tensor:
+    """(n,) root-mean-square distance, 0..1, of each image (n, 3, h, w) to the nearest of the training thumbnails.
 
     0 for a copy. Judge it beside the same number of real held-out images: a copying model lies far below it.
     """
-    a, b = (
-        torch.nn.functional.interpolate(x, (size, size), mode="area").flatten(1).double() / 2
-        for x in (images, training)
-    )
+    a, b = thumbnails(images).double() / 2, training.double() / 2
     return torch.cdist(a, b).min(dim=1).values / a.shape[1] ** 0.5
 
 

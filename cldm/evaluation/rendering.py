@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from cldm.evaluation.statistics import CONFIDENCE
-from cldm.evaluation.tables import Cell, Column, Line, Record, Spec, commits
+from cldm.evaluation.table_records import Record, commits
+from cldm.evaluation.table_spec import Column, Spec
+from cldm.evaluation.tables import Cell, Line
 
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 NOTHING = "–"

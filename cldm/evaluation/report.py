@@ -128,6 +128,7 @@ RESULT_ROWS = {
     "edge_f1_1px": "edge F1, 1 px",
     "edge_f1_2px": "edge F1, 2 px",
     "hint_error": "hint error",
+    "hint_color": "hint colour distance",
     "hint_miou": "hint mIoU",
     "hint_angle": "hint angle, degrees",
     "hint_rmse": "hint RMSE",
@@ -141,7 +142,10 @@ RESULT_ROWS = {
     "keypoint_found": "keypoints found",
     "color_binding": "colour binding",
     "clip_caption": "CLIP score, caption",
+    "fid": "FID",
+    "kid": "KID",
     "fid_scenes": "FID (segmenter features)",
+    "nearest_training": "nearest training image",
     "caption_binding": "caption: colour and shape",
     "prompt_binding": "prompt: colour and shape",
 }
@@ -156,10 +160,15 @@ def results_table(results: dict[str, Any]) -> str:
         f"scale {p['scale']}, {p['precision']}"
     )
     columns = [*results["metrics"]]
-    rows = [name for name in RESULT_ROWS if any(name in results["metrics"][setting] for setting in columns)]
+    titles = RESULT_ROWS | {
+        f"{branch['condition']}_{name}": f"{branch['condition']}: {title}"
+        for branch in p.get("more", ())
+        for name, title in RESULT_ROWS.items()
+    }
+    rows = [name for name in titles if any(name in results["metrics"][setting] for setting in columns)]
     if not rows:
         return f"{head}\nno score can be computed for this condition"
-    width = max(len(RESULT_ROWS[name]) for name in rows)
+    width = max(len(titles[name]) for name in rows)
 
     def cell(values: dict[str, Any], name: str) -> str:
         value = values.get(name)
@@ -169,6 +178,6 @@ def results_table(results: dict[str, Any]) -> str:
     base = results.get("base", {}).get(columns[-1], {})
     for name in rows:
         cells = [results["metrics"][setting] for setting in columns] + [base, results["ceiling"], results["real"]]
-        lines.append(f"{RESULT_ROWS[name]:<{width}}" + "".join(cell(values, name) for values in cells))
+        lines.append(f"{titles[name]:<{width}}" + "".join(cell(values, name) for values in cells))
     lines.append(f"base: without control, prompts {columns[-1]}; ceiling: real images through the autoencoder")
     return "\n".join(lines)

@@ -122,6 +122,16 @@ def means(rows: Rows) -> dict[str, float]:
     return {name: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for name, v in rows.items()}
 
 
+def by_setting(rows: Rows) -> dict[str, dict[str, float]]:
+    """{prompt setting: {score: mean}}."""
+    settings = dict.fromkeys(rows["setting"].tolist())
+    scores = {name: values for name, values in rows.items() if name not in ("item", "setting", "noise")}
+    return {
+        setting: means({name: values[rows["setting"] == setting] for name, values in scores.items()})
+        for setting in settings
+    }
+
+
 def slices(count: int, size: int) -> list[slice]:
     """0..count-1 in slices of at most `size`."""
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]

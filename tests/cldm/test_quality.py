@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from cldm.evaluation.clip import ClipScore
-from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances
+from cldm.evaluation.inception import Inception
+from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
 from ldm.random import generator
 
 
@@ -51,6 +53,73 @@ def test_both_distances_are_those_of_torchmetrics():
     assert kernel_distance(*ours) == pytest.approx(poly_mmd(*(x.double() for x in ours)).item(), rel=1e-6)
 
 
+def test_frechet_distance_is_that_of_the_covariances_whatever_there_is_more_of_pictures_or_features():
+    for n, m, d in ((20, 30, 50), (60, 70, 6), (20, 70, 50)):
+        a = torch.randn(n, d, generator=generator("a", n), dtype=torch.float64)
+        b = 2 * torch.randn(m, d, generator=generator("b", m), dtype=torch.float64) + 1
+        cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+        root = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()
+        expected = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
+        assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-6)
+        assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the layout of the file that torch-fidelity publishes."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Blank(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_, **__):  # it is built from a file only
+            pass
+
+    folder = tmp_path_factory.mktemp("inception")
+    torch.save({}, folder / "empty.pth")
+    torch.manual_seed(0)
+    blank = Blank("inception-v3-compat", ["2048"], str(folder / "empty.pth"))
+    torch.save(blank.state_dict(), folder / "inception.pth")
+    return folder / "inception.pth"
+
+
+@pytest.mark.slow
+def test_fid_is_that_of_torchmetrics_with_the_same_file(inception_file: Path):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    a, b = (torch.randint(0, 256, (5, 3, 32, 32), generator=generator(i)).to(torch.uint8) for i in range(2))
+    theirs = FrechetInceptionDistance(feature_extractor_weights_path=str(inception_file))
+    network = Inception(inception_file)
+    ours = [network(x.float() / 127.5 - 1) for x in (a, b)]
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    assert ours[0].shape == (5, 2048)
+    assert frechet_distance(*ours) == pytest.approx(theirs.compute().item(), rel=1e-2)
+    assert frechet_distance(ours[0], ours[0]) == pytest.approx(0, abs=1e-6)
+
+
+class _Runs:
+    def __reduce__(self):
+        return (print, ("a file must not run anything",))
+
+
+def test_inception_without_its_file_is_refused_and_no_file_runs_code(tmp_path: Path, capsys):
+    with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
+        Inception(tmp_path / "none.pth")
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="holds no weights of torch-fidelity's Inception"):
+        Inception(tmp_path / "other.pth")
+    torch.save({"fc.weight": _Runs()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="holds no weights of torch-fidelity's Inception"):
+        Inception(tmp_path / "evil.pth")
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_inception_says_what_to_install(tmp_path: Path, monkeypatch):
+    (tmp_path / "file.pth").touch()
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[quality\]'"):
+        Inception(tmp_path / "file.pth")
+
+
 def test_one_picture_has_no_distribution():
     with pytest.raises(ValueError, match="at least two pictures"):
         frechet_distance(torch.zeros(1, 3), torch.zeros(5, 3))
@@ -65,7 +134,7 @@ def test_diversity_is_within_groups():
 
 def test_a_copy_of_a_training_image_has_distance_zero():
     training = torch.rand(5, 3, 64, 64, generator=generator(0)) * 2 - 1
-    found = nearest_distances(torch.cat([training[3:4], -training[3:4]]), training)
+    found = nearest_distances(torch.cat([training[3:4], -training[3:4]]), thumbnails(training))
     assert found[0].item() == pytest.approx(0, abs=1e-6)
     assert found[1] > 0.01
 

@@ -12,9 +12,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from cldm.cli import main
-from cldm.commands.table import TABLES, plan, training
+from cldm.commands.table import TABLES, added, plan, training
 from cldm.evaluation.rendering import latex, markdown, picture, to_csv
-from cldm.evaluation.tables import evaluation_folder, lines, problems, read_spec, records
+from cldm.evaluation.table_records import problems, records
+from cldm.evaluation.table_spec import evaluation_folder, read_spec
+from cldm.evaluation.tables import lines
 from cldm.tracking import REPOSITORY
 
 FILES = sorted(path.stem for path in TABLES.glob("*.yaml"))
@@ -47,7 +49,7 @@ def found(spec, tmp_path):
     for (title, seed), folder in folders.items():
         row = next(row for row in spec.rows if row.title == title)
         write_run(folder, EDGES[title][seed], [*spec.evaluations["main"], *row.evaluate])
-    return records(spec, folders)
+    return records(spec, {key: [folder] for key, folder in folders.items()})
 
 
 def write_run(folder: Path, edge: float, overrides: list[str], **changed) -> None:
@@ -82,17 +84,18 @@ def test_a_table_file_names_only_what_train_and_evaluate_take(name):
     spec = read_spec(TABLES / f"{name}.yaml")
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         for row in spec.rows:
-            compose("train", overrides=training(spec, row.title, spec.seeds[0], "runs"))
-            for overrides in spec.evaluations.values() if row.evaluate or row == spec.rows[0] else ():
-                compose("evaluate", overrides=[*overrides, *row.evaluate])
+            for overrides in row.trainings:
+                compose("train", overrides=training(overrides, spec.seeds[0], "runs"))
+            added_runs = added(row, [Path("runs/a b")] * len(row.more))
+            for overrides in spec.evaluations.values() if row.evaluation or row == spec.rows[0] else ():
+                compose("evaluate", overrides=[*overrides, *row.evaluate, *added_runs])
     assert spec.figure.get("evaluation") in (None, *spec.evaluations)
     for setting in (column.setting for column in spec.columns if column.source != "run"):
         assert setting in ("none", "insufficient", "conflicting", "perfect")
 
 
 def test_runs_are_those_that_train_py_would_make_whatever_they_are_called(spec, tmp_path):
-    first = plan(spec, str(tmp_path / "runs"))
-    folders = {(title, seed): folder for title, seed, folder in first}
+    folders = {key: folder for key, [folder] in plan(spec, str(tmp_path / "runs")).items()}
     assert folders["one", 0] == folders["half", 0]
     assert folders["one", 0] != folders["one", 1]
     assert folders["one", 0].parent != folders["other", 0].parent
@@ -100,7 +103,46 @@ def test_runs_are_those_that_train_py_would_make_whatever_they_are_called(spec, 
     other = own.with_name("another-name-" + own.name.rsplit("-", 1)[1])
     (other / "seed-0").mkdir(parents=True)
     (other / "seed-0" / "DONE.json").touch()
-    assert {(t, s): f for t, s, f in plan(spec, str(tmp_path / "runs"))}["one", 0] == other / "seed-0"
+    assert plan(spec, str(tmp_path / "runs"))["one", 0] == [other / "seed-0"]
+
+
+COMPOSED = """
+title: Composition
+train: [steps=3]
+seeds: [0, 1]
+rows:
+  A: {train: [condition=canny], more: [{train: [condition=blur], scale: 0.0}]}
+  A + B: {train: [condition=canny], more: [{train: [condition=blur]}]}
+evaluations: {main: [protocol=scenes]}
+columns: [{title: A, from: main, metric: edge, setting: none}]
+"""
+
+
+def test_rows_of_two_branches_share_their_runs_and_need_both(tmp_path, capsys):
+    (tmp_path / "both.yaml").write_text(COMPOSED)
+    composed = read_spec(tmp_path / "both.yaml")
+    runs = plan(composed, str(tmp_path / "runs"))
+    assert runs["A", 1] == runs["A + B", 1]
+    a, b = runs["A", 0]
+    assert a.parent != b.parent
+    first, _, both, _ = records(composed, runs)
+    assert first.evaluations != both.evaluations
+    assert added(first.row, first.runs[1:]) == [f"more=[{{checkpoint: '{b}', scale: 0.0}}]"]
+    assert main(["table", str(tmp_path / "both.yaml"), str(tmp_path / "runs"), "--commands"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4
+    assert sum("steps=3 condition=blur" in line for line in printed) == 2
+
+    write_run(a, 0.5, [*composed.evaluations["main"], *both.row.evaluation])
+    told = problems(composed, records(composed, runs))["missing"]
+    assert f"A + B, seed 0: not trained ({b})" in told
+    assert f"A + B, seed 0: not trained ({a})" not in told
+    write_run(b, 0.5, [])
+    fresh = records(composed, runs)[2]
+    assert fresh.evaluated["main"] is None  # it measured the first branch alone
+    weights = hashlib.sha256((b / "control.safetensors").read_bytes()).hexdigest()
+    write_run(a, 0.5, [*composed.evaluations["main"], *both.row.evaluation], more=[{"checkpoint_sha256": weights}])
+    assert records(composed, runs)[2].value(composed.columns[0]) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -172,7 +214,7 @@ def test_a_ceiling_of_its_own_stands_behind_each_number(spec, found, tmp_path):
     for seed in spec.seeds:
         folder = tmp_path / "other" / f"seed-{seed}"
         write_run(folder, EDGES["other"][seed], overrides_of(spec, "other"), ceiling={"edge": 0.6})
-    fresh = records(spec, {(r.row.title, r.seed): r.run for r in found})
+    fresh = records(spec, {(r.row.title, r.seed): r.runs for r in found})
     made = lines(spec, fresh)
     assert "0.52 ± 0.02 of 0.60" in markdown(spec, made, fresh, "", [])
     assert not any(line.title.startswith("ceiling") for line in made)
@@ -188,7 +230,7 @@ def test_runs_of_one_kind_make_a_table(spec, found):
 def test_missing_runs_and_outdated_evaluations_are_named(spec, found, tmp_path):
     (tmp_path / "one" / "seed-1" / "DONE.json").unlink()
     (tmp_path / "other" / "seed-2" / "control.safetensors").write_bytes(b"trained again")
-    fresh = records(spec, {(r.row.title, r.seed): r.run for r in found})
+    fresh = records(spec, {(r.row.title, r.seed): r.runs for r in found})
     missing = problems(spec, fresh)["missing"]
     assert [re.match(r"(.*?) \(", line).group(1) for line in missing] == [
         "one, seed 1: not trained", "other, seed 2: no evaluation 'main'"]  # fmt: skip
@@ -198,7 +240,7 @@ def test_mixed_commits_and_protocols_are_named(spec, found, tmp_path):
     write_run(tmp_path / "one" / "seed-2", 0.7, overrides_of(spec, "one"), evaluated_at_commit="def+changes")
     changed = {"name": "scenes", "items": 5, "end": 1.0}
     write_run(tmp_path / "other" / "seed-0", 0.7, overrides_of(spec, "other"), protocol=changed)
-    told = problems(spec, records(spec, {(r.row.title, r.seed): r.run for r in found}))
+    told = problems(spec, records(spec, {(r.row.title, r.seed): r.runs for r in found}))
     assert any("one seed 2 evaluated" in line for line in told["commits"])
     assert any("changes that are in no commit" in line for line in told["commits"])
     assert len(told["protocols"]) == 1
@@ -214,6 +256,6 @@ def test_the_command_refuses_and_says_what_to_do(tmp_path, capsys):
     assert "--allow missing" in told
     assert not (tmp_path / "runs").exists()
     assert main([*command, "--commands"]) == 0
-    assert capsys.readouterr().out.count("python train.py condition=canny") == 9
+    assert capsys.readouterr().out.count("python train.py condition=canny") == 6  # two rows share their runs
     assert main(["table", "nowhere"]) == 1
     assert "configs/table has" in capsys.readouterr().err
