@@ -36,7 +36,7 @@ class HintEncoder(nn.Sequential):
                 nn.SiLU(),
             ]
         for layer in layers:
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         super().__init__(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
