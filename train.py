@@ -118,7 +118,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     return finish(run, results, began)
 
 
-def gathered(cfg: DictConfig, trainer: pl.Trainer, module: Stage) -> Stage:
+def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
     """A module with all the weights, and the average, that trainer=fsdp has shared out; every process calls this."""
     ema = next(c for c in trainer.callbacks if isinstance(c, EMA))
     ema.average = {name: whole(a) for name, a in ema.average.items()}

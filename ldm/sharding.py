@@ -3,6 +3,7 @@ tensors of a block just before the block runs, and keeps gradients and optimizer
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed
@@ -43,7 +44,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def share_like(tensor: Tensor, other: Tensor) -> Tensor:
+def share_like(tensor: Tensor, other: Any) -> Tensor:
     """This process's part of a whole tensor, shared out as `other` is, on its device."""
     tensor = tensor.to(other.device)
     if not hasattr(other, "full_tensor"):
@@ -57,7 +58,7 @@ def share_like(tensor: Tensor, other: Tensor) -> Tensor:
 def unsharded(module: nn.Module) -> Iterator[None]:
     """Within the context every process holds all weights: methods of the module's parts may be called that gather
     nothing. Every process has to enter it and to run the same."""
-    shared = [child for child in module.modules() if hasattr(child, "unshard")]
+    shared: list[Any] = [child for child in module.modules() if hasattr(child, "unshard")]
     for child in shared:
         child.set_reshard_after_forward(False, recurse=False)
         child.unshard()

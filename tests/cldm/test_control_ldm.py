@@ -243,7 +243,7 @@ def test_a_checkpoint_holds_the_trainable_weights_only_and_goes_on(module, fit, 
 
 
 @pytest.mark.parametrize(
-    ("widths", "message"), [((4, 4, 8), "does not fit this control branch"), ((4, 4, 8, 4), "size mismatch")]
+    ("widths", "message"), [((4, 4, 8), "does not fit what this stage trains"), ((4, 4, 8, 4), "size mismatch")]
 )
 def test_a_checkpoint_of_another_branch_is_refused(module, fit, make_diffusion, tmp_path, widths, message):
     fit(module, 1).save_checkpoint(tmp_path / "a.ckpt")

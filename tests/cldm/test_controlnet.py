@@ -145,8 +145,16 @@ def test_the_hint_encoder_has_eight_convolutions_and_stride_eight_and_ends_in_ze
     assert encoder.factor == 8
     assert [type(layer) for layer in [*encoder][1::2]] == [torch.nn.SiLU] * 7
     assert not any(p.any() for p in convs[-1].parameters())
-    assert all(p.any() for conv in convs[:-1] for p in conv.parameters())
+    assert all(conv.weight.any() and not conv.bias.any() for conv in convs[:-1])
     assert encoder(torch.rand(2, 3, 64, 48)).shape == (2, 40, 8, 6)
+
+
+def test_a_hint_of_thin_lines_reaches_the_last_layer_of_a_fresh_hint_encoder():
+    hints = torch.zeros(1, 3, 64, 64)
+    hints[..., 20, :] = hints[..., :, 41] = 1.0
+    features = torch.nn.Sequential(*[*HintEncoder(40)][:-1])
+    assert features(hints).std(dim=(2, 3)).mean() > 0.01  # PyTorch's own initialisation: 0.001
+    assert not features(torch.zeros_like(hints)).any()
 
 
 def test_a_hint_with_another_number_of_channels_is_refused(diffusion, inputs):
