@@ -195,6 +195,7 @@ def test_a_stage_builds_its_module_and_an_optimizer_over_what_it_trains(composed
     cfg = composed("model=tiny", f"stage={name}")
     model = build(cfg.model)
     module = train.build_module(cfg, model)
+    module.trainer = pl.Trainer(max_steps=cfg.steps, logger=False)
     optimizer = module.configure_optimizers()["optimizer"]
     assert optimizer.defaults["lr"] == cfg.optimizer.lr
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -35,6 +35,7 @@ from ldm.training import AutoencoderTraining, DiffusionTraining
 from ldm.weights import fingerprint, read_metadata, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
+CONSTANT_RATE = "stage.module.cosine=false"  # a cosine of four steps is another one than that of two steps
 EVERY_TWO = ["trainer.callbacks.watch.every=2", "trainer.callbacks.checkpoint.every_n_train_steps=2"]
 
 STAGES = {"diffusion": DiffusionTraining, "autoencoder": AutoencoderTraining}  # control: two_and_two
@@ -80,7 +81,7 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
     """The same weights after a few steps, trained by another number of processes.
 
     Gradients are summed in another order: a rounding of float32, which Adam's division enlarges where a gradient is
-    next to nothing. The tolerance is a tenth of one step (optimizer.lr = 1e-3).
+    next to nothing. The tolerance is a twentieth of one step (optimizer.lr = 2e-3).
     """
     assert found.keys() == wanted.keys()
     for name in wanted:
@@ -169,10 +170,11 @@ def test_a_checkpoint_alone_says_what_run_it_belongs_to(straight):
         assert not any(key.startswith("diffusion.") for key in told["state_dict"])
 
 
-def test_two_and_two_steps_are_four_bit_for_bit(run, straight):
-    half = run("half", "steps=2", *EVERY_TWO)
+def test_two_and_two_steps_are_four_bit_for_bit(run):
+    straight = run("constant", "steps=4", CONSTANT_RATE, *EVERY_TWO)
+    half = run("half", "steps=2", CONSTANT_RATE, *EVERY_TWO)
     assert checkpoint(half)["global_step"] == 2
-    run("half", "steps=4", *EVERY_TWO, resume=True)
+    run("half", "steps=4", CONSTANT_RATE, *EVERY_TWO, resume=True)
     assert_same_training(straight, half)
     assert_equal_tensors(state(half, "Watch"), state(straight, "Watch"))
     assert_equal_tensors(load_file(half / "control.safetensors"), load_file(straight / "control.safetensors"))
@@ -221,7 +223,7 @@ def test_the_same_command_again_goes_on_and_then_does_nothing(run, straight, cap
 
 def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(run, straight):
     before = (straight / "config.yaml").read_text()
-    with pytest.raises(ChangedConfig, match=r"optimizer.lr: 0.001 -> 0.5.*steps: 4 -> 5"):
+    with pytest.raises(ChangedConfig, match=r"optimizer.lr: 0.002 -> 0.5.*steps: 4 -> 5"):
         run("straight", "steps=5", "optimizer.lr=0.5", *EVERY_TWO)
     assert (straight / "config.yaml").read_text() == before
     assert (straight / "DONE.json").exists()
@@ -731,7 +733,7 @@ def test_shared_out_weights_train_as_whole_ones_and_their_checkpoint_goes_on_in_
         return original(cfg, trainer, module)
 
     monkeypatch.setattr(train, "gathered", gathered)
-    quick = [*EVERY_TWO, "stage.report_items=0"]
+    quick = [*EVERY_TWO, CONSTANT_RATE, "stage.report_items=0"]
     assert forked("one", "steps=4", *quick).wait(600)
     shared = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
     shared += ["batch_size=1", *quick]
