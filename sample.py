@@ -1,6 +1,5 @@
 """Draw images that obey a hint with a trained ControlNet. Config: configs/sample.yaml."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,112 +14,32 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-import train  # noqa: F401  (registers the config resolvers)
 from cldm.conditions import Condition
+from cldm.configs import register_resolvers
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.generation import Sampling
-from cldm.interop import load_control
 from cldm.jobs import Job, load_image, load_mask, make_job, read_jobs
 from cldm.ledger import Ledger, Shot, draw_in_batches
-from cldm.runs import base_beside, base_of
 from cldm.tracking import REPOSITORY
+from cldm.trained import (
+    PRECISIONS,
+    base_of,
+    checkpoints_of,
+    device_and_precision,
+    digest,
+    is_pooled,
+    load_branch,
+    load_model,
+)
 from ldm.diffusion import LatentDiffusion
-from ldm.interop import load_base
-from ldm.interop.published import Published, read
-from ldm.weights import fingerprint
 
-FILE = "control.safetensors"
-GROUPS = ("model", "control", "condition")  # config choices that a control file states
-ADVICE = {"model": "trained.model=sd15 (or sd21, pretrained, ...)",
-          "condition": "trained.condition=canny (or another; none for ready maps)"}  # fmt: skip
+register_resolvers()
+
 JOB_KEYS = ("hint", "photo", "prompt", "negative", "count", "seed", "size", "scale", "scales", "start", "end", "mode",
             "weighting", "pool", "region", "image", "strength", "mask")  # fmt: skip
 SAMPLER_KEYS = ("steps", "spacing", "guidance", "rescale", "clip_skip", "prompt_weights")  # that a job may set
 SAMPLERS = sorted(path.stem for path in (REPOSITORY / "configs" / "sampler").glob("*.yaml"))
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def find_checkpoint(checkpoint: str | None) -> Path:
-    """The control weights of a run folder, or a published file or diffusers folder; None means the newest run.
-
-    SystemExit says what to run first.
-    """
-    if checkpoint is None:
-        found = sorted(Path("runs").glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise SystemExit("no trained ControlNet in runs/ yet; run `python train.py` first (minutes on a laptop)")
-        return found[-1]
-    path = Path(checkpoint).expanduser()
-    if path.is_dir() and (path / "config.json").is_file():  # diffusers' form
-        return path
-    path = path / FILE if path.is_dir() else path
-    if not path.is_file():
-        raise SystemExit(f"checkpoint={checkpoint}: there is no {path}")
-    return path
-
-
-def training_config(path: Path, base: str | None, model: str | None = None, condition: str | None = None) -> DictConfig:
-    """The training config that the checkpoint's metadata names; only names of this repository's configs are followed.
-
-    model, condition: instead of what it says, and needed for the checkpoints of others, which say nothing.
-    """
-    told = {"model": model, "condition": condition}
-    names = {"control": "controlnet", **published(path).metadata, **{k: v for k, v in told.items() if v}}
-    if missing := [group for group in GROUPS if group not in names]:
-        raise SystemExit(f"{path} does not say which {' and '.join(missing)} it was trained with: add "
-                         + " and ".join(ADVICE[group] for group in missing))  # fmt: skip
-    key = "model.path" if names["model"] == "pretrained" else "base"
-    for group in GROUPS:
-        if not (REPOSITORY / "configs" / group / f"{names[group]}.yaml").is_file() or not names[group].isidentifier():
-            raise SystemExit(f"{path}: there is no {group}={names[group]} in configs/{group}")
-    choices = [f"{group}={names[group]}" for group in GROUPS]
-    return compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
-
-
-def published(path: Path) -> Published:
-    """The checkpoint, its weights not yet read from disk; SystemExit says what is wrong with it."""
-    try:
-        found = read(path)
-        found.part("control")
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    return found
-
-
-def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list[DictConfig]]:
-    """The files of `first` and of those that `more` adds to it, and their training configs, which share a model."""
-    paths = [find_checkpoint(first), *(find_checkpoint(unit.checkpoint) for unit in cfg.more)]
-    kinds = [cfg.trained.condition, *(unit.get("condition") for unit in cfg.more)]
-    trainings = [
-        training_config(path, cfg.base, cfg.trained.model, kind) for path, kind in zip(paths, kinds, strict=True)
-    ]
-    if len({str(training.model) for training in trainings}) > 1:
-        raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
-    return paths, trainings
-
-
-def is_pooled(path: Path) -> bool:
-    """Whether the checkpoint says that its residuals are averaged over the image."""
-    return bool(published(path).parts["control"].settings.get("pooling"))
-
-
-def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet]:
-    """The base and its branch, both loaded strictly. A base that was trained together with the branch comes with it."""
-    base = base_of(cfg)
-    diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
-    load_base(diffusion, base_beside(path) or base)
-    return diffusion.eval(), load_branch(path, cfg, diffusion)
-
-
-def load_branch(path: Path, cfg: DictConfig, diffusion: LatentDiffusion) -> ControlNet:
-    """The branch in the file, for the model it was trained on."""
-    trained_on, loaded = published(path).metadata.get("base_fingerprint"), fingerprint(diffusion)
-    if trained_on not in (None, loaded):
-        print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
-    control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
-    load_control(control, path, pools=True)
-    return control.eval()
 
 
 def jobs_of(cfg: DictConfig, size: int, pools: list[bool]) -> list[Job]:
@@ -230,16 +149,6 @@ def draw(
     )
 
 
-def digest(path: Path, found: Any = None) -> str:
-    """Hex digits of a checkpoint, by `found` (hashlib), or 16: a retrained one under an old name draws anew."""
-    found = found or hashlib.blake2b(digest_size=8)
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()
-
-
 @dataclass(frozen=True)
 class Plan:
     """What is to be drawn with what: checkpoints, the configs they were trained with, their conditions, the jobs."""
@@ -261,15 +170,6 @@ def plan(cfg: DictConfig) -> Plan:
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     return Plan(paths, trainings, conditions, jobs)
-
-
-def device_and_precision(cfg: DictConfig) -> tuple[str, str]:
-    """Where to work and in what; by default a GPU in fp16 if there is one, else fp32."""
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = cfg.precision or ("fp32" if device == "cpu" else "fp16")
-    if precision not in PRECISIONS:
-        raise SystemExit(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
-    return device, precision
 
 
 def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, cfg: DictConfig) -> None:

@@ -22,7 +22,7 @@ from cldm.control_ldm import ControlLDM
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
 from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
-from cldm.runs import ancestry, base_beside, base_of, report
+from cldm.runs import ancestry, report
 from cldm.sweeps import in_sweep, note_failure
 from cldm.tracking import (
     commit,
@@ -34,6 +34,7 @@ from cldm.tracking import (
     to_json,
     wandb_run,
 )
+from cldm.trained import base_beside, base_of
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole

@@ -5,61 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+from omegaconf import DictConfig
 
-from cldm.callbacks import BASE_FILE
 from cldm.evaluation.convergence import convergence_step
 from cldm.evaluation.report import CONTROL_ROWS, autoencoder_report, base_report, control_report, table
 from cldm.pictures import Panel, plot
 from ldm.weights import read_metadata
-
-
-def base_of(cfg: DictConfig) -> str | None:
-    """Where the weights of the locked model come from; None for a model that has random ones."""
-    try:
-        return cfg.base
-    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
-        raise ValueError(
-            "this model comes without weights: set base=FILE_OR_FOLDER (model=pretrained: model.path=...) to a Stable "
-            "Diffusion checkpoint or diffusers folder of yours; docs/bring_your_own.md says more"
-        ) from error
-
-
-def recorded_values(path: Path, training: DictConfig) -> DictConfig:
-    """`training` with the values of model, control and condition, and the size, that the run beside the file recorded.
-
-    Only values under names that are there already are taken over, never what is to be built (`_target_`): a run folder
-    from elsewhere cannot make this program run its code.
-    """
-    record = path.parent / "config.yaml"
-    if not record.is_file():
-        return training
-    run, merged = OmegaConf.load(record), training.copy()
-    OmegaConf.resolve(run)
-    for key in ("size", "model", "control", "condition"):
-        if key in run and key in merged:
-            merged[key] = _with_values(OmegaConf.to_container(merged)[key], OmegaConf.to_container(run)[key])  # type: ignore
-    return merged
-
-
-def _with_values(ours: Any, recorded: Any) -> Any:
-    if isinstance(ours, dict) and isinstance(recorded, dict):
-        return {k: v if k.startswith("_") else _with_values(v, recorded.get(k, v)) for k, v in ours.items()}
-    return ours if isinstance(recorded, dict) or isinstance(ours, dict) else recorded
-
-
-def base_beside(control: Path) -> Path | None:
-    """The base that was trained together with the branch in a file, and lies beside it; None if it was locked."""
-    if control.suffix != ".safetensors" or read_metadata(control).get("locking", "locked") == "locked":
-        return None
-    base = control.with_name(BASE_FILE)
-    if not base.is_file():
-        raise ValueError(
-            f"{control} was trained together with its base (stage.module.locking), and {base} is missing; "
-            "keep the two files together"
-        )
-    return base
 
 
 def ancestry(*sources: str | Path | None) -> list[dict[str, Any]]:

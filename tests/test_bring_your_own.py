@@ -14,6 +14,7 @@ import train
 from cldm.cli import main
 from cldm.interop import understand_control
 from cldm.tracking import REPOSITORY
+from cldm.trained import load_model, training_config
 from ldm.interop.published import read
 from ldm.interop.understand import understand
 from ldm.weights import read_metadata
@@ -72,9 +73,9 @@ def test_sample_draws_with_the_branch_in_its_own_and_in_the_original_layout(
         assert main(["convert", str(run / "control.safetensors"), str(path), "--to", "original"]) == 0
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = compose("sample", [f"checkpoint={path}", f"base={base}", "sampler.steps=1", "count=1", f"out={tmp_path}"])
-        training = sample.training_config(path, cfg.base)
+        training = training_config(path, cfg.base)
         assert training.model.path == str(base)
-        diffusion, control = sample.load_model(path, training)
+        diffusion, control = load_model(path, training)
     expected = load_file(run / "control.safetensors")
     assert all(torch.equal(tensor, expected[key]) for key, tensor in control.state_dict().items())
     assert diffusion.unet.config.heads == 8

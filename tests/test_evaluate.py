@@ -18,8 +18,8 @@ from cldm.evaluation.segmenter import Segmenter
 from cldm.jobs import load_image
 from cldm.pictures import save_atomically
 from cldm.tracking import REPOSITORY
+from cldm.trained import recorded_values, training_config
 from ldm.weights import save_weights
-from sample import training_config
 
 CONFIGS = str(REPOSITORY / "configs")
 
@@ -186,7 +186,7 @@ def test_fid_lies_between_the_images_and_real_ones(runs: Path, tmp_path: Path, m
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return images.mean(dim=(2, 3))
 
-    monkeypatch.setattr(evaluate, "Inception", Mean)
+    monkeypatch.setattr("cldm.evaluation.subject.Inception", Mean)
     [folder] = measure(runs, f"checkpoint={runs}/a", "inception=inception.pth", "reference=8", "baseline=false",
                        f"out={tmp_path}", *FAST)  # fmt: skip
     found = results(folder)
@@ -231,7 +231,7 @@ def test_settings_of_the_run_are_those_it_recorded_and_nothing_of_a_run_folder_i
     [folder] = measure(runs, f"checkpoint={run}", "items=1", "noise_seeds=[0]", "prompts=[none]", "baseline=false")
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         path = run / "control.safetensors"
-        training = evaluate.recorded_values(path, training_config(path, None))
+        training = recorded_values(path, training_config(path, None))
     assert training.condition == {"_target_": "cldm.conditions.canny.Canny", "low": 7, "high": 9}
     assert "base" not in results(folder)
 

@@ -14,6 +14,7 @@ from PIL import Image
 import sample
 from cldm.pictures import to_pil
 from cldm.tracking import REPOSITORY
+from cldm.trained import FILE
 from ldm.weights import load_weights, save_weights
 
 CONFIGS = str(REPOSITORY / "configs")
@@ -36,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)
     save_weights(base, folder / "base.safetensors")
     metadata = {"stage": "control", "model": "tiny", "control": "controlnet", "condition": "canny"}
-    save_weights(control, folder / sample.FILE, metadata)
+    save_weights(control, folder / FILE, metadata)
     return folder
 
 
@@ -59,7 +60,7 @@ def test_a_seed_names_an_image_whatever_the_batch(run: Path, tmp_path: Path) -> 
 
 
 def test_the_newest_run_is_taken_and_images_tell_how_they_were_made(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older = run.parent / "older" / sample.FILE
+    older = run.parent / "older" / FILE
     older.parent.mkdir(exist_ok=True)
     older.write_bytes(b"not weights")
     os.utime(older, (0, 0))

@@ -28,9 +28,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
-import sample
 import train
 from cldm.run_folder import ChangedConfig, attempt, attempts
+from cldm.trained import load_model
 from ldm.training import AutoencoderTraining, DiffusionTraining
 from ldm.weights import fingerprint, read_metadata, save_weights
 
@@ -276,7 +276,7 @@ def test_a_base_that_trains_too_is_exported_beside_the_branch_and_drawn_with(run
     assert_equal_tensors({name: after[name] for name in held}, held)
 
     path = folder / "control.safetensors"
-    drawn, _ = sample.load_model(path, composed("model=tiny", f"base={base}"))
+    drawn, _ = load_model(path, composed("model=tiny", f"base={base}"))
     assert fingerprint(drawn) == read_metadata(path)["base_fingerprint"]
     assert_equal_tensors({name: t.half() for name, t in drawn.state_dict().items()}, after)
 
@@ -292,7 +292,7 @@ def test_a_branch_does_not_go_without_the_base_it_was_trained_with(run, composed
     assert facts[0] == facts[1]
     tuned.rename(tmp_path / "elsewhere.safetensors")
     with pytest.raises(ValueError, match=r"base.safetensors is missing; keep the two files together"):
-        sample.load_model(folder / "control.safetensors", composed("model=tiny", f"base={base}"))
+        load_model(folder / "control.safetensors", composed("model=tiny", f"base={base}"))
 
 
 def test_resuming_what_never_was_is_refused(composed, small, tmp_path):

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from cldm.configs import composed
     from cldm.data.cache import build_cache
     from cldm.data.folder import FolderDataset
-    from cldm.runs import base_of
+    from cldm.trained import base_of
     from ldm.interop import load_base
 
     cfg = composed(args.overrides)
