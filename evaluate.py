@@ -16,7 +16,7 @@ from cldm.evaluation.gallery import claim, draw_missing, read_images
 from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
 from cldm.evaluation.scores import as_files, means
-from cldm.evaluation.subject import UNIT, Subject, branches_of
+from cldm.subject import UNIT, Subject, branches_of
 from cldm.tracking import commit, write_json
 from cldm.trained import FILE, device_and_precision
 

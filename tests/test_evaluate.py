@@ -186,7 +186,7 @@ def test_fid_lies_between_the_images_and_real_ones(runs: Path, tmp_path: Path, m
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return images.mean(dim=(2, 3))
 
-    monkeypatch.setattr("cldm.evaluation.subject.Inception", Mean)
+    monkeypatch.setattr("cldm.subject.Inception", Mean)
     [folder] = measure(runs, f"checkpoint={runs}/a", "inception=inception.pth", "reference=8", "baseline=false",
                        f"out={tmp_path}", *FAST)  # fmt: skip
     found = results(folder)
