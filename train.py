@@ -15,8 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from cldm.callbacks import EMA, Export, Watch, averaged
-from cldm.checkpoints import Checkpoints
+from cldm.callbacks import EMA, Checkpoints, Export, Watch, averaged
 from cldm.configs import register_resolvers
 from cldm.control_ldm import ControlLDM
 from cldm.controlnet import ControlNet

@@ -32,6 +32,9 @@ VOLATILE = (
 )  # fmt: skip
 """Keys that do not change what a run computes; the seed is a folder of its own."""
 
+BASE_FILE = "base.safetensors"
+"""Beside a branch that was trained with an unlocked base: that base, complete."""
+
 LONGEST = 80  # characters of a folder's readable part
 
 

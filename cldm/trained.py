@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
-from cldm.callbacks import BASE_FILE
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
+from cldm.run_folder import BASE_FILE
 from cldm.tracking import REPOSITORY
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import load_base

@@ -11,7 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from cldm.callbacks import Watch, save_checkpoint
+from cldm.callbacks.guard import save_checkpoint
+from cldm.callbacks.watch import Watch
 
 
 class Checkpoints(Checkpoint):

@@ -1,0 +1,83 @@
+"""Exponential moving average of the trained weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ldm.sharding import share_like, whole
+
+
+class EMA(Callback):
+    """Exponential moving average of the trainable weights, with warm-up min(decay, (1 + n) / (10 + n)).
+
+    `swapped(module)` lends the averaged weights to the module: previews, metrics and exported files use them.
+    The state is the callback's own, so checkpoints hold it once and the frozen weights never.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"trainer EMA decay must be in [0, 1), got {decay}")
+        self.decay, self.updates, self.last_step = decay, 0, 0
+        self.average: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        current = trainable(pl_module)
+        if not self.average:
+            self.average = {name: p.detach().clone() for name, p in current.items()}
+        elif self.average.keys() != current.keys():
+            raise ValueError("the checkpoint's EMA belongs to other trainable weights than this run's")
+        self.average = {name: share_like(a, current[name]) for name, a in self.average.items()}
+        self.last_step = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.last_step:  # accumulating gradients: the weights have not moved
+            return
+        self.last_step = trainer.global_step
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        current = trainable(pl_module)
+        torch._foreach_lerp_([self.average[n] for n in current], [*current.values()], 1.0 - decay)
+        self.updates += 1
+
+    @contextmanager
+    def swapped(self, module: pl.LightningModule) -> Iterator[None]:
+        """Within the context `module` holds the averaged weights; afterwards its own again, come what may."""
+        current = trainable(module)
+        raw = {name: p.detach().clone() for name, p in current.items()}
+        try:
+            _assign(current, self.average or raw)
+            yield
+        finally:
+            _assign(current, raw)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": {name: whole(a) for name, a in self.average.items()}, "updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average, self.updates = dict(state_dict["average"]), int(state_dict["updates"])
+
+
+def trainable(module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _assign(parameters: dict[str, torch.nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+@contextmanager
+def averaged(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+    """The module with its averaged weights if the trainer has an EMA callback, else as it is."""
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+    if ema is None or not ema.average:
+        yield
+    else:
+        with ema.swapped(module):
+            yield
