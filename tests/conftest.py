@@ -29,6 +29,11 @@ from ldm.unet import UNet, UNetConfig
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests first, so that processes that share the work end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @torch.no_grad()
 def _fill_zeros(module: nn.Module) -> None:
     """Give random values to parameters that start as zero.

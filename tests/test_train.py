@@ -615,7 +615,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_the_last_good_st
 
 # ------------------------------------------------------------------ killed, and several processes
 
-KILLS = int(os.environ.get("KILLS", "6"))  # KILLS=30 for the longer proof
+KILLS = 30
 TWO_PROCESSES = ["trainer.devices=2", "trainer.strategy=ddp", "batch_size=1"]
 
 
