@@ -9,13 +9,14 @@ from typing import Any
 import hydra
 import numpy as np
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cldm.configs import register_resolvers
 from cldm.evaluation.gallery import claim, draw_missing, read_images
 from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
 from cldm.evaluation.scores import as_files, means
+from cldm.run_folder import overrides_of
 from cldm.subject import UNIT, Subject, branches_of
 from cldm.tracking import commit, write_json
 from cldm.trained import FILE, device_and_precision
@@ -73,7 +74,6 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
     rows = subject.measure(drawn, subject.shots) | subject.nearest(drawn)
     bounds = reference(subject, batch_size)
     bounds["real"] |= means(subject.nearest(subject.items["image"]))  # of the run's own data: not for all to share
-    overrides = first.path.parent / ".hydra" / "overrides.yaml"
     results = {
         "checkpoint": str(first.path),
         "checkpoint_sha256": first.sha256,
@@ -82,7 +82,7 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
         "seed": int(first.metadata["seed"]) if "seed" in first.metadata else None,
         "commit": first.metadata.get("commit"),
         "evaluated_at_commit": commit(),
-        "overrides": OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else [],
+        "overrides": overrides_of(first.path.parent),
         "protocol": subject.protocol,
         "protocol_hash": identity,
         "n": subject.cfg["items"] * len(subject.cfg.noise_seeds),

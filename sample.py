@@ -159,6 +159,16 @@ class Plan:
     jobs: list[Job]
 
 
+def tell_of_the_example(cfg: DictConfig) -> None:
+    """Say which of the shipped example's values are in force beside what was given."""
+    example = OmegaConf.load(REPOSITORY / "configs" / "sample.yaml")
+    own_hint = cfg.photo or cfg.hint != OmegaConf.create({"hint": example.hint}).hint
+    if cfg.image and not own_hint:
+        print(f"note: the hint is the example's, {cfg.hint}; photo={cfg.image} takes that of the picture")
+    if cfg.prompt == example.prompt and (cfg.image or own_hint):
+        print(f"note: the prompt is the example's: {cfg.prompt}")
+
+
 def plan(cfg: DictConfig) -> Plan:
     """Everything found and checked before weights are read; SystemExit says what cannot be drawn."""
     paths, trainings = checkpoints_of(cfg.checkpoint, cfg)
@@ -194,6 +204,8 @@ def sample(cfg: DictConfig) -> Path:
     """Draw the images; returns their folder."""
     _, precision = device_and_precision(cfg)
     found = plan(cfg)
+    if not cfg.jobs:
+        tell_of_the_example(cfg)
     ledger = Ledger(
         Path(cfg.out) if cfg.out else found.paths[0].parent / "samples",
         {
@@ -208,7 +220,8 @@ def sample(cfg: DictConfig) -> Path:
     if shots:
         draw_all(shots, found, ledger, cfg)
     for job in found.jobs:
-        if {shot.file for shot in ledger.shots(job)} & {shot.file for shot in shots}:
+        drawn = {shot.file for shot in ledger.shots(job)} & {shot.file for shot in shots}
+        if drawn or not ledger.sheet_path(job).is_file():
             ledger.sheet(job, load_inputs(job, found.conditions, notify=lambda _: None)["hints"])
     there = sum(job.count for job in found.jobs) - len(shots)
     print(f"{len(shots)} images and sheets in {ledger.folder}" + (f"; {there} were there already" if there else ""))

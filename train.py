@@ -20,7 +20,7 @@ from cldm.configs import register_resolvers
 from cldm.control_ldm import ControlLDM
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
-from cldm.run_folder import Run, attempt, differences, finish, results_of, stable
+from cldm.run_folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
 from cldm.runs import ancestry, report
 from cldm.sweeps import in_sweep, note_failure
 from cldm.tracking import (
@@ -54,6 +54,11 @@ def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
     return module(diffusion=model, control=control, optimizer=optimizer)
 
 
+def typed() -> list[str]:
+    """The overrides of the command."""
+    return [*HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
+
+
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Build, fit, report in the run's folder; returns what results.json holds. A finished run is not done again."""
     base_of(cfg)  # complains of a missing one before there is a folder
@@ -61,7 +66,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if done is not None:
         print(f"already done: {cfg.run_dir} (delete the folder to do it again)")
         return done
-    with attempt(cfg) as run, wandb_run():
+    with attempt(cfg, typed()) as run, wandb_run():
         return fit(cfg, run)
 
 
@@ -149,13 +154,8 @@ def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> Path:
 def reproduction(cfg: DictConfig) -> DictConfig:
     """The configuration of the run in cfg.reproduce, composed anew, for a folder beside it; says how it differs."""
     old = Path(cfg.reproduce)
-    typed = [item for item in HydraConfig.get().overrides.task if not item.startswith("reproduce=")]
-    recorded = [str(item) for item in OmegaConf.load(old / ".hydra" / "overrides.yaml")]
-    overrides = [item for item in recorded if not item.startswith(("run_dir=", "resume="))]
-    again = compose("train", [f"run_dir='{old}-again'", *overrides, *typed], return_hydra_config=True)
-    HydraConfig.instance().set_config(again)  # values that name the chosen groups ask for it
-    with open_dict(again):
-        del again["hydra"]
+    own = [item for item in typed() if not item.startswith("reproduce=")]
+    again = composed_anew(old, [f"run_dir='{old}-again'"], own)
     changed = differences(stable(OmegaConf.load(old / "config.yaml")), stable(again))  # type: ignore[arg-type]
     print(
         f"{old} again" + (", with a difference:" if changed else ", with the same configuration"), *changed, sep="\n  "
@@ -163,13 +163,30 @@ def reproduction(cfg: DictConfig) -> DictConfig:
     return again
 
 
+def resumption(cfg: DictConfig) -> DictConfig:
+    """The configuration of the run in cfg.resume, with what was typed on top."""
+    again = composed_anew(Path(cfg.resume), [], typed())
+    if again.chain:
+        raise Refused(f"{cfg.resume} is one stage of a chain; the command of the chain, typed again, goes on with it")
+    return again
+
+
+def composed_anew(run: Path, first: list[str], last: list[str]) -> DictConfig:
+    """The configuration of overrides: `first`, those of a run folder, and `last`, where the last of a key counts."""
+    recorded = [item for item in overrides_of(run) if item not in last]
+    again = compose("train", [*first, *recorded, *last], return_hydra_config=True)
+    HydraConfig.instance().set_config(again)  # values that name the chosen groups ask for it
+    with open_dict(again):
+        del again["hydra"]
+    return again
+
+
 def train_chain(cfg: DictConfig) -> None:
     """Run the stages of cfg.chain one after another, each on the weights of the one before."""
     base = None
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    typed = [item for item in typed if not item.startswith(("experiment=", "run_dir=", "base=", "stage="))]
+    own = [item for item in typed() if not item.startswith(("experiment=", "run_dir=", "base=", "stage="))]
     for overrides in cfg.chain:
-        stage = compose("train", overrides=[*overrides, f"seed={cfg.seed}", *typed, f"base={base or 'null'}"])
+        stage = compose("train", overrides=[*overrides, f"seed={cfg.seed}", *own, f"base={base or 'null'}"])
         stage.run_dir = str(Path(cfg.run_dir) / stage.stage.name)
         train(stage)
         base = Path(stage.run_dir) / f"{stage.stage.name}.safetensors"
@@ -186,11 +203,15 @@ def main(cfg: DictConfig) -> None:
     try:
         if cfg.reproduce:
             cfg = reproduction(cfg)
+        elif cfg.resume:
+            cfg = resumption(cfg)
         train_chain(cfg) if cfg.chain else train(cfg)
     except SIGTERMException:
         raise SystemExit(143) from None  # 128 + SIGTERM: neither a success nor a crash; the checkpoint is saved
     except Exception as error:
         if not in_sweep():
+            if isinstance(error, Refused):
+                raise SystemExit(str(error)) from None
             raise
         note_failure(cfg, error)
 

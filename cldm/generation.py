@@ -96,6 +96,8 @@ class Sampling:
 
     def timesteps(self, diffusion: LatentDiffusion, strength: float) -> Tensor:
         """The grid, or its last int(steps * strength) entries."""
+        if self.steps < 1:
+            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
         kept = int(self.steps * strength)
         if not 0 < strength <= 1 or kept < 1:
             raise ValueError(f"strength must be in (0, 1] and leave a step of {self.steps}, got {strength}")

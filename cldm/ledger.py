@@ -84,9 +84,13 @@ class Ledger:
         columns = {name: 2 * hint - 1 for name, hint in zip(names, hints, strict=True)}
         for shot in self.shots(job):
             columns[f"seed {shot.seed}"] = load_image(self.folder / shot.file, job.size)
-        path = (self.folder / self.shots(job)[0].file).parent / "sheet.png"
+        path = self.sheet_path(job)
         save_atomically(grid(columns, [job.prompt], pairs=1), path)
         return path
+
+    def sheet_path(self, job: Job) -> Path:
+        """Where the job's sheet lies."""
+        return (self.folder / self.shots(job)[0].file).parent / "sheet.png"
 
 
 def batches(shots: Sequence[Shot], size: int) -> Iterator[list[Shot]]:

@@ -38,7 +38,11 @@ BASE_FILE = "base.safetensors"
 LONGEST = 80  # characters of a folder's readable part
 
 
-class ChangedConfig(ValueError):
+class Refused(ValueError):
+    """A run folder that cannot be used like this; nothing was changed."""
+
+
+class ChangedConfig(Refused):
     """The folder holds a run of another configuration."""
 
 
@@ -126,16 +130,17 @@ def changes(cfg: DictConfig) -> list[str]:
 
 
 @contextmanager
-def attempt(cfg: DictConfig) -> Iterator[Run]:
+def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
     """One attempt at a run: locks its folder, makes it self-describing, notes how the attempt ended.
 
-    Another configuration in the folder is a ChangedConfig, unless `resume` asks for the change; a folder in use
-    is a ValueError.
+    overrides: those of the command. Another configuration in the folder is a ChangedConfig, unless `resume` asks for
+    the change; a folder in use is Refused. Where a change ends in an error before anything was trained, the folder
+    is again what it was.
     """
     folder = Path(cfg.run_dir)
     last = folder / "checkpoints" / "last.ckpt"
     if cfg.resume and not last.exists():
-        raise FileNotFoundError(f"resume={cfg.resume}: no checkpoint at {last}")
+        raise Refused(f"resume={cfg.resume}: no checkpoint at {last}")
     run = Run(folder, str(last) if last.exists() else None)
     if getattr(rank_zero_only, "rank", 0):  # of several processes the first one keeps the folder
         yield run
@@ -148,20 +153,43 @@ def attempt(cfg: DictConfig) -> Iterator[Run]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        before, trained = _record(folder), _written(last)
         for name in ("DONE.json", "FAILED.json"):
             (folder / name).unlink(missing_ok=True)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        kept = [item for item in overrides if not item.startswith(("run_dir=", "resume=", "reproduce="))]
+        write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
         if run.last_checkpoint:
-            print(f"going on from {last}")
+            print("\n  ".join([f"going on from {last}" + (", with a difference:" if changed else ""), *changed]))
         _note(folder, {"event": "start", **provenance(), "resumed": bool(run.last_checkpoint), "changed": changed})
         try:
             yield run
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             _note(folder, {"event": "stopped", "reason": reason})
-            write_json(folder / "FAILED.json", {"reason": reason, "when": _now()})
+            if changed and _written(last) == trained:
+                for name, content in before.items():
+                    write_text(folder / name, content)
+            if not (folder / "DONE.json").exists():
+                write_json(folder / "FAILED.json", {"reason": reason, "when": _now()})
             raise
         _note(folder, {"event": "done"})
+
+
+def _record(folder: Path) -> dict[str, str]:
+    """What the folder says of its run, by file."""
+    paths = [folder / name for name in ("config.yaml", "overrides.yaml", "DONE.json")]
+    return {path.name: path.read_text() for path in paths if path.exists()}
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """The overrides that the run in the folder was started with."""
+    path = folder / "overrides.yaml"
+    return [str(item) for item in OmegaConf.load(path)] if path.exists() else []
 
 
 @contextmanager
@@ -173,7 +201,7 @@ def _locked(folder: Path) -> Iterator[None]:
     except Timeout:
         last = [line for line in attempts(folder) if line["event"] == "start"][-1:]
         holder = f" (process {last[0]['pid']} on {last[0]['host']})" if last else ""
-        raise ValueError(f"{folder} is in use by another job{holder}; wait for it, or stop it first") from None
+        raise Refused(f"{folder} is in use by another job{holder}; wait for it, or stop it first") from None
     try:
         yield
     finally:

@@ -36,7 +36,6 @@ from cldm.trained import (
     load_branch,
     load_model,
     published,
-    recorded_values,
 )
 from ldm.diffusion import LatentDiffusion
 from ldm.weights import fingerprint
@@ -87,8 +86,7 @@ def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Branch]:
     for unit in settings:
         check_settings(**{key: value for key, value in unit.items() if key != "scale"})
     paths, trainings = checkpoints_of(checkpoint, cfg)
-    recorded = [recorded_values(path, training) for path, training in zip(paths, trainings, strict=True)]
-    return [Branch(*parts) for parts in zip(paths, recorded, settings, strict=True)]
+    return [Branch(*parts) for parts in zip(paths, trainings, settings, strict=True)]
 
 
 @dataclass

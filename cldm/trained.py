@@ -35,11 +35,16 @@ def find_checkpoint(checkpoint: str | None) -> Path:
         found = sorted(Path("runs").glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise SystemExit("no trained ControlNet in runs/ yet; run `python train.py` first (minutes on a laptop)")
+        print(f"checkpoint: {found[-1]}, the newest")
         return found[-1]
     path = Path(checkpoint).expanduser()
     if path.is_dir() and (path / "config.json").is_file():  # diffusers' form
         return path
-    path = path / FILE if path.is_dir() else path
+    if path.is_dir():
+        seeds = sorted(path.glob(f"seed-*/{FILE}"))
+        if len(seeds) > 1:
+            raise SystemExit(f"checkpoint={checkpoint} has several seeds: name one of {', '.join(map(str, seeds))}")
+        path = seeds[0] if seeds and not (path / FILE).is_file() else path / FILE
     if not path.is_file():
         raise SystemExit(f"checkpoint={checkpoint}: there is no {path}")
     return path
@@ -60,7 +65,10 @@ def training_config(path: Path, base: str | None, model: str | None = None, cond
         if not (REPOSITORY / "configs" / group / f"{names[group]}.yaml").is_file() or not names[group].isidentifier():
             raise SystemExit(f"{path}: there is no {group}={names[group]} in configs/{group}")
     choices = [f"{group}={names[group]}" for group in GROUPS]
-    return compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
+    cfg = compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
+    if names.get("resolution", "").isdigit():
+        cfg.size = int(names["resolution"])
+    return cfg
 
 
 def published(path: Path) -> Published:
@@ -78,7 +86,8 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
     paths = [find_checkpoint(first), *(find_checkpoint(unit.checkpoint) for unit in cfg.more)]
     kinds = [cfg.trained.condition, *(unit.get("condition") for unit in cfg.more)]
     trainings = [
-        training_config(path, cfg.base, cfg.trained.model, kind) for path, kind in zip(paths, kinds, strict=True)
+        recorded_values(path, training_config(path, cfg.base, cfg.trained.model, kind))
+        for path, kind in zip(paths, kinds, strict=True)
     ]
     if len({str(training.model) for training in trainings}) > 1:
         raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")

@@ -83,7 +83,7 @@ class Conditioner(nn.Module):
             words = _clip_tokenizer().decode(unknown).split()
             warnings.warn(
                 f"the model does not know {', '.join(map(repr, words))} and leaves it out; it knows: "
-                + " ".join(sorted(self.vocabulary or ())),
+                + " ".join(sorted(word for word in self.vocabulary or () if word.isalnum())),
                 stacklevel=4,
             )
         return [self._small_ids[token] for token in tokens if token in self._small_ids]

@@ -198,7 +198,7 @@ def test_a_job_may_have_a_sampler_of_its_own_and_residuals_of_their_own_scale(ru
         ({"sampler": {"_target_": "os.system"}}, "unknown setting '_target_' of sampler; known: name, steps"),
         ({"sampler": {"low_memory": "cpu"}}, "unknown setting 'low_memory'"),
         ({"sampler": {"steps": "many"}}, "steps of sampler must be a int, got 'many'"),
-        ({"sampler": {"steps": 0}}, r"leave a step of 0"),
+        ({"sampler": {"steps": 0}}, r"sampler.steps must be at least 1"),
         ({"sampler": {"name": "pndm", "eta": 1.0}}, "unknown setting 'eta'"),
         ({"scales": [1.0] * 12}, "12 control scales, the branch has 13"),
         ({"scales": ["a"] * 13}, "scales must be numbers"),

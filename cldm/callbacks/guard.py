@@ -41,8 +41,9 @@ class Guard(Callback):
     """Ends a run that cannot go on, with its last good state on disk.
 
     A job that is told to stop (SIGTERM, or SIGUSR1 / SIGUSR2 where nobody else listens, as clusters send them before
-    the time is up) saves `<checkpoints>/last.ckpt` at the next step; so does one that runs out of memory. A loss that
-    is not finite, in whatever process, ends all of them before it could touch the weights, which are saved.
+    the time is up, or Ctrl-C, once) saves `<checkpoints>/last.ckpt` at the next step; so does one that runs out of
+    memory. A loss that is not finite, in whatever process, ends all of them before it could touch the weights, which
+    are saved.
     """
 
     def __init__(self, checkpoints: str):
@@ -50,11 +51,23 @@ class Guard(Callback):
         self.stepping = False  # the optimizer is at work: weights may be half old, half new
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         for name in ("SIGUSR1", "SIGUSR2"):
             number = getattr(signal, name, None)  # not on Windows
-            main = threading.current_thread() is threading.main_thread()
-            if number is not None and main and signal.getsignal(number) == signal.SIG_DFL:
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupted)
+
+    def _interrupted(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nstopping after this step, which is saved; Ctrl-C again stops at once", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if signal.getsignal(signal.SIGINT) == self._interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         # every process has looked at examples of its own; one that ended alone would leave the others waiting
