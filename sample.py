@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cldm.conditions import Condition
-from cldm.configs import register_resolvers
+from cldm.configs import refuse_added, register_resolvers
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.generation import Sampling
@@ -162,7 +162,7 @@ class Plan:
 def tell_of_the_example(cfg: DictConfig) -> None:
     """Say which of the shipped example's values are in force beside what was given."""
     example = OmegaConf.load(REPOSITORY / "configs" / "sample.yaml")
-    own_hint = cfg.photo or cfg.hint != OmegaConf.create({"hint": example.hint}).hint
+    own_hint = cfg.photo or cfg.hint != example.hint
     if cfg.image and not own_hint:
         print(f"note: the hint is the example's, {cfg.hint}; photo={cfg.image} takes that of the picture")
     if cfg.prompt == example.prompt and (cfg.image or own_hint):
@@ -230,6 +230,7 @@ def sample(cfg: DictConfig) -> Path:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="sample")
 def main(cfg: DictConfig) -> None:
+    refuse_added(cfg)
     sample(cfg)
 
 

@@ -1,6 +1,7 @@
 """Configurations of configs/ outside of the entry points, for the commands of `python -m cldm`."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +20,15 @@ def register_resolvers() -> None:
 
 def _run_id(*, _root_: DictConfig) -> str:
     return run_id(_root_, HydraConfig.get().overrides.task if HydraConfig.initialized() else [])
+
+
+def refuse_added(cfg: DictConfig) -> None:
+    """SystemExit for `+key=value` of a key that nothing reads: Hydra's answer to a misspelt key invites that."""
+    for item in HydraConfig.get().overrides.task:
+        key = item.lstrip("+").split("=")[0]
+        if item.startswith("+") and "." not in key and not (REPOSITORY / "configs" / key.split("/")[0]).is_dir():
+            near = get_close_matches(key, [str(name) for name in cfg if name != key], n=1)
+            raise SystemExit(f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:

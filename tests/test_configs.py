@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 import train
 from cldm.callbacks import EMA, Export, Watch
 from cldm.conditions import Condition
+from cldm.configs import refuse_added
 from cldm.data.cache import build_cache
 from cldm.data.datamodule import DataModule
 from cldm.data.fill50k import write_fill50k
@@ -241,6 +242,12 @@ def test_the_whole_configuration_resolves(composed, tmp_path, stage):
 def test_an_unknown_key_fails(composed, override):
     with pytest.raises(ConfigCompositionException, match="Could not override"):
         composed("model=tiny", override)
+
+
+def test_a_key_that_was_added_and_that_nothing_reads_is_refused_with_the_nearest_one(composed):
+    with pytest.raises(SystemExit, match="there is no key stepz; did you mean steps?"):
+        refuse_added(composed("+stepz=3"))
+    refuse_added(composed("+trainer.deterministic=true", "steps=3"))
 
 
 @pytest.mark.parametrize("override", ["model=none_such", "data=none_such", "stage=none_such"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,45 @@ def draw(run: Path, *overrides: str) -> Path:
 
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(int)
+
+
+def test_a_run_is_sampled_with_the_values_that_it_recorded(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "seed-0"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("samples"))
+    (own / "config.yaml").write_text("size: 64\ncondition: {low: 50}\n")
+    image = draw(run, f"checkpoint={tmp_path}", f"base={run / 'base.safetensors'}", "count=1") / "seed_0.png"
+    assert image.parent == own / "samples"  # of the only seed that there is
+    assert Image.open(image).size == (64, 64)
+
+
+def test_of_several_seeds_one_has_to_be_named(run: Path, tmp_path: Path) -> None:
+    for seed in ("seed-0", "seed-1"):
+        shutil.copytree(run, tmp_path / seed, ignore=shutil.ignore_patterns("samples"))
+    with pytest.raises(SystemExit, match=r"has several seeds: name one of .*seed-0/control.*seed-1/control"):
+        draw(run, f"checkpoint={tmp_path}")
+
+
+def test_values_of_the_example_that_stay_in_force_are_told(run: Path, tmp_path: Path, capsys) -> None:
+    picture = str(REPOSITORY / "docs" / "hint.png")
+    few = [f"checkpoint={run}", "count=1", f"out={tmp_path}"]
+    draw(run, *few)
+    assert "example's" not in capsys.readouterr().out
+    draw(run, *few, f"image={picture}")
+    told = capsys.readouterr().out
+    assert "the hint is the example's" in told
+    assert "the prompt is the example's: a large red star" in told
+    draw(run, *few, f"photo={picture}", "prompt=mine")
+    assert "example's" not in capsys.readouterr().out
+
+
+def test_a_sheet_that_is_missing_is_made_of_the_images_that_are_there(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text('{"name": "one"}\n')
+    told = [f"checkpoint={run}", f"jobs={tmp_path / 'jobs.jsonl'}", "count=2", f"out={tmp_path / 'out'}"]
+    sheet = draw(run, *told) / "one" / "sheet.png"
+    before = sheet.read_bytes()
+    sheet.unlink()
+    draw(run, *told)
+    assert sheet.read_bytes() == before
 
 
 def test_a_seed_names_an_image_whatever_the_batch(run: Path, tmp_path: Path) -> None:
