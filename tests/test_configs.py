@@ -245,7 +245,7 @@ def test_an_unknown_key_fails(composed, override):
 
 
 def test_a_key_that_was_added_and_that_nothing_reads_is_refused_with_the_nearest_one(composed):
-    with pytest.raises(SystemExit, match="there is no key stepz; did you mean steps?"):
+    with pytest.raises(SystemExit, match=r"there is no key stepz; did you mean steps\?"):
         refuse_added(composed("+stepz=3"))
     refuse_added(composed("+trainer.deterministic=true", "steps=3"))
 
