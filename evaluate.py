@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from cldm.configs import refuse_added, register_resolvers
+from cldm.configs import refuse_mistakes, register_resolvers
 from cldm.evaluation.gallery import claim, draw_missing, read_images
 from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
@@ -124,7 +124,7 @@ def output_folder(cfg: DictConfig, path: Path, count: int) -> Path:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    refuse_added(cfg)
+    refuse_mistakes(cfg)
     evaluate(cfg)
 
 

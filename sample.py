@@ -1,5 +1,6 @@
 """Draw images that obey a hint with a trained ControlNet. Config: configs/sample.yaml."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cldm.conditions import Condition
-from cldm.configs import refuse_added, register_resolvers
+from cldm.configs import refuse_mistakes, register_resolvers
 from cldm.control import ControlUnit
 from cldm.controlnet import ControlNet
 from cldm.generation import Sampling
@@ -102,6 +103,17 @@ def load_inputs(job: Job, conditions: list[Condition], notify: Callable[[str], N
         "image": load_image(job.image, size) if job.image else None,
         "mask": mask,
     }
+
+
+def shown(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Those pictures as the sheet has them, in [-1, 1], by their headings."""
+    names = ["hint"] if len(inputs["hints"]) == 1 else [f"hint {i + 1}" for i in range(len(inputs["hints"]))]
+    columns = {name: 2 * hint - 1 for name, hint in zip(names, inputs["hints"], strict=True)}
+    if inputs["image"] is not None:
+        columns["image"] = inputs["image"]
+    if inputs["mask"] is not None:
+        columns["mask"] = 2 * inputs["mask"].expand(-1, 3, -1, -1) - 1
+    return columns
 
 
 def rows(tensors: list[Tensor]) -> Tensor:
@@ -222,7 +234,7 @@ def sample(cfg: DictConfig) -> Path:
     for job in found.jobs:
         drawn = {shot.file for shot in ledger.shots(job)} & {shot.file for shot in shots}
         if drawn or not ledger.sheet_path(job).is_file():
-            ledger.sheet(job, load_inputs(job, found.conditions, notify=lambda _: None)["hints"])
+            ledger.sheet(job, shown(load_inputs(job, found.conditions, notify=lambda _: None)))
     there = sum(job.count for job in found.jobs) - len(shots)
     print(f"{len(shots)} images and sheets in {ledger.folder}" + (f"; {there} were there already" if there else ""))
     return ledger.folder
@@ -230,8 +242,12 @@ def sample(cfg: DictConfig) -> Path:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="sample")
 def main(cfg: DictConfig) -> None:
-    refuse_added(cfg)
-    sample(cfg)
+    refuse_mistakes(cfg)
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    try:
+        sample(cfg)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped" + ("; the same command draws what is missing" if cfg.jobs else "")) from None
 
 
 if __name__ == "__main__":

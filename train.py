@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.callbacks import EMA, Checkpoints, Export, Watch, averaged
-from cldm.configs import refuse_added, register_resolvers
+from cldm.configs import refuse_mistakes, register_resolvers
 from cldm.control_ldm import ControlLDM
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
@@ -200,7 +200,7 @@ def main(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")  # locked is meant
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda line: "💡" not in line.getMessage())
-    refuse_added(cfg)
+    refuse_mistakes(cfg)
     try:
         if cfg.reproduce:
             cfg = reproduction(cfg)

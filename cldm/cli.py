@@ -36,7 +36,8 @@ def _add_command(commands: "argparse._SubParsersAction", name: str, command: Mod
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 1 with one clear message on stderr."""
-    args = build_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(given or ["--help"])
     try:
         args.run(args)
     except (ValueError, OSError) as error:

@@ -22,13 +22,24 @@ def _run_id(*, _root_: DictConfig) -> str:
     return run_id(_root_, HydraConfig.get().overrides.task if HydraConfig.initialized() else [])
 
 
-def refuse_added(cfg: DictConfig) -> None:
-    """SystemExit for `+key=value` of a key that nothing reads: Hydra's answer to a misspelt key invites that."""
-    for item in HydraConfig.get().overrides.task:
+def refuse_mistakes(cfg: DictConfig) -> None:
+    """SystemExit for what Hydra lets pass of the command's overrides, but nothing can work with.
+
+    That is `+key=value` of a key that nothing reads (Hydra's answer to a misspelt key invites it), and words where a
+    number or true and false are due.
+    """
+    typed = HydraConfig.get().overrides.task
+    for item in typed:
         key = item.lstrip("+").split("=")[0]
         if item.startswith("+") and "." not in key and not (REPOSITORY / "configs" / key.split("/")[0]).is_dir():
             near = get_close_matches(key, [str(name) for name in cfg if name != key], n=1)
             raise SystemExit(f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        if not item.startswith(("+", "~", "trainer.")) and isinstance(OmegaConf.select(cfg, key), str):
+            others = [other for other in typed if other != item]
+            due = OmegaConf.select(compose(HydraConfig.get().job.config_name, overrides=others), key)
+            if isinstance(due, int | float):
+                wanted = "true or false" if isinstance(due, bool) else "a number"
+                raise SystemExit(f"{key} must be {wanted}, got {item.split('=', 1)[1]!r}")
 
 
 def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:

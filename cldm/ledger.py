@@ -1,7 +1,7 @@
 """The images of a job list: drawn in batches, written with their settings, and resumed where they stopped."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -78,14 +78,11 @@ class Ledger:
             manifest.write(json.dumps({"file": shot.file, **settings}) + "\n")
         self.done[shot.file] = settings
 
-    def sheet(self, job: Job, hints: Sequence[Tensor]) -> Path:
-        """sheet.png: the hints and every image of the job, read back from their files."""
-        names = ["hint"] if len(hints) == 1 else [f"hint {i + 1}" for i in range(len(hints))]
-        columns = {name: 2 * hint - 1 for name, hint in zip(names, hints, strict=True)}
-        for shot in self.shots(job):
-            columns[f"seed {shot.seed}"] = load_image(self.folder / shot.file, job.size)
+    def sheet(self, job: Job, inputs: Mapping[str, Tensor]) -> Path:
+        """sheet.png: what the job was given, as images in [-1, 1], and every image of it, read back from its file."""
+        drawn = {f"seed {shot.seed}": load_image(self.folder / shot.file, job.size) for shot in self.shots(job)}
         path = self.sheet_path(job)
-        save_atomically(grid(columns, [job.prompt], pairs=1), path)
+        save_atomically(grid({**inputs, **drawn}, [job.prompt], pairs=1), path)
         return path
 
     def sheet_path(self, job: Job) -> Path:

@@ -30,8 +30,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long tests first, so that processes that share the work end together."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The long tests first, some for each process that shares the work, so that all end together.
+
+    `--dist worksteal` gives each a stretch of the list, from whose end the others take what is left.
+    """
+    shares = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    length = -(-len(fast) // shares)
+    items[:] = [
+        item for i in range(shares) for item in (*slow[i::shares], *fast[i * length : (i + 1) * length])
+    ]  # fmt: skip
 
 
 @torch.no_grad()

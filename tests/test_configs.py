@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 import train
 from cldm.callbacks import EMA, Export, Watch
 from cldm.conditions import Condition
-from cldm.configs import refuse_added
+from cldm.configs import refuse_mistakes
 from cldm.data.cache import build_cache
 from cldm.data.datamodule import DataModule
 from cldm.data.fill50k import write_fill50k
@@ -246,8 +247,27 @@ def test_an_unknown_key_fails(composed, override):
 
 def test_a_key_that_was_added_and_that_nothing_reads_is_refused_with_the_nearest_one(composed):
     with pytest.raises(SystemExit, match=r"there is no key stepz; did you mean steps\?"):
-        refuse_added(composed("+stepz=3"))
-    refuse_added(composed("+trainer.deterministic=true", "steps=3"))
+        refuse_mistakes(composed("+stepz=3"))
+    refuse_mistakes(composed("+trainer.deterministic=true", "steps=3"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=1e-4x", r"optimizer\.lr must be a number, got '1e-4x'"),
+        ("stage.module.cosine=maybe", r"stage\.module\.cosine must be true or false, got 'maybe'"),
+    ],
+)
+def test_words_where_numbers_are_due_are_refused(composed, override, message):
+    cfg = composed(override, "condition=depth")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"), pytest.raises(SystemExit, match=message):
+        refuse_mistakes(cfg)
+
+
+def test_words_and_numbers_in_their_places_pass(composed):
+    cfg = composed("condition=depth", "optimizer.lr=1e-4", "trainer.devices=auto", "data.cache=/tmp/x", "base=x")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        refuse_mistakes(cfg)
 
 
 @pytest.mark.parametrize("override", ["model=none_such", "data=none_such", "stage=none_such"])

@@ -180,7 +180,7 @@ def test_a_png_and_the_manifest_hold_the_full_settings(tmp_path):
 def test_the_sheet_shows_the_hint_and_every_image(tmp_path):
     jobs, ledger = three_jobs(tmp_path), Ledger(tmp_path / "out", {})
     draw_in_batches(ledger.missing(jobs), Brush(), ledger, 4)
-    sheet = Image.open(ledger.sheet(jobs[0], [torch.ones(1, 3, 64, 64)]))
+    sheet = Image.open(ledger.sheet(jobs[0], {"hint": torch.ones(1, 3, 64, 64)}))
     assert sheet.width > 3 * 64
     assert (tmp_path / "out/a/sheet.png").is_file()
 
