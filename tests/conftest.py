@@ -1,7 +1,7 @@
 """Tiny models, a data set without a renderer, and composed configurations, shared by the tests."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
-import train  # noqa: F401  (registers the config resolvers)
+import train
 from cldm.data.scenes import WORDS
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
@@ -27,6 +27,10 @@ from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# torch.compile leads autograd to believe in a GPU, for which its first backward pass would start threads; no process
+# forked from this one could do another (test_train.py)
+torch.ones((), requires_grad=True).backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,6 +45,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [
         item for i in range(shares) for item in (*slow[i::shares], *fast[i * length : (i + 1) * length])
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cost_counted_once() -> Iterator[None]:
+    """Counting the operations of a network takes more than a second: runs with networks of the same sizes share it."""
+    count, counted = train.control_cost, {}
+
+    def control_cost(diffusion: LatentDiffusion, control: nn.Module, size: tuple[int, int]) -> dict[str, float]:
+        shapes = tuple(p.shape for network in (diffusion.unet, control) for p in network.parameters())
+        key = (type(control), size, diffusion.conditioner.text_encoder.context_length, shapes)
+        if key not in counted:
+            counted[key] = count(diffusion, control, size)
+        return dict(counted[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "control_cost", control_cost)
+        yield
 
 
 @torch.no_grad()

@@ -707,8 +707,10 @@ class Forked:
 
 
 @pytest.fixture
-def forked(composed, small, base, tmp_path):
+def forked(run, composed, small, base, tmp_path):
     """`forked(name, *overrides)` begins a run, or goes on with it, in its own process or processes."""
+    if not (run.runs / "first").exists():
+        run("first", "steps=1")  # what a process does once, the forked ones find done
 
     def begin(name: str, *overrides: str, world: int = 1) -> Forked:
         options = [*small, f"data.cache={tmp_path / 'cache'}", f"base={base}", *overrides]
@@ -728,7 +730,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(forked, tmp_p
         name = f"killed_{runs}"
         while True:
             processes = forked(name, *options)
-            if kills < KILLS and not processes.wait(moments.uniform(0, long)):
+            if kills < KILLS and not processes.wait(moments.uniform(0, long / 2)):  # some kills for each run
                 processes.kill()
                 kills += 1
             elif processes.wait(600):
