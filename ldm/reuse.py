@@ -51,4 +51,4 @@ def compiled(function: Callable) -> Callable:
 def _copied(answer: Tensor | ControlResiduals) -> Tensor | ControlResiduals:
     if isinstance(answer, Tensor):
         return answer.clone()
-    return ControlResiduals(tuple(skip.clone() for skip in answer.skips), answer.middle.clone())
+    return answer * 1.0
