@@ -85,12 +85,20 @@ def check(jobs: list[Job], trainings: list[DictConfig], conditions: list[Conditi
         skeleton: LatentDiffusion = instantiate(trainings[0].model, _convert_="all")
         nets = [instantiate(training.control, _convert_="all")(skeleton.unet) for training in trainings]
     for job in jobs:
-        skeleton.latent_shape(*job.size)
-        instantiate(job.sampler, _convert_="all").timesteps(skeleton, job.strength if job.image else 1.0)
-        for net, unit in zip(nets, job.units, strict=True):
-            if unit.scales:  # as many as the branch has residuals
-                ControlUnit(net, torch.empty(1, net.hint_channels, 8, 8, device="meta"), scales=unit.scales)
-        load_inputs(job, conditions, notify=print)
+        try:
+            check_job(job, skeleton, nets)
+            load_inputs(job, conditions, notify=print)
+        except ValueError as error:
+            raise ValueError(f"{job.name}: {error}" if len(jobs) > 1 else str(error)) from error
+
+
+def check_job(job: Job, skeleton: LatentDiffusion, nets: list[ControlNet]) -> None:
+    """ValueError where sizes and steps of a job do not suit the model and its branches, which have no weights yet."""
+    skeleton.latent_shape(*job.size)
+    instantiate(job.sampler, _convert_="all").timesteps(skeleton, job.strength if job.image else 1.0)
+    for net, unit in zip(nets, job.units, strict=True):
+        if unit.scales:  # as many as the branch has residuals
+            ControlUnit(net, torch.empty(1, net.hint_channels, 8, 8, device="meta"), scales=unit.scales)
 
 
 def load_inputs(job: Job, conditions: list[Condition], notify: Callable[[str], None]) -> dict[str, Any]:
@@ -171,12 +179,15 @@ class Plan:
     jobs: list[Job]
 
 
-def tell_of_the_example(cfg: DictConfig) -> None:
-    """Say which of the shipped example's values are in force beside what was given."""
+def tell_of_the_example(cfg: DictConfig, condition: Condition) -> None:
+    """Say which of the shipped example's values are in force beside what was given, or do not suit the condition."""
     example = OmegaConf.load(REPOSITORY / "configs" / "sample.yaml")
     own_hint = cfg.photo or cfg.hint != example.hint
     if cfg.image and not own_hint:
         print(f"note: the hint is the example's, {cfg.hint}; photo={cfg.image} takes that of the picture")
+    if not own_hint and condition.polarity != "white_on_black":
+        print(f"note: the example's hint is a map of edges, the checkpoint's condition is {condition.name}; give a "
+              "photo= to make its map of, or a hint=")  # fmt: skip
     if cfg.prompt == example.prompt and (cfg.image or own_hint):
         print(f"note: the prompt is the example's: {cfg.prompt}")
 
@@ -217,7 +228,7 @@ def sample(cfg: DictConfig) -> Path:
     _, precision = device_and_precision(cfg)
     found = plan(cfg)
     if not cfg.jobs:
-        tell_of_the_example(cfg)
+        tell_of_the_example(cfg, found.conditions[0])
     ledger = Ledger(
         Path(cfg.out) if cfg.out else found.paths[0].parent / "samples",
         {
@@ -236,7 +247,10 @@ def sample(cfg: DictConfig) -> Path:
         if drawn or not ledger.sheet_path(job).is_file():
             ledger.sheet(job, shown(load_inputs(job, found.conditions, notify=lambda _: None)))
     there = sum(job.count for job in found.jobs) - len(shots)
-    print(f"{len(shots)} images and sheets in {ledger.folder}" + (f"; {there} were there already" if there else ""))
+    print(
+        f"{len(shots)} image{'s' * (len(shots) != 1)} and sheets in {ledger.folder}"
+        + (f"; {there} were there already" if there else "")
+    )
     return ledger.folder
 
 

@@ -1,6 +1,7 @@
 """Train a stage: `python train.py` trains a ControlNet on the shipped base model. Config: configs/train.yaml."""
 
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.callbacks import EMA, Checkpoints, Export, Watch, averaged
-from cldm.configs import refuse_mistakes, register_resolvers
+from cldm.configs import mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.control_ldm import ControlLDM
 from cldm.controlnet import ControlNet
 from cldm.interop import load_control
@@ -61,7 +62,8 @@ def typed() -> list[str]:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Build, fit, report in the run's folder; returns what results.json holds. A finished run is not done again."""
-    base_of(cfg)  # complains of a missing one before there is a folder
+    with mistakes_refused():
+        base_of(cfg)  # complains of a missing one before there is a folder
     done = results_of(cfg)
     if done is not None:
         print(f"already done: {cfg.run_dir} (delete the folder to do it again)")
@@ -76,17 +78,19 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, verbose=False)
-    model = instantiate(cfg.model, _convert_="all")
     scratch = cfg.stage.module.get("locking") == "scratch"
-    if loads := [part for part in cfg.stage.loads if not (scratch and part == "unet")]:
-        load_base(model, base_of(cfg), loads)
-    module = build_module(cfg, model)
-    source = start_from(cfg, module, model) if cfg.init_from else None
-    condition = instantiate(cfg.condition, _convert_="all")
-    data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
-    loggers = [*instantiate(cfg.logger, _convert_="all").values()]
-    settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
-    trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
+    loads = [part for part in cfg.stage.loads if not (scratch and part == "unet")]
+    with mistakes_refused():
+        model = instantiate(cfg.model, _convert_="all")
+        if loads:
+            load_base(model, base_of(cfg), loads)
+        module = build_module(cfg, model)
+        source = start_from(cfg, module, model) if cfg.init_from else None
+        condition = instantiate(cfg.condition, _convert_="all")
+        data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
+        loggers = [*instantiate(cfg.logger, _convert_="all").values()]
+        settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
+        trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     ancestors = ancestry(base_of(cfg) if loads else None, source)
@@ -140,6 +144,8 @@ def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> Path:
     trained, source = module.trained(), Path(cfg.init_from)
     exported = source / f"{cfg.stage.name}.safetensors"
     source = exported if exported.is_file() else source
+    if not source.exists():
+        raise ValueError(f"init_from={cfg.init_from}: there is no such run folder or file")
     if isinstance(trained, ControlNet):
         own_base, base = base_beside(source), base_of(cfg)
         if own_base is not None and (base is None or Path(base).resolve() != own_base.resolve()):
@@ -200,8 +206,8 @@ def main(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")  # locked is meant
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda line: "💡" not in line.getMessage())
-    refuse_mistakes(cfg)
     try:
+        refuse_mistakes(cfg)
         if cfg.reproduce:
             cfg = reproduction(cfg)
         elif cfg.resume:
@@ -209,12 +215,13 @@ def main(cfg: DictConfig) -> None:
         train_chain(cfg) if cfg.chain else train(cfg)
     except SIGTERMException:
         raise SystemExit(143) from None  # 128 + SIGTERM: neither a success nor a crash; the checkpoint is saved
-    except Exception as error:
-        if not in_sweep():
-            if isinstance(error, Refused):
-                raise SystemExit(str(error)) from None
+    except (Exception, SystemExit) as error:
+        if in_sweep():
+            note_failure(cfg, error)
+        elif isinstance(error, Refused) and "HYDRA_FULL_ERROR" not in os.environ:
+            raise SystemExit(str(error)) from None
+        else:
             raise
-        note_failure(cfg, error)
 
 
 if __name__ == "__main__":

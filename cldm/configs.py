@@ -1,14 +1,20 @@
 """Configurations of configs/ outside of the entry points, for the commands of `python -m cldm`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue
 
-from cldm.run_folder import run_id
+from cldm.run_folder import Refused, run_id
 from cldm.tracking import REPOSITORY
+
+POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
+"""Keys, of whichever entry point, that hold numbers from 1 on, or null."""
 
 
 def register_resolvers() -> None:
@@ -25,8 +31,8 @@ def _run_id(*, _root_: DictConfig) -> str:
 def refuse_mistakes(cfg: DictConfig) -> None:
     """SystemExit for what Hydra lets pass of the command's overrides, but nothing can work with.
 
-    That is `+key=value` of a key that nothing reads (Hydra's answer to a misspelt key invites it), and words where a
-    number or true and false are due.
+    That is `+key=value` of a key that nothing reads (Hydra's answer to a misspelt key invites it), words where a
+    number or true and false are due, and numbers below 1 for POSITIVE.
     """
     typed = HydraConfig.get().overrides.task
     for item in typed:
@@ -40,6 +46,26 @@ def refuse_mistakes(cfg: DictConfig) -> None:
             if isinstance(due, int | float):
                 wanted = "true or false" if isinstance(due, bool) else "a number"
                 raise SystemExit(f"{key} must be {wanted}, got {item.split('=', 1)[1]!r}")
+    for key in POSITIVE:
+        value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
+        numbers = value if isinstance(value, ListConfig) else [value]
+        if any(isinstance(number, int | float) and number < 1 for number in numbers):
+            raise SystemExit(f"{key} must be at least 1, got {value}")
+
+
+@contextmanager
+def mistakes_refused() -> Iterator[None]:
+    """What goes wrong while things are built as a configuration says is its mistake: Refused, in one sentence."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise Refused(f"{error.full_key} must be given; its file in configs/ says what it is") from error
+    except (ValueError, OSError) as error:
+        raise Refused(str(error)) from error
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError | OSError):
+            raise
+        raise Refused(str(error.__cause__)) from error
 
 
 def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:

@@ -147,15 +147,18 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
 def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Sequence[Mapping[str, Any]] = ()) -> Job:
     """A job from what is given, over the defaults. Giving a hint replaces a default photo, and the other way round."""
     more = given.get("more", [])
-    known = {"name", "more", "sampler", *defaults}
-    if unknown := set(given) - known:
-        raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    _refuse_unknown(given, {"name", "more", "sampler", *defaults})
+    _refuse_words(given, defaults)
     if not isinstance(given.get("sampler", {}), dict):
         raise ValueError(f'sampler must be an object, such as {{"name": "unipc", "steps": 10}}; got {given["sampler"]}')
     if len(more) > len(extra):
         raise ValueError(f"{len(more)} entries in more, but more= names {len(extra)} checkpoints")
     units = [_unit(given, defaults)]
-    units += [_unit(more[i] if i < len(more) else {}, settings) for i, settings in enumerate(extra)]
+    for i, settings in enumerate(extra):
+        try:
+            units.append(_added_unit(more[i] if i < len(more) else {}, settings))
+        except ValueError as error:
+            raise ValueError(f"entry {i + 1} of more: {error}") from error
     merged = {**defaults, **given}
     own = {f.name: merged[f.name] for f in fields(Job) if f.name in merged and f.name not in ("units", "size", "name")}
     size = merged["size"]
@@ -165,9 +168,35 @@ def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Seque
     return Job(name, tuple(units), (size, size) if isinstance(size, int) else tuple(size), **own)
 
 
+UNIT_KEYS = {f.name for f in fields(UnitSettings)}
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: set[str]) -> None:
+    if unknown := set(given) - known:
+        raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+
+
+def _refuse_words(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """ValueError for what is no number where the default is one. A size may also be a pair."""
+    for key in given.keys() - {"size"}:
+        kind = type(defaults.get(key))
+        if kind in (int, float) and (isinstance(given[key], bool) or not isinstance(given[key], int | kind)):
+            wanted = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{key} must be {wanted}, got {given[key]!r}")
+
+
+def _added_unit(given: Mapping[str, Any], settings: Mapping[str, Any]) -> UnitSettings:
+    """A further control: what `more` of the command line says of it, with what a job's own entry says on top."""
+    for entry in (settings, given):
+        _refuse_unknown(entry, UNIT_KEYS)
+        if entry.get("hint") and entry.get("photo"):
+            raise ValueError("it has both hint and photo; give one")
+    _refuse_words(given, {f.name: f.default for f in fields(UnitSettings)})
+    return _unit(given, settings)
+
+
 def _unit(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> UnitSettings:
-    known = {f.name for f in fields(UnitSettings)}
-    merged = {k: v for k, v in {**defaults, **given}.items() if k in known}
+    merged = {k: v for k, v in {**defaults, **given}.items() if k in UNIT_KEYS}
     if given.get("hint") and not given.get("photo"):
         merged["photo"] = None
     if merged.get("photo"):

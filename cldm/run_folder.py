@@ -5,6 +5,7 @@ the same folder on any day, and another configuration another one. What does not
 """
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import re
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +94,9 @@ def slug(overrides: Sequence[str]) -> str:
         for key, value in (pair for pair in pairs if len(pair) == 2)
         if key not in VOLATILE and not key.startswith(tuple(f"{name}." for name in VOLATILE))
     ]
-    return re.sub(r"[^\w.-]+", "_", "-".join(kept))[:LONGEST].strip("_-.")
+    pieces = [re.sub(r"[^\w.-]+", "_", piece)[:LONGEST].strip("_-.") for piece in kept]
+    ends = itertools.accumulate(len(piece) + 1 for piece in pieces)  # half a number would mislead: whole pieces only
+    return "-".join(piece for piece, end in zip(pieces, ends, strict=True) if end <= LONGEST + 1)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -171,7 +175,8 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
                 for name, content in before.items():
                     write_text(folder / name, content)
             if not (folder / "DONE.json").exists():
-                write_json(folder / "FAILED.json", {"reason": reason, "when": _now()})
+                trace = traceback.format_exception(error)
+                write_json(folder / "FAILED.json", {"reason": reason, "when": _now(), "trace": trace})
             raise
         _note(folder, {"event": "done"})
 

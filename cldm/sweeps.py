@@ -22,7 +22,7 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def note_failure(cfg: DictConfig, error: Exception) -> None:
+def note_failure(cfg: DictConfig, error: BaseException) -> None:
     """Print the traceback, and leave a note for the summary."""
     traceback.print_exc()
     job = HydraConfig.get().job

@@ -57,7 +57,9 @@ class LatentDiffusion(nn.Module):
         """(c, h, w) of the latents of an image; ValueError if a side does not divide."""
         factor = self.autoencoder.factor
         if height % factor or width % factor or height < 1 or width < 1:
-            raise ValueError(f"image sides must be multiples of {factor} for this model, got {height} x {width}")
+            raise ValueError(
+                f"image sides must be positive multiples of {factor} for this model, got {height} x {width}"
+            )
         return self.autoencoder.z_channels, height // factor, width // factor
 
     def denoise(self, z: Tensor, t: Tensor, context: Tensor, control: ControlResiduals | None = None) -> Tensor:

@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 import train
 from cldm.callbacks import EMA, Export, Watch
 from cldm.conditions import Condition
-from cldm.configs import refuse_mistakes
+from cldm.configs import mistakes_refused, refuse_mistakes
 from cldm.data.cache import build_cache
 from cldm.data.datamodule import DataModule
 from cldm.data.fill50k import write_fill50k
 from cldm.data.scenes import WORDS
 from cldm.generation import Sampling
+from cldm.run_folder import Refused
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
 
@@ -264,6 +265,27 @@ def test_words_where_numbers_are_due_are_refused(composed, override, message):
         refuse_mistakes(cfg)
 
 
+@pytest.mark.parametrize("override", ["steps=-1", "size=-64", "size=[64,0]", "batch_size=0"])
+def test_numbers_that_must_be_positive_are_refused_where_they_are_not(composed, override):
+    cfg = composed(override)
+    key, value = override.split("=")
+    with (
+        initialize_config_dir(str(CONFIGS), version_base="1.3"),
+        pytest.raises(SystemExit, match=re.escape(f"{key} must be at least 1, got {value.replace(',', ', ')}")),
+    ):
+        refuse_mistakes(cfg)
+
+
+def test_what_cannot_be_built_is_refused_in_one_sentence(composed):
+    for group, override, message in (
+        ("condition", "condition=depth", r"^condition\.folder must be given"),
+        ("model", "model.path=/nowhere", r"^no weights at /nowhere$"),
+    ):
+        cfg = composed("model=pretrained", override)
+        with pytest.raises(Refused, match=message), mistakes_refused():
+            build(cfg[group])
+
+
 def test_words_and_numbers_in_their_places_pass(composed):
     cfg = composed("condition=depth", "optimizer.lr=1e-4", "trainer.devices=auto", "data.cache=/tmp/x", "base=x")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -288,6 +310,19 @@ def test_a_run_folder_is_named_by_what_it_holds_and_resume_takes_the_old_one(com
     assert cfg.run_dir == cfg.trainer.default_root_dir == composed("model=tiny").run_dir
     assert re.fullmatch(r"runs/control-canny-model-tiny-[0-9a-f]{8}/seed-0", cfg.run_dir)
     assert composed("model=tiny", "resume=runs/old").run_dir == "runs/old"
+
+
+def test_the_name_of_a_run_holds_whole_values_only(composed):
+    many = [
+        "data.train_count=400",
+        "data.val_count=16",
+        "data.cache=x",
+        "trainer.callbacks.watch.every=1000",
+        "steps=30",
+    ]
+    cfg = composed("model=tiny", *many, "stage.report_items=4", "optimizer.lr=0.001")
+    name = Path(cfg.run_dir).parent.name.rpartition("-")[0]
+    assert name == "control-canny-train_count-400-val_count-16-model-tiny-lr-0.001-report_items-4-steps-30"
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,12 @@ def test_a_job_with_settings_that_cannot_be_is_refused_before_weights_are_read(
         draw(run, f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl")
 
 
+def test_of_several_jobs_the_one_that_cannot_be_is_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text('{"name": "good"}\n{"name": "short", "scales": [1, 2]}\n')
+    with pytest.raises(SystemExit, match=r"short: got 2 control scales"):
+        draw(run, f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl")
+
+
 def test_region_and_pooling_are_reached_from_the_command_line(run: Path, tmp_path: Path) -> None:
     half = Image.new("L", (64, 64), 0)
     half.paste(255, (0, 0, 32, 64))

@@ -185,5 +185,6 @@ def test_a_run_is_reproduced_beside_the_old_one(small, tmp_path):
     assert "runs/one again, with the same configuration" in again.stdout
     results = [json.loads((tmp_path / "runs" / name / "results.json").read_text()) for name in ("one", "one-again")]
     assert results[0]["fidelity"] == results[1]["fidelity"]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"one", "one-again"}
     other = command("reproduce=runs/one", "steps=2", "run_dir=runs/two", cwd=tmp_path)
     assert "steps: 1 -> 2" in other.stdout

@@ -1,6 +1,7 @@
 """python -m cldm inspect: what a file is."""
 
 import argparse
+import json
 from pathlib import Path
 
 from cldm.controlnet import ControlNet
@@ -24,14 +25,15 @@ LAYOUTS = {"own": "this project's own"}
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("file", type=Path, help="file or diffusers folder")
+    parser.add_argument("file", type=Path, help="file, diffusers folder or run folder")
     parser.add_argument("--base", type=Path, help="base model, where FILE is a Control-LoRA or a difference")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print what is found; ValueError, after it, if a part does not fit its module."""
-    published = read(args.file)
-    print(f"{args.file}\n  layout        {LAYOUTS.get(published.layout, published.layout)}")
+    file = _exported(args.file)
+    published = read(file)
+    print(f"{file}\n  layout        {LAYOUTS.get(published.layout, published.layout)}")
     problems = []
     for name, part in published.parts.items():
         count = sum(tensor.numel() for tensor in part.state.values())
@@ -47,10 +49,36 @@ def run(args: argparse.Namespace) -> None:
         print(f"  averages      {len(published.ema)} tensors (convert --ema takes them)")
     for key, value in sorted(published.metadata.items()):
         if key not in ("format", "prediction", SETTINGS):
-            print(f"  {key:<13} {value}")
+            print(f"  {key:<13} {_lines(value)}")
     if problems:
         raise ValueError("; ".join(dict.fromkeys(problems)))
     print("  problems      none")
+
+
+def _exported(path: Path) -> Path:
+    """The weights that a run folder holds; other paths are what they are."""
+    files = [path / f"{stage}.safetensors" for stage in ("control", "diffusion", "autoencoder")]
+    return next((file for file in files if file.is_file() and (path / "attempts.jsonl").is_file()), path)
+
+
+def _lines(value: str) -> str:
+    """A value of the metadata; of lists and objects in JSON an entry a line, cut where it is long."""
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    if isinstance(found, dict):
+        entries = [f"{name}: {json.dumps(entry)}" for name, entry in found.items()]
+    elif isinstance(found, list):
+        entries = [json.dumps(entry) for entry in found]
+    else:
+        return value
+    return f"\n{'':16}".join(_shorten(entry) for entry in entries)
+
+
+def _shorten(text: str, length: int = 160) -> str:
+    """The text, or its beginning if it is longer."""
+    return text if len(text) <= length else f"{text[:length]} ... ({len(text):,} characters)"
 
 
 def _details(published: Published, name: str, base: Path | None) -> str:

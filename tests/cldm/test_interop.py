@@ -507,6 +507,23 @@ def test_inspect_tells_what_stands_on_a_base_and_what_is_our_own(originals, tmp_
     assert "patches of 2 pixels has no published form" in error or "only the configuration it was" in error
 
 
+def test_inspect_takes_a_run_folder_and_cuts_long_facts_into_lines(originals, tmp_path, capsys):
+    facts = {"metrics": json.dumps({f"metric_{i}": {"control": "9" * 100 * i} for i in range(3)}), "note": "[as it is"}
+    save_file(load_file(originals["sd1"]), tmp_path / "control.safetensors", facts)
+    assert main(["inspect", str(tmp_path)]) == 1  # not a run folder
+    capsys.readouterr()
+    (tmp_path / "attempts.jsonl").write_text("")
+    assert main(["inspect", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'control.safetensors'}\n" in printed
+    assert [line.split(":")[0].split()[-1] for line in printed.splitlines() if "metric_" in line] == [
+        f"metric_{i}" for i in range(3)
+    ]
+    assert "[as it is" in printed
+    assert " ... (" in printed
+    assert max(map(len, printed.splitlines())) < 200
+
+
 def test_inspect_lists_what_does_not_fit(originals, tmp_path, capsys):
     state = {k: v for k, v in load_file(originals["sd1"]).items() if not k.endswith("zero_convs.3.0.bias")}
     save_file(state, tmp_path / "a.safetensors")

@@ -72,6 +72,22 @@ def test_further_controls_merge_entry_by_entry():
 
 
 @pytest.mark.parametrize(
+    ("entry", "settings", "message"),
+    [
+        ({"scal": 0.5}, {"hint": "a.png"}, r"entry 1 of more: unknown key scal; known: .*photo, .*scale"),
+        ({"checkpoint": "runs/other"}, {"hint": "a.png"}, "entry 1 of more: unknown key checkpoint"),
+        ({"scale": "half"}, {"hint": "a.png"}, "entry 1 of more: scale must be a number, got 'half'"),
+        ({}, {"hint": "a.png", "scal": 0.5}, "entry 1 of more: unknown key scal"),
+        ({}, {"hint": "a.png", "photo": "b.png"}, "entry 1 of more: it has both hint and photo"),
+        ({}, {}, "entry 1 of more: give each control either hint"),
+    ],
+)
+def test_a_mistake_in_a_further_control_is_refused_with_its_number(entry, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_job({"more": [entry]}, DEFAULTS, [settings])
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{not json", "line 2 is not JSON"),
@@ -80,6 +96,9 @@ def test_further_controls_merge_entry_by_entry():
         ({"mode": "strong"}, "line 2: control mode must be one of"),
         ({"start": 0.8, "end": 0.2}, "line 2: a control acts from start to end"),
         ({"count": 0}, "line 2: count must be at least 1"),
+        ({"count": "four"}, "line 2: count must be a whole number, got 'four'"),
+        ({"seed": 1.5}, "line 2: seed must be a whole number, got 1.5"),
+        ({"scale": True}, "line 2: scale must be a number, got True"),
         ({"mask": "m.png"}, "line 2: mask needs image"),
         ({"image": "m.png", "strength": 2}, "line 2: strength must be in"),
         ({"name": "../up"}, "line 2: name must be a plain file name"),
