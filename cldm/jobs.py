@@ -1,7 +1,7 @@
 """Lists of images to draw: lines of JSON or a folder of pictures, checked before any weights are read."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -168,11 +168,8 @@ def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Seque
     return Job(name, tuple(units), (size, size) if isinstance(size, int) else tuple(size), **own)
 
 
-UNIT_KEYS = {f.name for f in fields(UnitSettings)}
-
-
-def _refuse_unknown(given: Mapping[str, Any], known: set[str]) -> None:
-    if unknown := set(given) - known:
+def _refuse_unknown(given: Mapping[str, Any], known: Collection[str]) -> None:
+    if unknown := set(given).difference(known):
         raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
 
 
@@ -187,16 +184,18 @@ def _refuse_words(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
 
 def _added_unit(given: Mapping[str, Any], settings: Mapping[str, Any]) -> UnitSettings:
     """A further control: what `more` of the command line says of it, with what a job's own entry says on top."""
+    usual = {f.name: f.default for f in fields(UnitSettings)}
     for entry in (settings, given):
-        _refuse_unknown(entry, UNIT_KEYS)
+        _refuse_unknown(entry, usual.keys())
+        _refuse_words(entry, usual)
         if entry.get("hint") and entry.get("photo"):
             raise ValueError("it has both hint and photo; give one")
-    _refuse_words(given, {f.name: f.default for f in fields(UnitSettings)})
     return _unit(given, settings)
 
 
 def _unit(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> UnitSettings:
-    merged = {k: v for k, v in {**defaults, **given}.items() if k in UNIT_KEYS}
+    known = {f.name for f in fields(UnitSettings)}
+    merged = {k: v for k, v in {**defaults, **given}.items() if k in known}
     if given.get("hint") and not given.get("photo"):
         merged["photo"] = None
     if merged.get("photo"):

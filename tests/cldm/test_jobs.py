@@ -77,6 +77,7 @@ def test_further_controls_merge_entry_by_entry():
         ({"scal": 0.5}, {"hint": "a.png"}, r"entry 1 of more: unknown key scal; known: .*photo, .*scale"),
         ({"checkpoint": "runs/other"}, {"hint": "a.png"}, "entry 1 of more: unknown key checkpoint"),
         ({"scale": "half"}, {"hint": "a.png"}, "entry 1 of more: scale must be a number, got 'half'"),
+        ({}, {"hint": "a.png", "scale": "half"}, "entry 1 of more: scale must be a number, got 'half'"),
         ({}, {"hint": "a.png", "scal": 0.5}, "entry 1 of more: unknown key scal"),
         ({}, {"hint": "a.png", "photo": "b.png"}, "entry 1 of more: it has both hint and photo"),
         ({}, {}, "entry 1 of more: give each control either hint"),
