@@ -1,4 +1,4 @@
-"""Configurations of configs/ outside of the entry points, for the commands of `python -m cldm`."""
+"""Configurations of configs/: mistakes in them, refused early; and composed, for the commands of `python -m cldm`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
