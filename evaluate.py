@@ -11,15 +11,15 @@ import numpy as np
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from cldm.configs import refuse_mistakes, register_resolvers
 from cldm.evaluation.gallery import claim, draw_missing, read_images
 from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
 from cldm.evaluation.scores import as_files, means
-from cldm.run_folder import overrides_of
-from cldm.subject import UNIT, Subject, branches_of
-from cldm.tracking import commit, write_json
-from cldm.trained import FILE, device_and_precision
+from cldm.evaluation.subject import UNIT, Subject, branches_of
+from cldm.runs.configs import refuse_mistakes, register_resolvers
+from cldm.runs.folder import overrides_of
+from cldm.runs.tracking import commit, write_json
+from cldm.runs.trained import FILE, device_and_precision
 
 register_resolvers()
 

@@ -15,15 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from cldm.branches.controlnet import ControlNet
 from cldm.conditions import Condition
-from cldm.configs import refuse_mistakes, register_resolvers
-from cldm.control import ControlUnit
-from cldm.controlnet import ControlNet
-from cldm.generation import Sampling
-from cldm.jobs import Job, load_image, load_mask, make_job, read_jobs
-from cldm.ledger import Ledger, Shot, draw_in_batches
-from cldm.tracking import REPOSITORY
-from cldm.trained import (
+from cldm.runs.configs import refuse_mistakes, register_resolvers
+from cldm.runs.tracking import REPOSITORY
+from cldm.runs.trained import (
     PRECISIONS,
     base_of,
     checkpoints_of,
@@ -33,6 +29,10 @@ from cldm.trained import (
     load_branch,
     load_model,
 )
+from cldm.sampling.control import ControlUnit
+from cldm.sampling.generation import Sampling
+from cldm.sampling.jobs import Job, load_image, load_mask, make_job, read_jobs
+from cldm.sampling.ledger import Ledger, Shot, draw_in_batches
 from ldm.diffusion import LatentDiffusion
 
 register_resolvers()

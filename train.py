@@ -16,15 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from cldm.callbacks import EMA, Checkpoints, Export, Watch, averaged
-from cldm.configs import mistakes_refused, refuse_mistakes, register_resolvers
-from cldm.control_ldm import ControlLDM
-from cldm.controlnet import ControlNet
-from cldm.interop import load_control
-from cldm.run_folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
-from cldm.runs import ancestry, report
-from cldm.sweeps import in_sweep, note_failure
-from cldm.tracking import (
+from cldm.branches.controlnet import ControlNet
+from cldm.branches.interop import load_control
+from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
+from cldm.runs.sweeps import in_sweep, note_failure
+from cldm.runs.tracking import (
     commit,
     control_cost,
     describe_run,
@@ -34,7 +31,10 @@ from cldm.tracking import (
     to_json,
     wandb_run,
 )
-from cldm.trained import base_beside, base_of
+from cldm.runs.trained import base_beside, base_of
+from cldm.training.callbacks import EMA, Checkpoints, Export, Watch, averaged
+from cldm.training.control_ldm import ControlLDM
+from cldm.training.report import ancestry, report
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole

@@ -20,10 +20,10 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from cldm.cli import main as cldm
-from cldm.configs import composed
-from cldm.control import ControlUnit
-from cldm.controlnet import ControlNet
+from cldm.branches.controlnet import ControlNet
+from cldm.commands.cli import main as cldm
+from cldm.runs.configs import composed
+from cldm.sampling.control import ControlUnit
 from ldm.diffusion import LatentDiffusion
 from ldm.samplers import initial_noise
 from ldm.training import base_facts

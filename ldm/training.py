@@ -24,7 +24,7 @@ from ldm.weights import fingerprint
 Rows = TypeVar("Rows", Tensor, list[str])
 
 Sampling = Callable[..., Tensor]
-"""(diffusion, prompts, seeds, size, ...) -> images; see cldm.generation.Sampling."""
+"""(diffusion, prompts, seeds, size, ...) -> images; see cldm.sampling.generation.Sampling."""
 
 BANDS = 4  # of timesteps in which held-out losses are told apart
 

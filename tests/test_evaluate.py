@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate
-from cldm.data.seen import training_images
 from cldm.evaluation.quality import nearest_distances, thumbnails
-from cldm.evaluation.segmenter import Segmenter
-from cldm.jobs import load_image
+from cldm.evaluation.seen import training_images
 from cldm.pictures import save_atomically
-from cldm.tracking import REPOSITORY
-from cldm.trained import recorded_values, training_config
+from cldm.runs.tracking import REPOSITORY
+from cldm.runs.trained import recorded_values, training_config
+from cldm.sampling.jobs import load_image
+from cldm.worlds.scenes.segmenter import Segmenter
 from ldm.weights import save_weights
 
 CONFIGS = str(REPOSITORY / "configs")
@@ -159,7 +159,7 @@ def test_a_published_checkpoint_needs_to_be_told_its_model_and_condition(runs: P
 
 def test_images_are_compared_with_those_the_run_was_trained_on(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "control.safetensors").write_bytes((runs / "a" / "control.safetensors").read_bytes())
-    data = {"_target_": "cldm.data.scenes.datamodule.scenes_data", "train_count": 4, "family": "control", "size": 64,
+    data = {"_target_": "cldm.worlds.scenes.datamodule.scenes_data", "train_count": 4, "family": "control", "size": 64,
             "seed": 0}  # fmt: skip
     (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
     [folder] = measure(runs, f"checkpoint={tmp_path}", "nearest=3", *FAST)
@@ -186,7 +186,7 @@ def test_fid_lies_between_the_images_and_real_ones(runs: Path, tmp_path: Path, m
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return images.mean(dim=(2, 3))
 
-    monkeypatch.setattr("cldm.subject.Inception", Mean)
+    monkeypatch.setattr("cldm.evaluation.subject.Inception", Mean)
     [folder] = measure(runs, f"checkpoint={runs}/a", "inception=inception.pth", "reference=8", "baseline=false",
                        f"out={tmp_path}", *FAST)  # fmt: skip
     found = results(folder)

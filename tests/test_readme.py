@@ -3,7 +3,7 @@
 import json
 import re
 
-from cldm.tracking import REPOSITORY
+from cldm.runs.tracking import REPOSITORY
 from ldm.weights import read_metadata
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 import sample
 from cldm.pictures import to_pil
-from cldm.tracking import REPOSITORY
-from cldm.trained import FILE
+from cldm.runs.tracking import REPOSITORY
+from cldm.runs.trained import FILE
 from ldm.weights import load_weights, save_weights
 
 CONFIGS = str(REPOSITORY / "configs")

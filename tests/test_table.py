@@ -12,7 +12,7 @@ import pytest
 from hydra.utils import instantiate
 from PIL import Image
 
-from cldm.tracking import REPOSITORY
+from cldm.runs.tracking import REPOSITORY
 from ldm.weights import save_weights
 
 TABLE = """

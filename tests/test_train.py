@@ -31,9 +31,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
 import train
-from cldm.callbacks import Guard
-from cldm.run_folder import ChangedConfig, Refused, attempt, attempts, differences, stable
-from cldm.trained import load_model
+from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
+from cldm.runs.trained import load_model
+from cldm.training.callbacks import Guard
 from ldm.training import AutoencoderTraining, DiffusionTraining
 from ldm.weights import fingerprint, read_metadata, save_weights
 

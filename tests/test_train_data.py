@@ -7,9 +7,9 @@ import torch
 from hydra.utils import instantiate
 
 import train
-from cldm.control_ldm import ControlLDM
 from cldm.data.cache import build_cache
 from cldm.data.fill50k import write_fill50k
+from cldm.training.control_ldm import ControlLDM
 from ldm.training import DiffusionTraining
 from ldm.weights import save_weights
 
@@ -68,7 +68,7 @@ def test_a_run_on_pictures_that_died_goes_on_as_if_it_had_not(composed, places, 
 
 
 def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeypatch):
-    from cldm.controlnet import ControlNet
+    from cldm.branches.controlnet import ControlNet
 
     seen = []
     monkeypatch.setattr(DiffusionTraining, "training_step", lambda self, batch, _: seen.append(batch["hint"]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cldm.interop import control_tensors, describe, understand_control, write_control_folder
+from cldm.branches.interop import control_tensors, describe, understand_control, write_control_folder
 from ldm.interop.files import atomic, write_tensors
 from ldm.interop.layouts import CALLED
 from ldm.interop.model import pad_of, prediction_of

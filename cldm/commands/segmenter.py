@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from cldm.data.scenes import get_family, render, sample_scene
-from cldm.evaluation.maps import class_scores
-from cldm.evaluation.segmenter import kind_labels, train_segmenter
-from cldm.tracking import commit
+from cldm.runs.tracking import commit
+from cldm.worlds.agreement import class_scores
+from cldm.worlds.scenes import get_family, render, sample_scene
+from cldm.worlds.scenes.segmenter import kind_labels, train_segmenter
 from ldm.weights import save_weights
 
 SUMMARY = "Train the small segmenter that judges pictures of scenes (seg_miou, fid_scenes of evaluate.py)."

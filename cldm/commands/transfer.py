@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cldm.interop import control_tensors, describe, transfer, understand_control
+from cldm.branches.interop import control_tensors, describe, transfer, understand_control
 from ldm.interop.files import atomic, write_tensors
 from ldm.interop.published import read
 from ldm.interop.write import settings_metadata

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
-from cldm.data.scenes.datamodule import encoder_fingerprint
 from cldm.data.whole import remove_partial, whole, write_json
+from cldm.worlds.scenes.datamodule import encoder_fingerprint
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
 from ldm.weights import fingerprint

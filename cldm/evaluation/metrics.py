@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from cldm.conditions import Condition, apply_batch
-from cldm.data.scenes import Scene
-from cldm.evaluation.captions import caption_fidelity, scene_fidelity
 from cldm.evaluation.fidelity import edge_fidelity, psnr
+from cldm.worlds.scenes import Scene
+from cldm.worlds.scenes.judge import caption_fidelity, scene_fidelity
 from ldm.batch import Batch
 
 

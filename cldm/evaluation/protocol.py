@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cldm.data.scenes.captions import CaptionObject, CaptionSpec, format_caption, parse_caption
-from cldm.data.scenes.world import BACKGROUNDS, COLORS, KINDS
+from cldm.worlds.scenes.captions import CaptionObject, CaptionSpec, format_caption, parse_caption
+from cldm.worlds.scenes.world import BACKGROUNDS, COLORS, KINDS
 from ldm.random import stable_seed
 
 SETTINGS = ("none", "insufficient", "conflicting", "perfect")

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cldm.branches.controlnet import ControlNet
 from cldm.conditions import Condition
-from cldm.control import ControlUnit
-from cldm.controlnet import ControlNet
-from cldm.data.scenes import Scene
-from cldm.evaluation.captions import caption_fidelity
 from cldm.evaluation.metrics import autoencoder_metrics, control_scores, scenes_of
 from cldm.pictures import grid, save_atomically
+from cldm.sampling.control import ControlUnit
+from cldm.worlds.scenes import Scene
+from cldm.worlds.scenes.judge import caption_fidelity
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion

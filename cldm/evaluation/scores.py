@@ -10,13 +10,13 @@ from torch import Tensor
 
 from cldm.conditions import Condition, apply_batch
 from cldm.conditions.segmentation import colors_to_labels
-from cldm.data.scenes import Scene, read_scenes
-from cldm.evaluation.captions import caption_rows, scene_rows
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.fidelity import edge_scores
-from cldm.evaluation.geometry import geometry_rows
-from cldm.evaluation.maps import class_scores, color_difference, depth_scores, normal_angle, structural_similarity
-from cldm.evaluation.segmenter import Segmenter, kind_labels
+from cldm.worlds.agreement import class_scores, color_difference, depth_scores, normal_angle, structural_similarity
+from cldm.worlds.scenes import Scene, read_scenes
+from cldm.worlds.scenes.geometry import geometry_rows
+from cldm.worlds.scenes.judge import caption_rows, scene_rows
+from cldm.worlds.scenes.segmenter import Segmenter, kind_labels
 
 Rows = dict[str, np.ndarray]
 """A column (n,) float64 for each score; nan where an image has no such score."""

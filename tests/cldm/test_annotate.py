@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cldm import cli
+from cldm.commands import cli
 from cldm.conditions import get_condition
 from cldm.conditions.files import read_image
 from cldm.data.folder import FolderDataset

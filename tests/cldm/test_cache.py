@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from cldm import cli
+from cldm.branches.controlnet import ControlNet
+from cldm.commands import cli
 from cldm.conditions import get_condition
 from cldm.conditions.canny import Canny
-from cldm.control_ldm import ControlLDM
-from cldm.controlnet import ControlNet
 from cldm.data import cache as cache_module
 from cldm.data.cache import CachedDataset, build_cache, cached_data
 from cldm.data.fill50k import write_fill50k
 from cldm.data.folder import FolderDataset, folder_data
 from cldm.data.transforms import Augment
+from cldm.training.control_ldm import ControlLDM
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cldm.callbacks import EMA, Checkpoints, Export, Watch, averaged, save_checkpoint
 from cldm.data.datamodule import DataModule
+from cldm.training.callbacks import EMA, Checkpoints, Export, Watch, averaged, save_checkpoint
 from ldm.batch import Batch
 from ldm.training import Stage
 from ldm.weights import read_metadata
@@ -244,9 +244,9 @@ def test_the_last_and_the_best_state_are_kept_and_nothing_else(random_items, tmp
 def test_checkpoints_are_written_after_so_many_steps_or_minutes(random_items, tmp_path, monkeypatch):
     written = []
     note = lambda trainer, path: written.append(trainer.global_step)  # noqa: E731
-    monkeypatch.setattr("cldm.callbacks.checkpoints.save_checkpoint", note)
+    monkeypatch.setattr("cldm.training.callbacks.checkpoints.save_checkpoint", note)
     clock = iter(range(0, 10_000, 40))  # seconds: every look at the clock is 40 later
-    monkeypatch.setattr("cldm.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("cldm.training.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: next(clock)))
     checkpointed(tmp_path, random_items, [0.0] * 9, steps=7, every_n_train_steps=3)
     assert written == [3, 6, 7]
     written.clear()

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from cldm.data.scenes import Scene, SceneObject, caption, render, sample_scene
-from cldm.evaluation.captions import caption_fidelity, relation_holds, scene_fidelity
+from cldm.worlds.scenes import Scene, SceneObject, caption, render, sample_scene
+from cldm.worlds.scenes.judge import caption_fidelity, relation_holds, scene_fidelity
 
 SEED = 7
 

@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 
-from cldm.callbacks import Export
-from cldm.control_ldm import LOCKING, ControlLDM
-from cldm.controlnet import ControlNet
+from cldm.branches.controlnet import ControlNet
 from cldm.data.datamodule import DataModule
+from cldm.training.callbacks import Export
+from cldm.training.control_ldm import LOCKING, ControlLDM
 from ldm.unet import UNet
 from ldm.weights import load_weights, read_metadata
 
@@ -190,7 +190,7 @@ def test_prompts_are_dropped_at_their_rate(module, random_items, rate, monkeypat
 
 def test_half_of_the_prompts_are_dropped_unless_told_otherwise(composed):
     cfg = composed("model=tiny")
-    assert cfg.stage.module._target_ == "cldm.control_ldm.ControlLDM"
+    assert cfg.stage.module._target_ == "cldm.training.control_ldm.ControlLDM"
     assert cfg.stage.module.prompt_dropout == 0.5
     assert ControlLDM.__init__.__defaults__[0] == 0.5
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cldm.evaluation.convergence import convergence_step
+from cldm.tables.convergence import convergence_step
 
 STEPS = list(range(0, 1000, 50))
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cldm.cli import main
-from cldm.controlnet import ControlNet
-from cldm.interop import control_table, control_tensors, load_control, understand_control
+from cldm.branches.controlnet import ControlNet
+from cldm.branches.interop import control_table, control_tensors, load_control, understand_control
+from cldm.commands.cli import main
 from ldm.autoencoder import AutoencoderKL
 from ldm.interop.published import read
 from ldm.interop.understand import Understood, understand

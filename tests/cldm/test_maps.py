@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from cldm.conditions import get_condition
-from cldm.data.scenes import Scene, SceneObject, read_scenes, render, sample_scene
-from cldm.evaluation.geometry import geometry_rows
-from cldm.evaluation.maps import (
+from cldm.evaluation.scores import hint_scores
+from cldm.worlds.agreement import (
     class_scores,
     color_difference,
     depth_scores,
@@ -16,7 +15,8 @@ from cldm.evaluation.maps import (
     normal_angle,
     structural_similarity,
 )
-from cldm.evaluation.scores import hint_scores
+from cldm.worlds.scenes import Scene, SceneObject, read_scenes, render, sample_scene
+from cldm.worlds.scenes.geometry import geometry_rows
 from ldm.random import generator
 
 

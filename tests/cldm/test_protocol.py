@@ -2,8 +2,8 @@
 
 import pytest
 
-from cldm.data.scenes import caption, parse_caption, sample_scene
 from cldm.evaluation.protocol import INSUFFICIENT, contradicted, prompts, protocol_hash, shots
+from cldm.worlds.scenes import caption, parse_caption, sample_scene
 
 CAPTIONS = [caption(sample_scene(0, i), 0, i) for i in range(60)]
 

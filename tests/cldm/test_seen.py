@@ -9,10 +9,10 @@ from PIL import Image
 
 from cldm.conditions.plain import Unchanged
 from cldm.data.folder import folder_data
-from cldm.data.scenes.dataset import ScenesDataset
-from cldm.data.seen import training_images
+from cldm.evaluation.seen import training_images
+from cldm.worlds.scenes.dataset import ScenesDataset
 
-SCENES = {"_target_": "cldm.data.scenes.datamodule.scenes_data", "train_count": 3, "size": 64, "family": "control",
+SCENES = {"_target_": "cldm.worlds.scenes.datamodule.scenes_data", "train_count": 3, "size": 64, "family": "control",
           "seed": 5}  # fmt: skip
 
 

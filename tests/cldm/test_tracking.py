@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cldm import tracking
-from cldm.tracking import commit, csv_logger, has_wandb_key, wandb_logger, write_json
+from cldm.runs import tracking
+from cldm.runs.tracking import commit, csv_logger, has_wandb_key, wandb_logger, write_json
 
 
 @pytest.fixture

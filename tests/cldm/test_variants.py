@@ -7,10 +7,10 @@ import torch
 from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
-from cldm.control import ControlUnit
-from cldm.interop import load_control
-from cldm.tracking import control_cost, flops, parts_table
-from cldm.variants import concat, gaussian, lite, mlp, random_copy
+from cldm.branches.interop import load_control
+from cldm.branches.variants import concat, gaussian, lite, mlp, random_copy
+from cldm.runs.tracking import control_cost, flops, parts_table
+from cldm.sampling.control import ControlUnit
 from ldm.unet import UNet, UNetConfig
 from ldm.weights import save_weights
 
@@ -151,7 +151,7 @@ def test_the_table_of_parts_shows_flops_where_they_are_known():
 
 
 def test_only_the_middle_of_a_branch_without_one_is_refused(diffusion):
-    from cldm.control_ldm import ControlLDM
+    from cldm.training.control_ldm import ControlLDM
 
     with pytest.raises(ValueError, match="middle_only"):
         ControlLDM(diffusion, concat(diffusion.unet, hint_widths=WIDTHS), torch.optim.SGD, middle_only=True)

@@ -1,0 +1,70 @@
+"""What a finished run says of itself: figures on held-out items, pictures, a table."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cldm.evaluation.report import CONTROL_ROWS, autoencoder_report, base_report, control_report, table
+from cldm.pictures import Panel, plot
+from cldm.tables.convergence import convergence_step
+from ldm.weights import read_metadata
+
+
+def ancestry(*sources: str | Path | None) -> list[dict[str, Any]]:
+    """What the files of ours that a run starts from say of themselves, oldest first, each after its own ancestors."""
+    found: list[dict[str, Any]] = []
+    for source in sources:
+        if source is None or Path(source).suffix != ".safetensors":
+            continue
+        told = read_metadata(source)
+        own = {name: told[name] for name in ("stage", "command", "commit", "steps", "metrics") if name in told}
+        lineage = [*json.loads(told.get("ancestors", "[]")), *([own] if "command" in own else [])]
+        found += [ancestor for ancestor in lineage if ancestor not in found]
+    return found
+
+
+def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]) -> dict[str, Any]:
+    """Measure the stage on held-out scenes, write its pictures, print its table; returns the first part of results."""
+    stage, folder = cfg.stage.name, Path(cfg.run_dir)
+    results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}
+    if stage == "control":
+        items = cfg.stage.report_items
+        drawn = (module.diffusion, module.control, data.validation, sampling, data.condition, folder, items)
+        fidelity = control_report(*drawn) if items else {}
+        steps = [int(step) for step in history["step"]]
+        moment = convergence_step(steps, history["edge_f1_1px"]) if "edge_f1_1px" in history else None
+        convergence_plot(folder, history, moment)
+        if fidelity:
+            print("\n" + table(fidelity, CONTROL_ROWS))
+        return {**results, "fidelity": fidelity, "convergence_step": moment}
+    if stage == "diffusion":
+        scores = base_report(module.diffusion, data.validation, sampling, folder)
+    else:
+        scores = autoencoder_report(module.autoencoder, data.validation, data.condition)
+    print("\n" + "\n".join(f"{name:20} {value:8.3f}" for name, value in scores.items()))
+    return {**results, "fidelity": scores}
+
+
+def convergence_plot(folder: Path, history: dict[str, list[float]], moment: int | None) -> None:
+    """convergence.png: fidelity on held-out items beside the losses, which do not show the moment."""
+    steps = [int(step) for step in history["step"]]
+    shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "hint_error")
+    fidelity = {name: (steps, history[name]) for name in shown if name in history}
+    losses = {"training": logged(folder, "train/loss")}
+    losses |= {f"held out, t {name[5:]}": (steps, history[name]) for name in history if name.startswith("loss_")}
+    panels = [Panel("fidelity to the hint, held-out items", fidelity), Panel("denoising loss", losses, log=True)]
+    plot(folder / "convergence.png", panels, moment)
+
+
+def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a column of metrics.csv; where an attempt did steps again, the last one counts."""
+    earlier = sorted(folder.glob("metrics.*.csv"), key=lambda path: int(path.suffixes[0][1:]))
+    found: dict[int, float] = {}
+    for path in (path for path in [*earlier, folder / "metrics.csv"] if path.exists()):
+        with open(path) as file:
+            found |= {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+    steps = sorted(found)
+    return steps, [found[step] for step in steps]

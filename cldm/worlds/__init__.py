@@ -1,0 +1,1 @@
+"""Worlds: sources of pictures whose truth is known exactly."""
