@@ -38,7 +38,7 @@ from cldm.training.report import ancestry, report
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole
-from ldm.training import Stage
+from ldm.training.stage import Stage
 
 register_resolvers()
 

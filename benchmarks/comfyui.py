@@ -26,7 +26,7 @@ from cldm.runs.configs import composed
 from cldm.sampling.control import ControlUnit
 from ldm.diffusion import LatentDiffusion
 from ldm.samplers import initial_noise
-from ldm.training import base_facts
+from ldm.training.diffusion import base_facts
 from ldm.weights import save_weights
 
 PROMPT, NEGATIVE, SIZE, STEPS, GUIDANCE, STRENGTH = "a red house by the sea", "blurry", 128, 4, 7.5, 0.8

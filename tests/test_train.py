@@ -34,7 +34,8 @@ import train
 from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
 from cldm.runs.trained import load_model
 from cldm.training.callbacks import Guard
-from ldm.training import AutoencoderTraining, DiffusionTraining
+from ldm.training.autoencoder import AutoencoderTraining
+from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import fingerprint, read_metadata, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -541,7 +542,7 @@ def test_a_job_told_to_stop_saves_exits_143_and_goes_on_as_if_it_had_not(small, 
     script = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-from ldm.training import DiffusionTraining
+from ldm.training.diffusion import DiffusionTraining
 original = DiffusionTraining.training_step
 def step(self, batch, batch_idx):
     if self.global_step == 3:

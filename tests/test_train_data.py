@@ -10,7 +10,7 @@ import train
 from cldm.data.cache import build_cache
 from cldm.data.fill50k import write_fill50k
 from cldm.training.control_ldm import ControlLDM
-from ldm.training import DiffusionTraining
+from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import save_weights
 
 SMALL = ["model=tiny", "logger=csv", "batch_size=2", "sampler.steps=1", "trainer.callbacks.watch.count=2", "seed=4",

@@ -26,10 +26,9 @@ from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
 from cldm.data.whole import remove_partial, whole, write_json
-from cldm.worlds.scenes.datamodule import encoder_fingerprint
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import fingerprint
+from ldm.weights import encoder_fingerprint, fingerprint
 
 INDEX, KEY, VALIDATION = "index.json", "key.json", "validation.safetensors"
 VERSION = 1  # of reading, cropping and resizing in cldm.data.folder; a cache of another version is refused

@@ -10,7 +10,8 @@ from cldm.sampling.control import ControlUnit
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
 from ldm.random import generator
-from ldm.training import DiffusionTraining, OptimizerFactory, Sampling, forget_activations
+from ldm.training.diffusion import DiffusionTraining, forget_activations
+from ldm.training.stage import OptimizerFactory, Sampling
 from ldm.unet import ControlResiduals
 from ldm.weights import fingerprint
 

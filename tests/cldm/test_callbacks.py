@@ -12,7 +12,7 @@ from torch import nn
 from cldm.data.datamodule import DataModule
 from cldm.training.callbacks import EMA, Checkpoints, Export, Watch, averaged, save_checkpoint
 from ldm.batch import Batch
-from ldm.training import Stage
+from ldm.training.stage import Stage
 from ldm.weights import read_metadata
 
 

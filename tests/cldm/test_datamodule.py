@@ -11,9 +11,10 @@ from cldm.conditions import apply_batch
 from cldm.conditions.canny import Canny
 from cldm.data.datamodule import DataModule, StepSampler
 from cldm.worlds.scenes import dataset as dataset_module
-from cldm.worlds.scenes.datamodule import encoder_fingerprint, scenes_data
+from cldm.worlds.scenes.datamodule import scenes_data
 from cldm.worlds.scenes.dataset import ScenesDataset
 from cldm.worlds.scenes.world import COLORS, HELD_OUT_KINDS, HELD_OUT_PAIRS, KINDS
+from ldm.weights import encoder_fingerprint
 
 
 def take(sampler: StepSampler, count: int) -> list[list[int]]:

@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.autoencoder import AutoencoderKL
 from ldm.losses import AutoencoderLoss, LabelProbe, PatchDiscriminator
-from ldm.training import AutoencoderTraining, DiffusionTraining, Stage, set_latent_scale
+from ldm.training.autoencoder import AutoencoderTraining, set_latent_scale
+from ldm.training.diffusion import DiffusionTraining
+from ldm.training.stage import Stage
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)

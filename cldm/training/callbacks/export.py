@@ -12,7 +12,7 @@ from cldm.runs.folder import BASE_FILE
 from cldm.runs.tracking import commit
 from cldm.training.callbacks.average import averaged
 from ldm.sharding import is_sharded
-from ldm.training import base_facts
+from ldm.training.diffusion import base_facts
 from ldm.weights import save_weights
 
 

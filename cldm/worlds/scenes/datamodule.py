@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.worlds.scenes.dataset import ScenesDataset
-from ldm.autoencoder import AutoencoderKL
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import fingerprint
+from ldm.weights import encoder_fingerprint
 
 HELD_OUT_START = 10_000_000  # validation scenes are numbered from here; no training set is that long
 
@@ -42,8 +41,3 @@ def scenes_data(
         val_count, size, family, seed, HELD_OUT_START, ("image", "hint"), condition=condition, cache=cache
     )
     return DataModule(train, validation, batch_size, seed, condition=condition)
-
-
-def encoder_fingerprint(autoencoder: AutoencoderKL) -> str:
-    """A name for the encoder's weights: cached moments belong to it, whatever the decoder."""
-    return fingerprint(autoencoder.encoder) + fingerprint(autoencoder.quant_conv)

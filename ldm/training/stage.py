@@ -1,0 +1,144 @@
+"""What the stages of training share."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm.batch import Batch
+from ldm.diffusion import LatentDiffusion
+from ldm.random import generator
+from ldm.sharding import shard
+
+Rows = TypeVar("Rows", Tensor, list[str])
+
+Sampling = Callable[..., Tensor]
+"""(diffusion, prompts, seeds, size, ...) -> images; see cldm.sampling.generation.Sampling."""
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Stage(pl.LightningModule):
+    """What the training stages share: optimizer, learning-rate schedule, and noise as a function of the step.
+
+    optimizer: parameters -> optimizer. The rate warms up over `warmup_steps` optimizer steps, then stays, or
+    falls along a cosine to 2 % at the trainer's max_steps (`cosine=True`).
+    """
+
+    def __init__(self, optimizer: OptimizerFactory, warmup_steps: int = 100, cosine: bool = True, seed: int = 0):
+        super().__init__()
+        self.optimizer_factory, self.warmup_steps, self.cosine, self.seed = (
+            optimizer,
+            warmup_steps,
+            cosine,
+            seed,
+        )
+        self.strict_loading = False  # checkpoints hold no frozen weights
+        self.base_fingerprint = ""  # of the frozen model that training starts with, where there is one
+
+    def configure_model(self) -> None:
+        """Called by Lightning before training; under trainer=fsdp, weights are shared out over the processes here."""
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh["data_parallel"], methods=("training_step", "pictures", "held_out_losses"))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what is frozen: it is named by its fingerprint, not copied."""
+        kept, state = self._changing(), checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in kept}
+        checkpoint["base_fingerprint"] = self.base_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """strict_loading is off, so say here what a strict load would have said."""
+        base = checkpoint.get("base_fingerprint", self.base_fingerprint)
+        if base != self.base_fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained on base {base}, but `base` now names {self.base_fingerprint}; "
+                "resume with the base it was started with"
+            )
+        found, wanted = set(checkpoint["state_dict"]), self._changing()
+        unexpected = found - set(self.state_dict())
+        if unexpected or not wanted <= found:
+            raise ValueError(
+                f"the checkpoint does not fit what this stage trains: {len(wanted - found)} weights missing, "
+                f"{len(unexpected)} unexpected; was it trained with another `control` or `model`?"
+            )
+
+    def _changing(self) -> set[str]:
+        """Names in the state dict of what training changes: weights that train, and buffers beside such weights."""
+        parameters = dict(self.named_parameters())
+        parts = {name: self.get_submodule(name.rpartition(".")[0]) for name in self.state_dict()}
+        return {
+            name
+            for name, part in parts.items()
+            if any(p.requires_grad for p in ([parameters[name]] if name in parameters else part.parameters()))
+        }
+
+    def trained(self) -> nn.Module:
+        """The module whose weights this stage exists to produce; its exported file holds them."""
+        raise NotImplementedError
+
+    def trained_base(self) -> LatentDiffusion | None:
+        """A base model that training changes on the way and that the exported file needs; None if there is none."""
+        return None
+
+    def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
+        """What the exported file, of this precision, says of itself beside its weights."""
+        return {}
+
+    def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:
+        """Images (b, 3, h, w) in [-1, 1] to look at, by name, drawn from the current weights."""
+        raise NotImplementedError
+
+    def held_out_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses (b,) of held-out items by name, with an item's own randomness, the same every time."""
+        return {}
+
+    def rate(self, step: int) -> float:
+        """Learning-rate factor at an optimizer step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if not self.cosine:
+            return 1.0
+        total = max(self.trainer.max_steps - self.warmup_steps, 1)
+        progress = min((step - self.warmup_steps) / total, 1.0)
+        return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def configure_optimizers(self) -> Any:
+        optimizer: Any = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        # a fused optimizer would undo the scaling of mixed precision within its step, after gradients are clipped;
+        # Lightning refuses to clip then. Without the offer it undoes the scaling, then clips, then steps.
+        optimizer._step_supports_amp_scaling = False
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train together."""
+        return 1 if self._trainer is None else self._trainer.world_size
+
+    def step_generator(self, batch_idx: int) -> torch.Generator:
+        """Randomness of this step; resuming draws the same, logging in between changes nothing.
+
+        It is the same on every rank: what is drawn for the global batch is then shared out (`mine`), so that an
+        example gets the same noise however many processes there are.
+        """
+        return generator(self.seed, 0, self.global_step, batch_idx, device=self.device)
+
+    def mine(self, rows: Rows) -> Rows:
+        """This rank's rows of what was drawn for the global batch."""
+        share = len(rows) // self.world_size
+        return rows[self.global_rank * share :][:share]
+
+    def noise_like(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Standard normal noise for this rank's examples x (b, ...)."""
+        shape = (self.world_size * len(x), *x.shape[1:])
+        return self.mine(torch.empty(shape, dtype=x.dtype, device=x.device).normal_(generator=rng))
+
+    def hold_frozen_in(self, precision: str) -> None:
+        """Hold weights that do not train in what the trainer computes in ("bf16-mixed", "16-mixed"): half the memory.
+
+        `module.float()` ends it; what was rounded stays so.
+        """
