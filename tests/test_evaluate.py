@@ -159,8 +159,8 @@ def test_a_published_checkpoint_needs_to_be_told_its_model_and_condition(runs: P
 
 def test_images_are_compared_with_those_the_run_was_trained_on(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "control.safetensors").write_bytes((runs / "a" / "control.safetensors").read_bytes())
-    data = {"_target_": "cldm.worlds.scenes.datamodule.scenes_data", "train_count": 4, "family": "control", "size": 64,
-            "seed": 0}  # fmt: skip
+    data = {"_target_": "cldm.worlds.datamodule.world_data", "world": "scenes", "train_count": 4, "size": 64,
+            "family": "control", "seed": 0}  # fmt: skip
     (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
     [folder] = measure(runs, f"checkpoint={tmp_path}", "nearest=3", *FAST)
     found, rows = results(folder), np.load(folder / "per_sample.npz")
@@ -253,7 +253,7 @@ def test_pictures_of_a_folder_are_measured_with_generic_and_foreign_prompts(runs
 def test_a_segmenter_judges_and_its_ceiling_stands_beside_it(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "segmenter.safetensors"
     save_weights(Segmenter(), file, {"stage": "segmenter"})
-    [folder] = measure(runs, f"checkpoint={runs}/a", f"segmenter={file}", "reference=8", f"out={tmp_path / 'out'}",
+    [folder] = measure(runs, f"checkpoint={runs}/a", f"judge={file}", "reference=8", f"out={tmp_path / 'out'}",
                        "prompts=[perfect]", "baseline=false")  # fmt: skip
     found = results(folder)
     scores = found["metrics"]["perfect"]
@@ -261,4 +261,4 @@ def test_a_segmenter_judges_and_its_ceiling_stands_beside_it(runs: Path, tmp_pat
     assert {"segmenter_miou", "fid_scenes"} <= set(found["ceiling"]) & set(found["real"])
     assert scores["fid_scenes"] > found["real"]["fid_scenes"]
     with pytest.raises(SystemExit, match="no file of `python -m cldm segmenter`"):
-        measure(runs, f"checkpoint={runs}/a", f"segmenter={runs}/base.safetensors", f"out={tmp_path / 'out2'}")
+        measure(runs, f"checkpoint={runs}/a", f"judge={runs}/base.safetensors", f"out={tmp_path / 'out2'}")

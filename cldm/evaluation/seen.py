@@ -9,7 +9,8 @@ from torch import Tensor
 from cldm.conditions.plain import Unchanged
 from cldm.data.folder import FolderDataset, split
 from cldm.data.listing import list_items
-from cldm.worlds.scenes.dataset import ScenesDataset
+from cldm.worlds import get_world
+from cldm.worlds.dataset import WorldDataset
 from ldm.random import generator
 
 
@@ -23,8 +24,9 @@ def training_images(data: Mapping[str, Any], count: int) -> Tensor | None:
     return None if reader is None else reader(data, count)
 
 
-def _scenes(data: Mapping[str, Any], count: int) -> Tensor:
-    shown = ScenesDataset(min(count, data["train_count"]), data["size"], data["family"], data["seed"])  # all alike
+def _world(data: Mapping[str, Any], count: int) -> Tensor:
+    world, shown = get_world(data["world"]), min(count, data["train_count"])  # the first ones: all are alike
+    shown = WorldDataset(world, shown, data["size"], data["family"], data["seed"])
     return shown.__getitems__(range(len(shown)))["image"]
 
 
@@ -38,6 +40,6 @@ def _pictures(data: Mapping[str, Any], count: int) -> Tensor:
 
 
 READERS: dict[str, Callable[[Mapping[str, Any], int], Tensor]] = {
-    "cldm.worlds.scenes.datamodule.scenes_data": _scenes,
+    "cldm.worlds.datamodule.world_data": _world,
     "cldm.data.folder.folder_data": _pictures,
 }

@@ -19,7 +19,6 @@ from cldm.branches.controlnet import ControlNet
 from cldm.conditions import Condition, apply_batch
 from cldm.conditions.plain import Unchanged
 from cldm.evaluation.clip import ClipScore
-from cldm.evaluation.held_out import REFERENCE_START
 from cldm.evaluation.inception import Inception
 from cldm.evaluation.protocol import Shot, shots
 from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
@@ -36,7 +35,7 @@ from cldm.runs.trained import (
 )
 from cldm.sampling.control import ControlUnit, check_settings
 from cldm.sampling.generation import Sampling
-from cldm.worlds.scenes.segmenter import load_segmenter
+from cldm.worlds import REFERENCE_START, Known, world_of
 from ldm.diffusion import LatentDiffusion
 from ldm.weights import fingerprint
 
@@ -110,12 +109,11 @@ class Subject:
         self.items = self.data.__getitems__(range(self.cfg["items"]))
         made = [apply_batch(branch.condition, self.items["image"]) for branch in self.branches[1:]]
         self.hints: list[Tensor] = [self.items["hint"], *made]
-        scenes = getattr(self.data, "scenes", None)
-        self.scenes = None if scenes is None else [*scenes]
-        self.shots = shots(self.items["caption"], self.cfg.prompts, self.cfg.noise_seeds, scenes is not None)
-        clip, segmenter = self.cfg.clip, self.cfg.segmenter
+        self.world = world_of(self.data)
+        self.judge = self.world.judge(self.cfg.judge) if self.world else None
+        self.shots = shots(self.items["caption"], self.cfg.prompts, self.cfg.noise_seeds, self.world)
+        clip = self.cfg.clip
         self.clip = ClipScore(clip.arch, clip.weights, self.device) if clip.weights else None
-        self.segmenter = load_segmenter(segmenter) if segmenter and self.scenes else None
         self.inception = Inception(self.cfg.inception, self.device) if self.cfg.inception else None
 
     @cached_property
@@ -154,7 +152,7 @@ class Subject:
         digest.update("\n".join(self.items["caption"]).encode())
         fixed = {key: given[key] for key in PROTOCOL}
         fixed |= {"size": self.size, "precision": self.precision, "items_digest": digest.hexdigest()}
-        fixed["segmenter"] = fingerprint(self.segmenter) if self.segmenter else None
+        fixed |= {"world": self.world and self.world.name, "judge": self.judge and self.judge.facts()}
         fixed["clip"] = {"arch": given["clip"]["arch"], "weights": fingerprint(self.clip.model)} if self.clip else None
         fixed["inception"] = fingerprint(self.inception.model) if self.inception else None
         fixed |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
@@ -168,7 +166,7 @@ class Subject:
             self.items["hint"][items],
             [self.items["caption"][i] for i in items],
             [shot.prompt for shot in chosen],
-            self.scenes and [self.scenes[i] for i in items],
+            Known(self.judge, [self.data.truths[i] for i in items]) if self.judge else None,
         )
 
     def draw(self, chosen: Sequence[Shot], controlled: bool) -> Tensor:
@@ -210,7 +208,7 @@ class Subject:
         return ids | join(parts)
 
     def _scores(self, images: Tensor, chosen: Sequence[Shot]) -> Rows:
-        rows = score(images, self.target(chosen), self.first.condition, self.segmenter, self.clip)
+        rows = score(images, self.target(chosen), self.first.condition, self.clip)
         items = [shot.item for shot in chosen]
         for name, (condition, hints) in self.others.items():
             found = hint_scores(images, hints[items], condition)
@@ -221,13 +219,15 @@ class Subject:
     def networks(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Networks whose features tell sets of images apart, by the end of the names of their numbers."""
         found: dict[str, Callable[[Tensor], Tensor]] = {"": self.inception} if self.inception else {}
-        return found | ({"_scenes": self.segmenter.features} if self.segmenter else {})
+        if self.world and self.judge and self.judge.features:
+            found[f"_{self.world.name}"] = self.judge.features
+        return found
 
     @cached_property
     def real_features(self) -> dict[str, Tensor]:
-        """Features of real images: of scenes that are no items, or of the items where there are no others."""
+        """Features of real images: of a world's that are no items, or of the items where there are no others."""
         images = self.items["image"]
-        if self.scenes is not None:
+        if self.world is not None:
             data = instantiate(self.cfg.data, _convert_="all", start=REFERENCE_START)
             others = data(condition=Unchanged(), size=self.size, count=self.cfg.reference)
             images = others.__getitems__(range(len(others)))["image"]

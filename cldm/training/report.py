@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cldm.evaluation.report import CONTROL_ROWS, autoencoder_report, base_report, control_report, table
+from cldm.evaluation.report import autoencoder_report, base_report, control_report, control_rows, table
 from cldm.pictures import Panel, plot
 from cldm.tables.convergence import convergence_step
 from ldm.weights import read_metadata
@@ -27,7 +27,7 @@ def ancestry(*sources: str | Path | None) -> list[dict[str, Any]]:
 
 
 def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]) -> dict[str, Any]:
-    """Measure the stage on held-out scenes, write its pictures, print its table; returns the first part of results."""
+    """Measure the stage on held-out items, write its pictures, print its table; returns the first part of results."""
     stage, folder = cfg.stage.name, Path(cfg.run_dir)
     results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}
     if stage == "control":
@@ -38,7 +38,7 @@ def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict
         moment = convergence_step(steps, history["edge_f1_1px"]) if "edge_f1_1px" in history else None
         convergence_plot(folder, history, moment)
         if fidelity:
-            print("\n" + table(fidelity, CONTROL_ROWS))
+            print("\n" + table(fidelity, control_rows(data.validation)))
         return {**results, "fidelity": fidelity, "convergence_step": moment}
     if stage == "diffusion":
         scores = base_report(module.diffusion, data.validation, sampling, folder)

@@ -9,14 +9,14 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from cldm.evaluation.metrics import scenes_of
 from cldm.pictures import grid, save_atomically
 from cldm.runs.tracking import log_grid, to_json
 from cldm.training.callbacks.average import averaged
+from cldm.worlds import known
 from ldm.sharding import is_sharded, unsharded
 
 Metrics = Callable[..., dict[str, float]]
-"""(pictures, batch, scenes, condition) -> figures; see cldm.evaluation.metrics."""
+"""(pictures, batch, known, condition) -> figures; see cldm.evaluation.metrics."""
 
 Sampling = Callable[..., Tensor]
 """See cldm.sampling.generation.Sampling."""
@@ -63,7 +63,7 @@ class Watch(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         items = range(min(self.count, len(data.validation)))
-        batch, scenes = data.validation.__getitems__(items), scenes_of(data.validation, items)
+        batch, truth = data.validation.__getitems__(items), known(data.validation, items)
         on_device = trainer.strategy.batch_to_device(batch)
         was_training = module.training
         # what is frozen may be held in the precision that the trainer computes in
@@ -73,7 +73,7 @@ class Watch(Callback):
             losses = {name: loss.mean().item() for name, loss in module.held_out_losses(on_device).items()}
         module.train(was_training)
         if trainer.is_global_zero:
-            found = self.metrics(pictures, batch, scenes, data.condition)
+            found = self.metrics(pictures, batch, truth, data.condition)
             self._record(trainer, pictures, batch, found, losses)
 
     def _record(

@@ -7,13 +7,15 @@ depth scores say whether the right shapes lie in the right places, not whether s
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 
+from cldm.worlds import Scores
 from cldm.worlds.agreement import Keypoints, class_scores, depth_scores, keypoint_scores, normal_angle
 from cldm.worlds.scenes import ReadScene, Scene, SceneObject, render
 from cldm.worlds.scenes.maps import keypoint_positions
+from cldm.worlds.scenes.renderer import Render
 from cldm.worlds.scenes.segmenter import kinds_of
 from cldm.worlds.scenes.world import RADII
 
@@ -22,28 +24,33 @@ UNKNOWN_FLOOR = 0.5  # of an object where the scene has none left
 LARGEST = RADII["large"][1]
 
 
-def geometry_rows(reads: Sequence[ReadScene], scenes: Sequence[Scene], size: int) -> dict[str, np.ndarray]:
-    """Columns (n,) for images of `size` px: seg_miou, seg_accuracy (of kinds and background), depth_rmse,
-    depth_absrel, depth_delta1, normal_angle (degrees, on the true objects), keypoint_error_px, keypoint_found."""
+def geometry_scores(reads: Sequence[ReadScene], scenes: Sequence[Scene], true: Render) -> list[Scores]:
+    """For each image: seg_miou, seg_accuracy (of kinds and background), depth_rmse, depth_absrel, depth_delta1,
+    normal_angle (degrees, on the true objects), keypoint_error_px, keypoint_found.
+
+    true: the scenes drawn at the size of the images, with depth and normals.
+    """
+    size = true.image.shape[-1]
     drawn = [redrawn(read, scene) for read, scene in zip(reads, scenes, strict=True)]
-    ours, theirs = (render(one, size, ("depth", "normals")) for one in (drawn, scenes))
-    depth = depth_scores(_given(ours.depth)[:, 0], _given(theirs.depth)[:, 0])
-    angle = normal_angle(_given(ours.normals) * 2 - 1, _given(theirs.normals) * 2 - 1, theirs.labels > 0)
-    classes = class_scores(kinds_of(ours.labels, drawn), kinds_of(theirs.labels, scenes))
+    ours = render(drawn, size, ("depth", "normals"))
+    depth = depth_scores(_given(ours.depth)[:, 0], _given(true.depth)[:, 0])
+    angle = normal_angle(_given(ours.normals) * 2 - 1, _given(true.normals) * 2 - 1, true.labels > 0)
+    classes = class_scores(kinds_of(ours.labels, drawn), kinds_of(true.labels, scenes))
     points = [
         keypoint_scores(_points(_objects(read, scene), size), _points(scene.objects, size), TOLERANCE * size)
         for read, scene in zip(reads, scenes, strict=True)
     ]
-    return {
-        "seg_miou": classes.miou.numpy(),
-        "seg_accuracy": classes.accuracy.numpy(),
-        "depth_rmse": depth.rmse.numpy(),
-        "depth_absrel": depth.absrel.numpy(),
-        "depth_delta1": depth.delta1.numpy(),
-        "normal_angle": angle.numpy(),
-        "keypoint_error_px": np.array([found.error for found in points]),
-        "keypoint_found": np.array([found.found for found in points]),
+    columns: dict[str, Any] = {
+        "seg_miou": classes.miou,
+        "seg_accuracy": classes.accuracy,
+        "depth_rmse": depth.rmse,
+        "depth_absrel": depth.absrel,
+        "depth_delta1": depth.delta1,
+        "normal_angle": angle,
+        "keypoint_error_px": [found.error for found in points],
+        "keypoint_found": [found.found for found in points],
     }
+    return [{name: [float(column[i])] for name, column in columns.items()} for i in range(len(scenes))]
 
 
 def _given(found: Tensor | None) -> Tensor:

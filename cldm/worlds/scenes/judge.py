@@ -1,16 +1,20 @@
-"""Does a picture of the scenes world show what its caption, or its scene, says? Read from pixels alone."""
+"""The judge of scenes: does a picture show what its caption, or its scene, says? Read from pixels alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from torch import Tensor
 
+from cldm.worlds import Scores
+from cldm.worlds.agreement import class_scores
 from cldm.worlds.scenes.captions import CaptionObject, CaptionSpec, parse_caption
 from cldm.worlds.scenes.fitting import Region, fit_regions
+from cldm.worlds.scenes.geometry import geometry_scores
 from cldm.worlds.scenes.reader import (
     COLOR_NAMES,
     MIN_SHARE,
@@ -22,7 +26,9 @@ from cldm.worlds.scenes.reader import (
     to_uint8,
 )
 from cldm.worlds.scenes.renderer import render
+from cldm.worlds.scenes.segmenter import Segmenter, kind_labels
 from cldm.worlds.scenes.world import Scene
+from ldm.weights import fingerprint
 
 RELATION_DIRECTIONS: dict[str, tuple[float, float]] = {
     "left of": (-1.0, 0.0),
@@ -33,11 +39,54 @@ RELATION_DIRECTIONS: dict[str, tuple[float, float]] = {
 RELATION_CONE = 60.0  # degrees around the direction; captions themselves stay within 45
 
 
-def caption_fidelity(images: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """How well images (b,3,h,w) in [-1,1] show their captions. All numbers are shares in [0, 1], best 1.
+@dataclass(frozen=True)
+class Reading:
+    """Images (n, 3, h, w) in [-1, 1], and the scenes that are read in them."""
+
+    images: Tensor
+    scenes: list[ReadScene]
+
+
+class SceneJudge:
+    """Reads scenes exactly; with a segmenter, a network judges beside it, and has features.
+
+    Implements cldm.worlds.Judge.
+    """
+
+    def __init__(self, segmenter: Segmenter | None = None):
+        self.segmenter = segmenter
+
+    def read(self, images: Tensor) -> Reading:
+        return Reading(images, read_scenes(images))
+
+    def scores(self, reading: Reading, truths: Sequence[Scene]) -> list[Scores]:
+        """`scene_scores` and `geometry_scores`, and the segmenter's agreement with the true kinds."""
+        size = reading.images.shape[-1]
+        true = render(truths, size, ("depth", "normals"))
+        found = scene_scores(reading.images, truths, true.labels)
+        parts = [found, geometry_scores(reading.scenes, truths, true)]
+        if self.segmenter is not None:
+            classes = class_scores(self.segmenter.labels(reading.images), kind_labels(truths))
+            pairs = zip(classes.miou.tolist(), classes.accuracy.tolist(), strict=True)
+            parts.append([{"segmenter_miou": [miou], "segmenter_accuracy": [share]} for miou, share in pairs])
+        return [{name: values for part in row for name, values in part.items()} for row in zip(*parts, strict=True)]
+
+    def prompt_scores(self, reading: Reading, prompts: Sequence[str]) -> list[Scores]:
+        return caption_scores(reading.scenes, prompts)
+
+    @property
+    def features(self) -> Callable[[Tensor], Tensor] | None:
+        return self.segmenter and self.segmenter.features
+
+    def facts(self) -> dict[str, str]:
+        return {} if self.segmenter is None else {"segmenter": fingerprint(self.segmenter)}
+
+
+def caption_scores(reads: Sequence[ReadScene], captions: Sequence[str]) -> list[Scores]:
+    """How well pictures, as `read_scenes` reads them, show their captions. All values are in [0, 1], best 1.
 
     color_recall     captioned objects whose colour covers at least 1 % of the image
-    color_precision  saturated pixels in a captioned colour (mean over images; 0 for an image without any)
+    color_precision  saturated pixels in a captioned colour (0 for an image without any)
     background       images whose dominant background is the captioned one
     objects          images with as many objects as captioned
     shape            captioned objects whose kind is among the kinds read, whatever their colour
@@ -46,39 +95,15 @@ def caption_fidelity(images: Tensor, captions: Sequence[str]) -> dict[str, float
     relation         two-object captions with a relation and both captioned colours read as objects: the first
                      object lies within 60 degrees of the stated direction from the second (1/3 by chance)
 
-    A number with nothing to average over (say `relation` without any two-object caption) is nan.
     ValueError for a caption outside of the grammar, or if the counts differ.
     """
-    _check_counts(images, captions, "captions")
-    return _pooled(_caption_lists(read_scenes(images), captions), _CAPTION_SCORES)
-
-
-def caption_rows(reads: Sequence[ReadScene], captions: Sequence[str]) -> list[dict[str, float]]:
-    """The scores of `caption_fidelity` for each image alone, from what `read_scenes` has read in it.
-
-    Means over the image's own objects, nan where there is none.
-    """
-    return [_pooled([found], _CAPTION_SCORES) for found in _caption_lists(reads, captions)]
-
-
-def _caption_lists(reads: Sequence[ReadScene], captions: Sequence[str]) -> list[dict[str, list[float]]]:
+    if len(reads) != len(captions):
+        raise ValueError(f"{len(reads)} images came with {len(captions)} captions")
     specs = [parse_caption(text) for text in captions]
     return [_caption_scores(spec, read) for spec, read in zip(specs, reads, strict=True)]
 
 
-_CAPTION_SCORES = (
-    "color_recall",
-    "color_precision",
-    "background",
-    "objects",
-    "shape",
-    "binding_one",
-    "binding",
-    "relation",
-)
-
-
-def _caption_scores(spec: CaptionSpec, read: ReadScene) -> dict[str, list[float]]:
+def _caption_scores(spec: CaptionSpec, read: ReadScene) -> Scores:
     kinds = {o.kind for o in read.objects}
     pairs = {(o.color, o.kind) for o in read.objects}
     colors = {o.color for o in spec.objects}
@@ -120,37 +145,29 @@ def match_objects(objects: Sequence[CaptionObject], read: ReadScene) -> list[Rea
     return matched
 
 
-def scene_fidelity(images: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """How well square images (b,3,h,w) in [-1,1] show known scenes. All numbers are shares in [0, 1], best 1.
+def scene_scores(images: Tensor, scenes: Sequence[Scene], labels: Tensor) -> list[Scores]:
+    """How well square images (b, 3, h, w) in [-1, 1] show known scenes. All values are in [0, 1], best 1.
 
-    shape_iou           IoU of the pixels read as the object's colour and its visible mask, mean over objects
+    shape_iou           IoU of the pixels read as the object's colour and its visible mask
     shape               objects whose kind is read at their place, whatever the colour there
     color_binding       objects whose colour is the most frequent saturated one inside their mask
-    color_binding_many  the same, over scenes with two or three objects only (nan if there is none)
+    color_binding_many  the same, over scenes with two or three objects only
     background          images whose dominant background is the scene's
+
+    labels: numbers of the visible objects (b, h, w), as the renderer gives them.
     """
-    return _pooled(_scene_lists(images, scenes), _SCENE_SCORES)
-
-
-def scene_rows(images: Tensor, scenes: Sequence[Scene]) -> list[dict[str, float]]:
-    """The scores of `scene_fidelity` for each image alone: means over its own objects, nan where there is none."""
-    return [_pooled([found], _SCENE_SCORES) for found in _scene_lists(images, scenes)]
-
-
-_SCENE_SCORES = ("shape_iou", "shape", "color_binding", "color_binding_many", "background")
-
-
-def _scene_lists(images: Tensor, scenes: Sequence[Scene]) -> list[dict[str, list[float]]]:
-    _check_counts(images, scenes, "scenes")
-    labels = render(scenes, images.shape[-1]).labels.numpy()
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (b, 3, h, w), got {tuple(images.shape)}")
+    if len(images) != len(scenes):
+        raise ValueError(f"{len(images)} images came with {len(scenes)} scenes")
+    masks = labels.numpy()
     maps = [color_map(image) for image in images]
     rows = []
     for image, colors, label, scene, shapes in zip(
-        images, maps, labels, scenes, _shapes_at_place(maps, labels, scenes), strict=True
+        images, maps, masks, scenes, _shapes_at_place(maps, masks, scenes), strict=True
     ):
-        values: dict[str, list[float]] = {name: [] for name in _SCENE_SCORES}
-        values["shape"] = shapes
-        values["background"].append(float(read_background(to_uint8(image), colors) == scene.background))
+        values: Scores = {"shape_iou": [], "shape": shapes, "color_binding": [], "color_binding_many": []}
+        values["background"] = [float(read_background(to_uint8(image), colors) == scene.background)]
         for k, obj in enumerate(scene.objects, start=1):
             mask, painted = label == k, colors == 1 + COLOR_NAMES.index(obj.color)
             values["shape_iou"].append(float((mask & painted).sum() / max(1, (mask | painted).sum())))
@@ -189,16 +206,3 @@ def _region_at(saturated: np.ndarray, label: np.ndarray, k: int) -> Region | Non
     if not overlaps.any():
         return None
     return Region(parts == 1 + int(overlaps.argmax()), hidden)
-
-
-def _check_counts(images: Tensor, others: Sequence[object], name: str) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have shape (b, 3, h, w), got {tuple(images.shape)}")
-    if len(images) != len(others):
-        raise ValueError(f"{len(images)} images came with {len(others)} {name}")
-
-
-def _pooled(rows: Sequence[dict[str, list[float]]], names: Sequence[str]) -> dict[str, float]:
-    """Means of the values of all rows; nan where there is none."""
-    values = {name: [value for row in rows for value in row[name]] for name in names}
-    return {name: float(np.mean(found)) if found else math.nan for name, found in values.items()}

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from cldm.worlds.scenes import shapes
-from cldm.worlds.scenes.world import MAX_OBJECTS, RGB, Scene, SceneObject
+from cldm.worlds.scenes.world import COLORS, KINDS, MAX_OBJECTS, RGB, Scene, SceneObject
 
 PALETTE: dict[str, RGB] = {
     "circle": (0.86, 0.24, 0.36),
@@ -21,6 +22,8 @@ PALETTE: dict[str, RGB] = {
     "heart": (0.96, 0.52, 0.24),
 }
 """Segmentation colour of each kind; the background is black."""
+
+LABEL_STRIDE = 8  # pixels per class number: the autoencoder's factor
 
 DOT_RADIUS = 0.05
 DOT_COLORS: tuple[RGB, ...] = (
@@ -123,3 +126,20 @@ def _visible_dots(label: Tensor, scene: Scene) -> list[tuple[float, float, float
             if seen == 0 or scene.objects[seen - 1].depth <= obj.depth:
                 dots.append((x, y, float(index)))
     return dots
+
+
+def class_maps(scenes: Sequence[Scene], labels: Tensor) -> Tensor:
+    """Object numbers (b, h, w) of rendered scenes -> numbers of kind and colour (b, 2, h/8, w/8) uint8.
+
+    They are those at the centre of every square of LABEL_STRIDE pixels, numbered from 1 in the order of KINDS and
+    COLORS, 0 for the background.
+    """
+    half = LABEL_STRIDE // 2
+    coarse = labels[:, half::LABEL_STRIDE, half::LABEL_STRIDE]
+    classes = torch.zeros(len(scenes), 2, MAX_OBJECTS + 1, dtype=torch.uint8)
+    for i, scene in enumerate(scenes):
+        for k, item in enumerate(scene.objects, start=1):
+            classes[i, 0, k] = 1 + KINDS.index(item.kind)
+            classes[i, 1, k] = 1 + [*COLORS].index(item.color)
+    index = rearrange(coarse, "b h w -> b 1 (h w)").expand(-1, 2, -1)
+    return classes.gather(2, index).unflatten(2, coarse.shape[1:])

@@ -138,7 +138,9 @@ def read_scene(image: Tensor) -> ReadScene:
 
 
 def read_scenes(images: Tensor | Iterable[Tensor]) -> list[ReadScene]:
-    """The scenes in images (b,3,h,w) in [-1,1]; faster than one at a time."""
+    """The scenes in images (b,3,h,w) in [-1,1]; faster than one at a time. ValueError for other shapes."""
+    if isinstance(images, Tensor) and (images.ndim != 4 or images.shape[1] != 3):
+        raise ValueError(f"images must have shape (b, 3, h, w), got {tuple(images.shape)}")
     backgrounds, maps, regions = [], [], []
     for b, image in enumerate(images):
         pixels = to_uint8(image)

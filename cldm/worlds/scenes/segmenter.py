@@ -122,9 +122,9 @@ def load_segmenter(path: str | Path) -> Segmenter:
     """The segmenter in a file of `python -m cldm segmenter`. ValueError for any other file."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"segmenter={path}: there is no such file; make it with `python -m cldm segmenter`")
+        raise FileNotFoundError(f"judge={path}: there is no such file; make it with `python -m cldm segmenter`")
     if read_metadata(path).get("stage") != "segmenter":
-        raise ValueError(f"segmenter={path} is no file of `python -m cldm segmenter`")
+        raise ValueError(f"judge={path} is no file of `python -m cldm segmenter`")
     net = Segmenter()
     load_weights(net, path)
     return net.float().eval()
