@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.runs.configs import refuse_mistakes, register_resolvers
 from cldm.runs.tracking import REPOSITORY
@@ -92,7 +92,7 @@ def check(jobs: list[Job], trainings: list[DictConfig], conditions: list[Conditi
             raise ValueError(f"{job.name}: {error}" if len(jobs) > 1 else str(error)) from error
 
 
-def check_job(job: Job, skeleton: LatentDiffusion, nets: list[ControlNet]) -> None:
+def check_job(job: Job, skeleton: LatentDiffusion, nets: list[Branch]) -> None:
     """ValueError where sizes and steps of a job do not suit the model and its branches, which have no weights yet."""
     skeleton.latent_shape(*job.size)
     instantiate(job.sampler, _convert_="all").timesteps(skeleton, job.strength if job.image else 1.0)
@@ -132,7 +132,7 @@ def rows(tensors: list[Tensor]) -> Tensor:
 def draw(
     shots: list[Shot],
     diffusion: LatentDiffusion,
-    nets: list[ControlNet],
+    nets: list[Branch],
     conditions: list[Condition],
     callback: Callable[[int, Tensor], None],
 ) -> Tensor:

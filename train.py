@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
 from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
@@ -32,7 +32,7 @@ from cldm.runs.tracking import (
     wandb_run,
 )
 from cldm.runs.trained import base_beside, base_of
-from cldm.training.callbacks import EMA, Checkpoints, Export, Watch, averaged
+from cldm.training.callbacks import EMA, Checkpoints, Export, HintUse, Watch, averaged
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.report import ancestry, report
 from ldm.diffusion import LatentDiffusion
@@ -117,10 +117,11 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if not trainer.is_global_zero:
         return {}
     watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
+    use = next((c.history for c in trainer.callbacks if isinstance(c, HintUse)), {})
     sampling = instantiate(cfg.sampler, _convert_="all")
     module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
     with averaged(trainer, module):
-        results = report(cfg, module, data, sampling, watch.history)
+        results = report(cfg, module, data, sampling, watch.history, use)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
     results["steps"] = trainer.global_step
     log_outcome(loggers, run.folder, results)
@@ -146,7 +147,7 @@ def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> Path:
     source = exported if exported.is_file() else source
     if not source.exists():
         raise ValueError(f"init_from={cfg.init_from}: there is no such run folder or file")
-    if isinstance(trained, ControlNet):
+    if isinstance(trained, Branch):
         own_base, base = base_beside(source), base_of(cfg)
         if own_base is not None and (base is None or Path(base).resolve() != own_base.resolve()):
             raise ValueError(f"{source} was trained together with a base of its own: start with base={own_base} too")

@@ -63,8 +63,8 @@ class Panel:
     log: bool = False
 
 
-def plot(path: str | Path, panels: Sequence[Panel], mark: int | None) -> None:
-    """Panels side by side, with `mark` (the moment of convergence) as a vertical line through each."""
+def plot(path: str | Path, panels: Sequence[Panel], mark: tuple[int, str] | None) -> None:
+    """Panels side by side, with `mark` (a step and what it is) as a vertical line through each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -78,7 +78,7 @@ def plot(path: str | Path, panels: Sequence[Panel], mark: int | None) -> None:
                 steps, np.asarray(values, dtype=float), marker="." if few else "", alpha=1 if few else 0.4, label=name
             )
         if mark is not None:
-            axes.axvline(mark, color="0.4", linestyle="--", label=f"sudden convergence: step {mark}")
+            axes.axvline(mark[0], color="0.4", linestyle="--", label=mark[1])
         axes.set(xlabel="optimizer step", title=panel.title)
         axes.set(yscale="log") if panel.log else axes.set(ylabel="share", ylim=(0, 1))
         axes.grid(alpha=0.3)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch, ControlNet
 from ldm.interop import names, sizes
 from ldm.interop.files import write_json, write_tensors
 from ldm.interop.layouts import Part
@@ -121,7 +121,7 @@ def _with_lora(state: Mapping[str, Tensor], name: str, base: Mapping[str, Tensor
     return (weight.float() + change).to(weight.dtype)
 
 
-def load_control(control: ControlNet, path: str | Path, base: str | Path | None = None, pools: bool = False) -> None:
+def load_control(control: Branch, path: str | Path, base: str | Path | None = None, pools: bool = False) -> None:
     """Load a branch's weights of any known form into `control`, strictly.
 
     pools: whether the caller can average residuals over space (ControlUnit.pool), as shuffle models want it.
@@ -134,7 +134,7 @@ def load_control(control: ControlNet, path: str | Path, base: str | Path | None 
     assert isinstance(found.module, ControlNet)
     if found.settings["pooling"] and not pools:
         raise ValueError(f"{path} averages its residuals over space (shuffle models do): sample.py can, training not")
-    ours, theirs = control.encoder.config, found.module.encoder.config
+    ours, theirs = control.config, found.module.encoder.config
     if ours.context_channels != theirs.context_channels:
         raise ValueError(
             f"{path} is a ControlNet for {sizes.family(theirs)} (context of {theirs.context_channels} channels), "

@@ -8,28 +8,27 @@ import itertools
 from collections.abc import Sequence
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from cldm.branches.controlnet import ControlNet, HintEncoder
+from cldm.branches.controlnet import HINT_WIDTHS, Branch, ControlNet, HintEncoder, start_hint_layers
 from ldm.attention import Context
 from ldm.blocks import Shifts, zero_module
-from ldm.unet import ControlResiduals, Encoded, UNet, UNetConfig, UNetEncoder
+from ldm.unet import ControlResiduals, Encoded, UNet, UNetConfig, UNetEncoder, encoder_levels
 
-Branch = TypeVar("Branch", bound=nn.Module)
-HINT_WIDTHS = (16, 32, 96, 256)
+B = TypeVar("B", bound=Branch)
 
 
 def gaussian(
-    unet: UNet, std: float = 0.02, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS
+    unet: UNet, gain: float = 1.0, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS
 ) -> ControlNet:
-    """Figure 8 (b): ordinary convolutions with weights N(0, std^2) instead of zero convolutions, all 14 of them.
+    """Figure 8 (b): ordinary convolutions with weights N(0, gain^2 / fan_in) instead of zero convolutions, all 14.
 
-    The paper does not tell the standard deviation. std=0 is ControlNet itself.
+    A convolution passes on `gain` times the strength of its input, whatever the width. The paper does not tell its
+    standard deviation; 0.02 is a gain of 0.36 to 0.72 in Stable Diffusion. gain=0 is ControlNet itself.
     """
     control = ControlNet.from_unet(unet, hint_channels, hint_widths)
     for conv in (*control.zero_convs, control.zero_conv_middle, control.hint_encoder[-1]):
-        nn.init.normal_(conv.weight, std=std)
+        nn.init.normal_(conv.weight, std=gain / conv.weight[0].numel() ** 0.5)
     return control
 
 
@@ -48,9 +47,7 @@ def lite(unet: UNet, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_W
 
 def mlp(unet: UNet, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> ControlNet:
     """ControlNet-MLP (the authors' discussion 188): 1x1 convolutions and average pooling, hint encoder included."""
-    control = ControlNet(ConvEncoder(unet.config, kernel=1), hint_channels, hint_widths)
-    control.hint_encoder = PooledHintEncoder(unet.config.widths[0], hint_channels, hint_widths)
-    return _beside(unet, control)
+    return _beside(unet, ControlNet(ConvEncoder(unet.config, 1), hint_channels, hint_widths, PooledHintEncoder))
 
 
 def concat(unet: UNet, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> "ConcatBranch":
@@ -59,35 +56,33 @@ def concat(unet: UNet, hint_channels: int = 3, hint_widths: Sequence[int] = HINT
     return _beside(unet, ConcatBranch(unet.config, hint_channels, hint_widths))
 
 
-def _beside(unet: UNet, branch: Branch) -> Branch:
+def _beside(unet: UNet, branch: B) -> B:
     return branch.to(unet.encoder.conv_in.weight.device)
 
 
-class ConvEncoder(UNetEncoder):
-    """One convolution with ReLU for every block of a UNetEncoder, and the same outputs.
+class ConvEncoder(nn.Module):
+    """One convolution with ReLU for every block of a UNetEncoder, and the same outputs. All start with He's weights.
 
     kernel: 3, with a stride of 2 where the encoder downsamples; or 1, after average pooling there.
     """
 
     def __init__(self, config: UNetConfig, kernel: int):
-        nn.Module.__init__(self)  # none of UNetEncoder's layers
+        super().__init__()
         if kernel not in (1, 3):
             raise ValueError(f"kernel must be 1 or 3, got {kernel}")
         self.config, self.kernel = config, kernel
-        with torch.device("meta"):
-            encoder = UNetEncoder(config)  # for its sizes
-        self.out_channels, self.levels = encoder.out_channels, encoder.levels
+        self.out_channels, self.levels = encoder_levels(config)
         self.conv_in = nn.Conv2d(config.in_channels, self.out_channels[0], kernel, padding=kernel // 2)
         self.blocks = nn.ModuleList(
             self._block(self.out_channels[i], self.out_channels[i + 1], self.levels[i + 1] > self.levels[i])
             for i in range(len(self.out_channels) - 1)
         )
         self.last = self._block(self.out_channels[-1], self.out_channels[-1], halve=False)
+        start_hint_layers([*self.modules()])
 
     def _block(self, in_channels: int, out_channels: int, halve: bool) -> nn.Sequential:
         k = self.kernel
         conv = nn.Conv2d(in_channels, out_channels, k, stride=2 if halve and k == 3 else 1, padding=k // 2)
-        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # 13 in a row would fade with PyTorch's default
         pool = [nn.AvgPool2d(2, ceil_mode=True)] if halve and k == 1 else []
         return nn.Sequential(*pool, conv, nn.ReLU())
 
@@ -110,10 +105,11 @@ class PooledHintEncoder(nn.Sequential):
         layers: list[nn.Module] = [nn.Conv2d(hint_channels, widths[0], 1), nn.SiLU()]
         for a, b in itertools.pairwise(widths):
             layers += [nn.AvgPool2d(2), nn.Conv2d(a, b, 1), nn.SiLU()]
+        start_hint_layers(layers)
         super().__init__(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 1)))
 
 
-class ConcatBranch(ControlNet):
+class ConcatBranch(Branch):
     """No copy and no residuals: the encoded hint joins the U-Net's own input.
 
     A convolution over [z, hint] is the sum of one over z and one over the hint, so the branch holds the second and
@@ -121,17 +117,14 @@ class ConcatBranch(ControlNet):
     """
 
     def __init__(self, config: UNetConfig, hint_channels: int, hint_widths: Sequence[int]):
-        nn.Module.__init__(self)  # none of ControlNet's layers
-        with torch.device("meta"):
-            self.levels = UNetEncoder(config).levels
-        self.hint_channels, self.config = hint_channels, config
-        self.hint_encoder = HintEncoder(config.widths[0], hint_channels, hint_widths)
+        hints = HintEncoder(config.widths[0], hint_channels, hint_widths)
+        super().__init__(config, encoder_levels(config)[1], hint_channels, hints)
 
     def time_table(self, timesteps: Tensor) -> list[Shifts]:
         """Nothing here depends on time."""
         return [{} for _ in timesteps]
 
     def residuals(self, z: Tensor, t: Tensor | Shifts, context: Context, features: Tensor) -> ControlResiduals:
-        """The encoded hint for the input, and nothing for the outputs."""
+        """The encoded hint for the input, and nothing for the outputs: rows as many as the features have."""
         nothing = features.new_zeros(1, 1, 1, 1)
         return ControlResiduals((nothing,) * (len(self.levels) - 1), nothing, features)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.conditions.plain import Unchanged
 from cldm.evaluation.metrics import autoencoder_metrics, control_scores, diffusion_metrics
@@ -33,7 +33,7 @@ def batches(dataset: Any, count: int) -> list[tuple[Batch, Known | None]]:
 @torch.no_grad()
 def control_report(
     diffusion: LatentDiffusion,
-    control: ControlNet,
+    control: Branch,
     dataset: Any,
     sampling: Sampling,
     condition: Condition,

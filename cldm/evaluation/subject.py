@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition, apply_batch
 from cldm.conditions.plain import Unchanged
 from cldm.evaluation.clip import ClipScore
@@ -48,7 +48,7 @@ UNIT = {"scale": 1.0, "start": 0.0, "end": 1.0, "mode": "balanced", "weighting":
 
 
 @dataclass(frozen=True)
-class Branch:
+class Applied:
     """A trained branch, and how it is applied: the keys of UNIT."""
 
     path: Path
@@ -68,12 +68,12 @@ class Branch:
     def metadata(self) -> dict[str, str]:
         return published(self.path).metadata
 
-    def unit(self, net: ControlNet, hints: Tensor) -> ControlUnit:
+    def unit(self, net: Branch, hints: Tensor) -> ControlUnit:
         """What is to be added while images of these hints are drawn."""
         return ControlUnit(net, hints, pool=is_pooled(self.path), **self.settings)
 
 
-def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Branch]:
+def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Applied]:
     """The branch of a checkpoint, and those that `more` adds to it."""
     given: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = [{key: given[key] for key in UNIT}]
@@ -85,7 +85,7 @@ def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Branch]:
     for unit in settings:
         check_settings(**{key: value for key, value in unit.items() if key != "scale"})
     paths, trainings = checkpoints_of(checkpoint, cfg)
-    return [Branch(*parts) for parts in zip(paths, trainings, settings, strict=True)]
+    return [Applied(*parts) for parts in zip(paths, trainings, settings, strict=True)]
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Subject:
     Scores of the first branch's hint have plain names; those of another condition's begin with its name (`others`).
     """
 
-    branches: list[Branch]
+    branches: list[Applied]
     cfg: DictConfig
     device: str
     precision: str
@@ -134,7 +134,7 @@ class Subject:
         _ = self.models
 
     @cached_property
-    def models(self) -> tuple[LatentDiffusion, list[ControlNet]]:
+    def models(self) -> tuple[LatentDiffusion, list[Branch]]:
         """The base and the branches, on the device."""
         diffusion, net = load_model(self.first.path, self.first.training)
         nets = [net, *(load_branch(branch.path, branch.training, diffusion) for branch in self.branches[1:])]

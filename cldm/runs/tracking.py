@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch
 from cldm.pictures import to_pil
 from ldm.diffusion import LatentDiffusion
 
@@ -109,7 +109,7 @@ def flops(network: nn.Module, *shapes: tuple[int, ...]) -> int:
     return counter.get_total_flops()
 
 
-def control_cost(diffusion: LatentDiffusion, control: ControlNet, size: tuple[int, int]) -> dict[str, float]:
+def control_cost(diffusion: LatentDiffusion, control: Branch, size: tuple[int, int]) -> dict[str, float]:
     """GFLOP of one forward of U-Net and branch for one image of `size`, hint encoder included."""
     latent, text = diffusion.latent_shape(*size), diffusion.conditioner.text_encoder
     inputs = ((1, *latent), (1,), (1, text.context_length, text.width))

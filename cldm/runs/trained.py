@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
 from cldm.runs.folder import BASE_FILE
 from cldm.runs.tracking import REPOSITORY
@@ -99,7 +99,7 @@ def is_pooled(path: Path) -> bool:
     return bool(published(path).parts["control"].settings.get("pooling"))
 
 
-def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet]:
+def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, Branch]:
     """The base and its branch, both loaded strictly. A base that was trained together with the branch comes with it."""
     base = base_of(cfg)
     diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
@@ -107,12 +107,12 @@ def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, ControlNet
     return diffusion.eval(), load_branch(path, cfg, diffusion)
 
 
-def load_branch(path: Path, cfg: DictConfig, diffusion: LatentDiffusion) -> ControlNet:
+def load_branch(path: Path, cfg: DictConfig, diffusion: LatentDiffusion) -> Branch:
     """The branch in the file, for the model it was trained on."""
     trained_on, loaded = published(path).metadata.get("base_fingerprint"), fingerprint(diffusion)
     if trained_on not in (None, loaded):
         print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
-    control: ControlNet = instantiate(cfg.control, _convert_="all")(diffusion.unet)
+    control: Branch = instantiate(cfg.control, _convert_="all")(diffusion.unet)
     load_control(control, path, pools=True)
     return control.eval()
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition, apply_batch
 from ldm.blocks import repeat_rows
 from ldm.reuse import compiled, keys_values
@@ -53,7 +53,7 @@ class ControlUnit:
     mask: (b or 1, 1, h, w) in [0, 1], any size: where in the image the residuals apply.
     """
 
-    net: ControlNet
+    net: Branch
     hint: Tensor
     scale: float = 1.0
     scales: Sequence[float] | None = None
@@ -72,7 +72,7 @@ class ControlUnit:
             raise ValueError(f"got {len(self.scales)} control scales, the branch has {self.count} residuals")
 
     @classmethod
-    def from_image(cls, net: ControlNet, condition: Condition, image: Tensor, **settings) -> "ControlUnit":
+    def from_image(cls, net: Branch, condition: Condition, image: Tensor, **settings) -> "ControlUnit":
         """A unit whose hint is the condition's map of an image (b, 3, h, w) in [-1, 1]."""
         return cls(net, apply_batch(condition, image), **settings)
 
@@ -129,15 +129,17 @@ class PreparedUnit:
         self.mask = None if unit.mask is None else unit.mask.to(context)
 
     def residuals(self, z: Tensor, step: int) -> ControlResiduals:
-        """What to add to the U-Net at z (b, c, h, w) in this step; rows as in `UNet`: negative half first."""
+        """What to add to the U-Net at z (b, c, h, w) in this step: b rows, or 2 b of both halves of guidance, the
+        negative one first. What was shared by all images has a row for each from here on."""
         found = self.branch(z, self.times[step], self.keys_values, self.features)
         if any(weight != 1 for weight in self.weights):
             found = found * self.weights
-        tensors = [self._shaped(r) for r in (*found.skips, found.middle)]
-        entering = None if found.input is None else self._shaped(found.input)
+        tensors = [self._shaped(r, len(z)) for r in (*found.skips, found.middle)]
+        entering = None if found.input is None else self._shaped(found.input, len(z))
         return ControlResiduals(tuple(tensors[:-1]), tensors[-1], entering)
 
-    def _shaped(self, residual: Tensor) -> Tensor:
+    def _shaped(self, residual: Tensor, images: int) -> Tensor:
+        residual = repeat_rows(residual, max(len(residual), images))
         if self.mask is not None:
             here = F.interpolate(self.mask, residual.shape[-2:], mode="bilinear", align_corners=False)
             residual = residual * repeat_rows(here, len(residual))

@@ -1,11 +1,12 @@
 """ControlLDM: a locked latent diffusion model and the control branch that is trained on it."""
 
 import json
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cldm.branches.controlnet import ControlNet
+from cldm.branches.controlnet import Branch, ControlNet
 from cldm.sampling.control import ControlUnit
 from ldm.batch import Batch
 from ldm.diffusion import ControlBranch, LatentDiffusion
@@ -33,6 +34,8 @@ class ControlLDM(DiffusionTraining):
     says nothing, with probability `hint_dropout`.
 
     locking: a key of LOCKING: what trains of the U-Net too. Autoencoder and text encoder are locked in any case.
+    unlocked_rate: the learning rate of pretrained weights that `locking` lets train, as a share of the branch's. What
+        starts from random weights (scratch) trains at the full rate.
     middle_only: add the middle residual only (the original code's only_mid_control). The other zero convolutions are
         zero and stay so, so that the exported branch does the same wherever it is loaded.
     """
@@ -40,7 +43,7 @@ class ControlLDM(DiffusionTraining):
     def __init__(
         self,
         diffusion: LatentDiffusion,
-        control: ControlNet,
+        control: Branch,
         optimizer: OptimizerFactory,
         prompt_dropout: float = 0.5,
         warmup_steps: int = 0,
@@ -48,6 +51,7 @@ class ControlLDM(DiffusionTraining):
         seed: int = 0,
         hint_dropout: float = 0.0,
         locking: str = "locked",
+        unlocked_rate: float = 0.2,
         middle_only: bool = False,
         min_snr_gamma: float | None = None,
         checkpointing: bool = False,
@@ -60,28 +64,38 @@ class ControlLDM(DiffusionTraining):
             raise ValueError(f"stage.module.hint_dropout is a probability, got {hint_dropout}")
         if locking not in LOCKING:
             raise ValueError(f"stage.module.locking must be one of {', '.join(LOCKING)}, got {locking!r}")
-        if middle_only and not hasattr(control, "zero_convs"):
+        if middle_only and not isinstance(control, ControlNet):
             raise ValueError("stage.module.middle_only=true needs a middle residual, which control=concat has not")
-        self.control, self.hint_dropout = control, hint_dropout
+        if not unlocked_rate > 0:
+            raise ValueError(f"stage.module.unlocked_rate must be above 0, got {unlocked_rate}")
+        self.control, self.hint_dropout, self.unlocked_rate = control, hint_dropout, unlocked_rate
         self.locking, self.middle_only = locking, middle_only
         diffusion.requires_grad_(False)
         for part in self._unlocked():
             part.requires_grad_(True)
         if checkpointing:
             forget_activations(control)
-        if middle_only:
+        if middle_only and isinstance(control, ControlNet):
             control.zero_convs.requires_grad_(False)
         self.base_fingerprint = fingerprint(diffusion)  # of the base that training starts with
 
     def _unlocked(self) -> list[nn.Module]:
         return [getattr(self.diffusion.unet, name) for name in LOCKING[self.locking]]
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The branch; and what is unlocked of the U-Net, at a rate of its own."""
+        unlocked = [p for part in self._unlocked() for p in part.parameters()]
+        known = {id(p) for p in unlocked}
+        branch = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        rate = 1.0 if self.locking == "scratch" else self.unlocked_rate
+        return [{"params": branch}, *([{"params": unlocked, "rate": rate}] if unlocked else [])]
+
     def on_fit_start(self) -> None:
-        if self.middle_only:  # the weights of init_from may have said more
+        if self.middle_only and isinstance(self.control, ControlNet):  # the weights of init_from may have said more
             for parameter in self.control.zero_convs.parameters():
                 nn.init.zeros_(parameter)
 
-    def trained(self) -> ControlNet:
+    def trained(self) -> Branch:
         return self.control
 
     def trained_base(self) -> LatentDiffusion | None:
@@ -125,6 +139,20 @@ class ControlLDM(DiffusionTraining):
             return ControlResiduals(tuple(torch.zeros_like(skip) for skip in found.skips), found.middle)
 
         return residuals
+
+    @torch.no_grad()
+    def hint_use(self, batch: Batch) -> float:
+        """1 - (loss with each item's own hint) / (loss with another item's), at high noise, where the hint decides
+        what lies where. 0: the hint makes no difference. Noise and timesteps are the same every time."""
+        z0, context = self.diffusion.encode(batch["image"]), self.diffusion.context(batch["caption"])
+        steps, count = self.diffusion.schedule.steps, len(z0)
+        t = torch.linspace(0.6 * steps, steps - 1, count, device=z0.device).long()
+        eps = torch.randn(z0.shape, generator=generator("hint use")).to(z0)
+        own, other = (
+            self.diffusion.loss(z0, context, t, eps, self.branch(Batch(**{**batch, "hint": hint}))).mean()
+            for hint in (batch["hint"], batch["hint"].roll(1, 0))
+        )
+        return (1 - own / other).item()
 
     @torch.no_grad()
     def pictures(self, batch: Batch, sampling: Sampling) -> dict[str, Tensor]:

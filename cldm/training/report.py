@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from omegaconf import DictConfig
 
 from cldm.evaluation.report import autoencoder_report, base_report, control_report, control_rows, table
 from cldm.pictures import Panel, plot
-from cldm.tables.convergence import convergence_step
+from cldm.tables.convergence import Moment, moment
 from ldm.weights import read_metadata
 
 
@@ -26,20 +28,31 @@ def ancestry(*sources: str | Path | None) -> list[dict[str, Any]]:
     return found
 
 
-def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict[str, list[float]]) -> dict[str, Any]:
-    """Measure the stage on held-out items, write its pictures, print its table; returns the first part of results."""
+History = dict[str, list[float]]
+""""step", and a list for each figure."""
+
+
+def report(
+    cfg: DictConfig, module: Any, data: Any, sampling: Any, history: History, hint_use: History
+) -> dict[str, Any]:
+    """Measure the stage on held-out items, write its pictures, print its table; returns the first part of results.
+
+    history: of the looks (Watch). hint_use: of HintUse, empty for other stages than control.
+    """
     stage, folder = cfg.stage.name, Path(cfg.run_dir)
     results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}
     if stage == "control":
         items = cfg.stage.report_items
         drawn = (module.diffusion, module.control, data.validation, sampling, data.condition, folder, items)
         fidelity = control_report(*drawn) if items else {}
-        steps = [int(step) for step in history["step"]]
-        moment = convergence_step(steps, history["edge_f1_1px"]) if "edge_f1_1px" in history else None
-        convergence_plot(folder, history, moment)
+        found = moment(curves(history) | curves(hint_use))
+        convergence_plot(folder, history, hint_use, found)
+        if found:
+            print(f"\n{found}")
         if fidelity:
             print("\n" + table(fidelity, control_rows(data.validation)))
-        return {**results, "fidelity": fidelity, "convergence_step": moment}
+        convergence = {"convergence_step": found and found.step, "convergence": found and asdict(found)}
+        return {**results, "fidelity": fidelity, **convergence}
     if stage == "diffusion":
         scores = base_report(module.diffusion, data.validation, sampling, folder)
     else:
@@ -48,15 +61,25 @@ def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, history: dict
     return {**results, "fidelity": scores}
 
 
-def convergence_plot(folder: Path, history: dict[str, list[float]], moment: int | None) -> None:
+Curves = dict[str, tuple[Sequence[int], Sequence[float]]]
+"""(steps, values) by name."""
+
+
+def curves(history: History) -> Curves:
+    """A history as curves."""
+    steps = [int(step) for step in history.get("step", ())]
+    return {name: (steps, values) for name, values in history.items() if name != "step"}
+
+
+def convergence_plot(folder: Path, history: History, hint_use: History, found: Moment | None) -> None:
     """convergence.png: fidelity on held-out items beside the losses, which do not show the moment."""
-    steps = [int(step) for step in history["step"]]
-    shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "hint_error")
-    fidelity = {name: (steps, history[name]) for name in shown if name in history}
-    losses = {"training": logged(folder, "train/loss")}
-    losses |= {f"held out, t {name[5:]}": (steps, history[name]) for name in history if name.startswith("loss_")}
+    watched = curves(history)
+    shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "concept", "hint_error")
+    fidelity = {name: watched[name] for name in shown if name in watched} | curves(hint_use)
+    losses: Curves = {"training": logged(folder, "train/loss")}
+    losses |= {f"held out, t {name[5:]}": curve for name, curve in watched.items() if name.startswith("loss_")}
     panels = [Panel("fidelity to the hint, held-out items", fidelity), Panel("denoising loss", losses, log=True)]
-    plot(folder / "convergence.png", panels, moment)
+    plot(folder / "convergence.png", panels, (found.step, str(found)) if found and found.step is not None else None)
 
 
 def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:

@@ -18,7 +18,7 @@ Rows = TypeVar("Rows", Tensor, list[str])
 Sampling = Callable[..., Tensor]
 """(diffusion, prompts, seeds, size, ...) -> images; see cldm.sampling.generation.Sampling."""
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 
 class Stage(pl.LightningModule):
@@ -106,8 +106,16 @@ class Stage(pl.LightningModule):
         progress = min((step - self.warmup_steps) / total, 1.0)
         return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What trains, as the optimizer's groups; a group may have "rate", its share of the optimizer's lr."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
     def configure_optimizers(self) -> Any:
-        optimizer: Any = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        groups = self.parameter_groups()
+        shares = [group.pop("rate", 1.0) for group in groups]
+        optimizer: Any = self.optimizer_factory(groups)
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] *= share
         # a fused optimizer would undo the scaling of mixed precision within its step, after gradients are clipped;
         # Lightning refuses to clip then. Without the offer it undoes the scaling, then clips, then steps.
         optimizer._step_supports_amp_scaling = False

@@ -224,6 +224,30 @@ def test_unlocked_parts_are_in_train_mode_and_in_the_checkpoint(stage, fit, tmp_
     assert digest(fresh) == digest(module)
 
 
+@pytest.mark.parametrize(("locking", "rates"), [("locked", [1]), ("decoder", [1, 0.2]), ("unlocked", [1, 0.2]),
+                                                ("scratch", [1, 1])])  # fmt: skip
+def test_pretrained_weights_that_are_unlocked_train_at_a_rate_of_their_own(stage, fit, locking, rates):
+    module = stage(locking=locking)
+    fit(module, 2)
+    [optimizer] = module.trainer.optimizers
+    lr = optimizer.param_groups[0]["lr"]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate * lr for rate in rates])
+    unlocked = {id(p) for part in module._unlocked() for p in part.parameters()}
+    assert all({id(p) for p in group["params"]} == unlocked for group in optimizer.param_groups[1:])
+
+
+def test_hint_use_is_zero_for_a_silent_branch_and_tells_an_own_hint_from_anothers(stage, random_items):
+    module = stage()
+    batch = random_items(4).__getitems__(range(4))
+    batch["image"] = torch.rand(batch["hint"].shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert module.hint_use(batch) == 0
+    assert module.hint_use(batch) == 0
+    with torch.no_grad():  # a branch that draws what its hint shows: each item's hint is its own target
+        for conv in (*module.control.zero_convs, module.control.zero_conv_middle, module.control.hint_encoder[-1]):
+            conv.weight.normal_(generator=torch.Generator().manual_seed(0))
+    assert module.hint_use(batch) == module.hint_use(batch) != 0
+
+
 def test_a_locking_that_does_not_exist_is_refused(stage):
     with pytest.raises(ValueError, match=r"stage.module.locking must be one of locked, decoder, unlocked, scratch"):
         stage(locking="open")
@@ -286,6 +310,7 @@ def test_noise_is_a_function_of_the_step_and_not_of_what_was_drawn_before(module
     monkeypatch.setattr(module.diffusion, "loss", lambda z0, c, t, eps, b: drawn.append((z0, t, eps)) or z0.mean())
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     batch = random_items(4).__getitems__(range(4))
+    batch["image"] = torch.rand(batch["hint"].shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
     for i in (0, 1, 0):
         torch.randn(3)
         module.training_step(batch, i)
