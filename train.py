@@ -28,7 +28,6 @@ from cldm.runs.tracking import (
     log_outcome,
     parts,
     parts_table,
-    to_json,
     wandb_run,
 )
 from cldm.runs.trained import base_beside, base_of
@@ -36,6 +35,7 @@ from cldm.training.callbacks import EMA, Checkpoints, Export, Watch, averaged
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.report import ancestry, report
 from ldm.diffusion import LatentDiffusion
+from ldm.files import to_json
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole
 from ldm.training.stage import Stage

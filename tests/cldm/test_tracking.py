@@ -1,6 +1,5 @@
 """Promises of the record: offline without a key, JSON for every reader, a commit that tells the truth."""
 
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cldm.runs import tracking
-from cldm.runs.tracking import commit, csv_logger, has_wandb_key, wandb_logger, write_json
+from cldm.runs.tracking import commit, csv_logger, has_wandb_key, wandb_logger
 
 
 @pytest.fixture
@@ -65,38 +64,6 @@ def test_metrics_lie_in_the_run_folder_and_earlier_ones_are_kept(tmp_path):
     found = {path.name: path.read_text() for path in tmp_path.glob("metrics*.csv")}
     assert found.keys() == {"metrics.csv", "metrics.1.csv", "metrics.2.csv"}
     assert [found[name].split()[1].split(",")[0] for name in sorted(found)] == ["1.0", "2.0", "3.0"]
-
-
-# ------------------------------------------------------------------ JSON
-
-
-def test_numbers_that_do_not_exist_become_null_at_any_depth(tmp_path):
-    nan, inf = float("nan"), float("inf")
-    write_json(tmp_path / "new" / "a.json", {"a": nan, "b": [1.5, nan, (nan, 2)], "c": {"d": -inf}, "e": None})
-
-    def refuse(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    found = json.loads((tmp_path / "new" / "a.json").read_text(), parse_constant=refuse)
-    assert found == {"a": None, "b": [1.5, None, [None, 2]], "c": {"d": None}, "e": None}
-
-
-def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-
-    def fail(self, text):
-        with open(self, "w") as file:
-            file.write(text[:3])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 # ------------------------------------------------------------------ commit

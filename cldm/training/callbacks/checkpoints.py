@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from cldm.training.callbacks.guard import save_checkpoint
 from cldm.training.callbacks.watch import Watch
+from ldm.files import whole
 
 
 class Checkpoints(Checkpoint):
@@ -99,10 +100,8 @@ class Checkpoints(Checkpoint):
 
 def _second_name(path: Path, other: Path) -> None:
     """Replace `other` by the file at `path`, without a copy where the file system can: neither is ever written into."""
-    partial = other.with_name(other.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path, partial)
-    except OSError:
-        shutil.copyfile(path, partial)
-    partial.replace(other)
+    with whole(other) as partial:
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)

@@ -14,14 +14,16 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from cldm.training.callbacks.average import trainable
+from ldm.files import whole
 
 
 def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
     """Write a complete training checkpoint; one that lies there is replaced whole. Every rank has to call this."""
-    partial = path.with_name(path.name + ".partial")
-    trainer.save_checkpoint(partial, weights_only=False)
     if trainer.is_global_zero:
-        partial.replace(path)
+        with whole(path) as partial:
+            trainer.save_checkpoint(partial, weights_only=False)
+    else:  # takes part in collecting what is shared out, and writes nothing
+        trainer.save_checkpoint(path, weights_only=False)
 
 
 class NotFinite(FloatingPointError):

@@ -10,9 +10,10 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from cldm.pictures import grid, save_atomically
-from cldm.runs.tracking import log_grid, to_json
+from cldm.runs.tracking import log_grid
 from cldm.training.callbacks.average import averaged
 from cldm.worlds import known
+from ldm.files import append_line
 from ldm.sharding import is_sharded, unsharded
 
 Metrics = Callable[..., dict[str, float]]
@@ -99,8 +100,7 @@ class Watch(Callback):
         sheet = grid(columns, captions)
         save_atomically(sheet, folder / f"step_{step:07d}.png")
         line = {"file": f"step_{step:07d}.png", "step": step, "columns": [*columns], "ids": ids, "captions": captions}
-        with open(folder / "manifest.jsonl", "a") as manifest:
-            manifest.write(to_json({**line, **found, **losses}) + "\n")
+        append_line(folder / "manifest.jsonl", {**line, **found, **losses})
         for logger in trainer.loggers:
             log_grid(logger, "preview", sheet, columns, captions, step)
 
