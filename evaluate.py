@@ -15,9 +15,9 @@ from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
 from cldm.evaluation.scores import as_files, means
 from cldm.evaluation.subject import UNIT, Subject, branches_of
+from cldm.runs.checkout import commit
 from cldm.runs.configs import refuse_mistakes, register_resolvers
 from cldm.runs.folder import overrides_of
-from cldm.runs.tracking import commit
 from cldm.runs.trained import FILE, device_and_precision
 from ldm.files import locked, whole, write_json
 
@@ -122,6 +122,7 @@ def output_folder(cfg: DictConfig, path: Path, count: int) -> Path:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
+    commit()
     refuse_mistakes(cfg)
     evaluate(cfg)
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from cldm.branches.controlnet import ControlNet
 from cldm.conditions import Condition
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import refuse_mistakes, register_resolvers
-from cldm.runs.tracking import REPOSITORY
 from cldm.runs.trained import (
     PRECISIONS,
     base_of,

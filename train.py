@@ -18,18 +18,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.branches.controlnet import ControlNet
 from cldm.branches.interop import load_control
+from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
 from cldm.runs.sweeps import in_sweep, note_failure
-from cldm.runs.tracking import (
-    commit,
-    control_cost,
-    describe_run,
-    log_outcome,
-    parts,
-    parts_table,
-    wandb_run,
-)
+from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table, wandb_run
 from cldm.runs.trained import base_beside, base_of
 from cldm.training.callbacks import EMA, Checkpoints, Export, Watch, averaged
 from cldm.training.control_ldm import ControlLDM
@@ -74,7 +67,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Build, fit, report."""
-    began = time.time()
+    began = time.monotonic()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -123,8 +116,10 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         results = report(cfg, module, data, sampling, watch.history)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
     results["steps"] = trainer.global_step
+    results["train_seconds"] = round(module.clock.seconds, 1)
+    results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
     log_outcome(loggers, run.folder, results)
-    return finish(run, results, began)
+    return finish(run, results)
 
 
 def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
@@ -134,7 +129,7 @@ def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
     state = {name: whole(t).cpu() for name, t in module.state_dict().items()}
     alone = build_module(cfg, instantiate(cfg.model, _convert_="all"))
     alone.load_state_dict(state)
-    alone.base_fingerprint = module.base_fingerprint
+    alone.base_fingerprint, alone.clock = module.base_fingerprint, module.clock
     return alone
 
 
@@ -200,6 +195,7 @@ def train_chain(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
+    commit()
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")

@@ -13,7 +13,7 @@ import sample
 import train
 from cldm.branches.interop import understand_control
 from cldm.commands.cli import main
-from cldm.runs.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.trained import load_model, training_config
 from ldm.interop.published import read
 from ldm.interop.understand import understand

@@ -14,7 +14,7 @@ from PIL import Image
 
 import sample
 from cldm.pictures import to_pil
-from cldm.runs.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.trained import FILE
 from ldm.weights import load_weights, save_weights
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cldm.runs.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
 
 if TYPE_CHECKING:
     from cldm.tables.records import Record
@@ -114,7 +114,7 @@ def missing_runs(spec: "Spec", runs: str) -> dict[Path, tuple[str, list[str]]]:
 
 def check_commits(spec: "Spec", args: argparse.Namespace) -> None:
     """Refuse to add runs of this commit to finished ones of another: before hours are spent."""
-    from cldm.runs.tracking import commit
+    from cldm.runs.checkout import commit
     from cldm.tables.records import commits, records
 
     found = records(spec, plan(spec, args.runs))

@@ -24,7 +24,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from cldm.runs.tracking import REPOSITORY, commit
+from cldm.runs.checkout import REPOSITORY, commit
 from ldm.files import InUse, append_line, locked, read_lines, remove_partial, write_json, write_text
 
 VOLATILE = (
@@ -235,9 +235,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def finish(run: Run, results: dict[str, Any], began: float) -> dict[str, Any]:
+def finish(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     """Write results.json and, last of all, DONE.json."""
-    results = {**results, "wall_seconds": round(time.time() - began, 1), "commit": commit()}
+    results = {**results, "commit": commit()}
     write_json(run.folder / "results.json", results)
     write_json(run.folder / "DONE.json", {"steps": results["steps"], "finished": _now()})
     print(f"\nrun folder: {run.folder}")

@@ -1,7 +1,6 @@
 """Loggers and the identity of a run. The run folder is the record; loggers are copies of it."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from cldm.branches.controlnet import ControlNet
 from cldm.pictures import to_pil
 from ldm.diffusion import LatentDiffusion
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 def has_wandb_key() -> bool:
     """Whether W&B could log in without asking: a key in the environment or in ~/.netrc."""
@@ -159,17 +155,3 @@ def log_outcome(loggers: Iterable[Logger], folder: Path, results: Mapping[str, A
         for name in ("convergence", "grid"):
             if (path := folder / f"{name}.png").exists():
                 log_picture(logger, name, Image.open(path), step)
-
-
-def commit() -> str:
-    """The checkout's git commit, with "+changes" if files differ from it, or "unknown" outside of git."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return done.stdout.strip()

@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from cldm.branches.controlnet import ControlNet
 from cldm.branches.interop import load_control
 from cldm.runs.folder import BASE_FILE
-from cldm.runs.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import load_base
 from ldm.interop.published import Published, read

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.parallel import Task, run_all
-from cldm.runs.tracking import REPOSITORY
 
 
 def python(title, code, folder):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cldm.runs import tracking
-from cldm.runs.tracking import commit, csv_logger, has_wandb_key, wandb_logger
+from cldm.runs import checkout
+from cldm.runs.checkout import REPOSITORY as ROOT
+from cldm.runs.checkout import commit, commit_of
+from cldm.runs.tracking import csv_logger, has_wandb_key, wandb_logger
 
 
 @pytest.fixture
@@ -76,23 +78,35 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_the_commit_says_whether_files_differ_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert commit() == "unknown"
+    assert commit_of(tmp_path) == "unknown"
     git(tmp_path, "init", "-q")
-    assert commit() == "unknown"  # no commit yet
+    assert commit_of(tmp_path) == "unknown"  # no commit yet
     (tmp_path / "a").write_text("1")
     git(tmp_path, "add", "a")
     git(tmp_path, "commit", "-qm", "first")
     head = git(tmp_path, "rev-parse", "HEAD")
     assert re.fullmatch(r"[0-9a-f]{40}", head)
-    assert commit() == head
+    assert commit_of(tmp_path) == head
     (tmp_path / "untracked").write_text("1")
-    assert commit() == head
+    assert commit_of(tmp_path) == head
     (tmp_path / "a").write_text("2")
-    assert commit() == head + "+changes"
+    assert commit_of(tmp_path) == head + "+changes"
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit() == "unknown"
+    assert commit_of(ROOT) == "unknown"
+
+
+def test_what_is_committed_while_a_process_runs_is_not_its_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(checkout, "REPOSITORY", tmp_path)
+    commit.cache_clear()
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-qm", "first", "--allow-empty")
+    before = commit()
+    git(tmp_path, "commit", "-qm", "second", "--allow-empty")
+    now = commit()
+    commit.cache_clear()
+    assert now == before != commit_of(tmp_path)

@@ -67,7 +67,8 @@ class Checkpoints(Checkpoint):
         figure = next((name for name in self.best if name in history), None)
         better = False
         if figure is not None and history["step"][-1:] == [trainer.global_step]:
-            value, before = history[figure][-1], self.record.get("value")
+            value = history[figure][-1]
+            before = self.record["value"] if self.record.get("figure") == figure else None
             better = math.isfinite(value) and (
                 before is None or (value > before if self.best[figure] == "max" else value < before)
             )
@@ -83,7 +84,8 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, better: bool) -> None:
         last = self.folder / "last.ckpt"
-        save_checkpoint(trainer, last)
+        with trainer.lightning_module.clock.paused():  # type: ignore[operator,union-attr]
+            save_checkpoint(trainer, last)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if better and trainer.is_global_zero:
             _second_name(last, self.folder / "best.ckpt")

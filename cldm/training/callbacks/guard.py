@@ -108,10 +108,3 @@ class Guard(Callback):
                 "trainer.precision=bf16-mixed, then go on with resume=<run folder>",
                 file=sys.stderr,
             )
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """A checkpoint between two micro-batches counts those of whole optimizer steps: the rest is done again."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        done = trainer.global_step * trainer.accumulate_grad_batches
-        for counted in (progress["total"], progress["current"]):
-            counted |= dict.fromkeys(("ready", "started", "processed", "completed"), done)

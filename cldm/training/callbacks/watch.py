@@ -54,7 +54,8 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step != self.last_step and (step % self.every == 0 or step == trainer.max_steps):
-            self._look(trainer, pl_module)
+            with pl_module.clock.paused():  # type: ignore[operator,union-attr]
+                self._look(trainer, pl_module)
         self.last_step = step
 
     @torch.no_grad()
