@@ -10,13 +10,13 @@ from typing import Any
 import hydra
 import torch
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
 from cldm.branches.controlnet import ControlNet
 from cldm.conditions import Condition
+from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import refuse_mistakes, register_resolvers
 from cldm.runs.trained import (

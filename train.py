@@ -12,12 +12,12 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.branches.controlnet import ControlNet
 from cldm.branches.interop import load_control
+from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
@@ -174,7 +174,7 @@ def resumption(cfg: DictConfig) -> DictConfig:
 
 def composed_anew(run: Path, first: list[str], last: list[str]) -> DictConfig:
     """The configuration of overrides: `first`, those of a run folder, and `last`, where the last of a key counts."""
-    recorded = [item for item in overrides_of(run) if item not in last]
+    recorded = [item for item in overrides_of(run) if item not in last and not item.lstrip("+~").startswith("hydra")]
     again = compose("train", [*first, *recorded, *last], return_hydra_config=True)
     HydraConfig.instance().set_config(again)  # values that name the chosen groups ask for it
     with open_dict(again):
