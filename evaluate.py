@@ -8,7 +8,7 @@ from typing import Any
 
 import hydra
 import numpy as np
-from filelock import FileLock
+from cldm.runs.checkout import commit
 from omegaconf import DictConfig
 
 from cldm.evaluation.gallery import claim, draw_missing, read_images
@@ -18,8 +18,8 @@ from cldm.evaluation.scores import as_files, means
 from cldm.evaluation.subject import UNIT, Subject, branches_of
 from cldm.runs.configs import refuse_mistakes, register_resolvers
 from cldm.runs.folder import overrides_of
-from cldm.runs.tracking import commit, write_json
 from cldm.runs.trained import FILE, device_and_precision
+from ldm.files import locked, whole, write_json
 
 register_resolvers()
 
@@ -37,8 +37,7 @@ def reference(subject: Subject, batch_size: int) -> dict[str, Any]:
         "commit": commit(),
     }
     folder = Path(subject.cfg.cache) / protocol_hash(key)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # several evaluations at a time: one makes it, the others wait
+    with locked(folder, wait=True):  # several evaluations at a time: one makes it, the others wait
         path = folder / "reference.json"
         return json.loads(path.read_text()) if path.is_file() else _make_reference(subject, folder, key, batch_size)
 
@@ -89,9 +88,8 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
         "metrics": subject.summary(drawn, rows, subject.shots),
         **bounds,
     }
-    with open(folder / "per_sample.partial", "wb") as file:
+    with whole(folder / "per_sample.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **rows)  # type: ignore[arg-type]
-    (folder / "per_sample.partial").replace(folder / "per_sample.npz")
     write_json(folder / "results.json", results)
     if not subject.cfg.keep_images:
         shutil.rmtree(images)
@@ -124,6 +122,7 @@ def output_folder(cfg: DictConfig, path: Path, count: int) -> Path:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
+    commit()
     refuse_mistakes(cfg)
     evaluate(cfg)
 

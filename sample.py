@@ -9,8 +9,9 @@ from typing import Any
 
 import hydra
 import torch
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import REPOSITORY
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,6 @@ from tqdm import tqdm
 from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.runs.configs import refuse_mistakes, register_resolvers
-from cldm.runs.tracking import REPOSITORY
 from cldm.runs.trained import (
     PRECISIONS,
     base_of,

@@ -10,9 +10,10 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import commit
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -21,21 +22,13 @@ from cldm.branches.interop import load_control
 from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
 from cldm.runs.sweeps import in_sweep, note_failure
-from cldm.runs.tracking import (
-    commit,
-    control_cost,
-    describe_run,
-    log_outcome,
-    parts,
-    parts_table,
-    to_json,
-    wandb_run,
-)
+from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table, wandb_run
 from cldm.runs.trained import base_beside, base_of
 from cldm.training.callbacks import EMA, Checkpoints, Export, HintUse, Watch, averaged
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.report import ancestry, report
 from ldm.diffusion import LatentDiffusion
+from ldm.files import to_json
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole
 from ldm.training.stage import Stage
@@ -74,7 +67,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Build, fit, report."""
-    began = time.time()
+    began = time.monotonic()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -124,8 +117,10 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         results = report(cfg, module, data, sampling, watch.history, use)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
     results["steps"] = trainer.global_step
+    results["train_seconds"] = round(module.clock.seconds, 1)
+    results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
     log_outcome(loggers, run.folder, results)
-    return finish(run, results, began)
+    return finish(run, results)
 
 
 def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
@@ -135,7 +130,7 @@ def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
     state = {name: whole(t).cpu() for name, t in module.state_dict().items()}
     alone = build_module(cfg, instantiate(cfg.model, _convert_="all"))
     alone.load_state_dict(state)
-    alone.base_fingerprint = module.base_fingerprint
+    alone.base_fingerprint, alone.clock = module.base_fingerprint, module.clock
     return alone
 
 
@@ -180,7 +175,7 @@ def resumption(cfg: DictConfig) -> DictConfig:
 
 def composed_anew(run: Path, first: list[str], last: list[str]) -> DictConfig:
     """The configuration of overrides: `first`, those of a run folder, and `last`, where the last of a key counts."""
-    recorded = [item for item in overrides_of(run) if item not in last]
+    recorded = [item for item in overrides_of(run) if item not in last and not item.lstrip("+~").startswith("hydra")]
     again = compose("train", [*first, *recorded, *last], return_hydra_config=True)
     HydraConfig.instance().set_config(again)  # values that name the chosen groups ask for it
     with open_dict(again):
@@ -201,6 +196,7 @@ def train_chain(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
+    commit()
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from cldm.runs.building import instantiate
 from torch import Tensor, nn
 
 from cldm.branches.controlnet import ControlNet

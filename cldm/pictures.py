@@ -4,10 +4,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ldm.files import whole
 
 GAP = 6
 TEXT_SIZE = 11
@@ -45,13 +48,10 @@ def grid(columns: Mapping[str, Tensor], captions: Sequence[str], pairs: int = 2)
     return sheet
 
 
-def save_atomically(picture: Image.Image, path: str | Path) -> None:
-    """Write a PNG through a temporary file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.png")
-    picture.save(partial)
-    partial.replace(path)
+def save_atomically(picture: Image.Image, path: str | Path, **options: Any) -> None:
+    """Write a PNG, whole. options: see Pillow's PNG writer."""
+    with whole(path) as partial:
+        picture.save(partial, format="PNG", **options)
 
 
 @dataclass(frozen=True)

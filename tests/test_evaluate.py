@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
@@ -15,7 +16,6 @@ import evaluate
 from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.seen import training_images
 from cldm.pictures import save_atomically
-from cldm.runs.tracking import REPOSITORY
 from cldm.runs.trained import recorded_values, training_config
 from cldm.sampling.jobs import load_image
 from cldm.worlds.scenes.segmenter import Segmenter

@@ -35,6 +35,7 @@ MODEL_IMPORTS = {"torch", "einops", "numpy", "ldm"}
 EXTRA_IMPORTS = {  # what single files or folders of ldm may import on top, each for one reason
     "ldm/conditioner.py": {"open_clip", "regex"},  # the tokenizer, whose vocabulary ships in the wheel
     "ldm/attention.py": {"xformers"},  # an optional backend
+    "ldm/files.py": {"filelock"},  # one process at a time in a folder
     "ldm/weights.py": {"safetensors"},  # reads and writes this project's own weight files
     "ldm/interop": {"safetensors"},  # reads and writes published files; no model file imports it
 }

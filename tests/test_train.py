@@ -244,6 +244,19 @@ def test_resuming_takes_the_overrides_of_the_run_and_those_typed_on_top(run, str
     assert again.run_dir == str(straight)
 
 
+def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed(run):
+    folder = run("retuned", "steps=2", CONSTANT_RATE)
+    first = json.loads((folder / "results.json").read_text())["train_seconds"]
+    run("retuned", "steps=4", CONSTANT_RATE, "optimizer.lr=1e-5", "optimizer.weight_decay=0.5", resume=True)
+    (group,) = checkpoint(folder)["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (1e-5, 1e-5, 0.5)
+    assert checkpoint(folder)["lr_schedulers"][0]["base_lrs"] == [1e-5]
+    assert OmegaConf.load(folder / "config.yaml").optimizer.lr == 1e-5
+    results = json.loads((folder / "results.json").read_text())
+    assert results["train_seconds"] == round(checkpoint(folder)["seconds"], 1) > first > 0
+    assert results["setup_seconds"] > 0
+
+
 def test_a_resumption_that_fails_before_it_trains_leaves_the_finished_run_as_it_was(run, straight, capsys):
     names = ("config.yaml", "overrides.yaml", "DONE.json", "checkpoints/last.ckpt")
     before = {name: (straight / name).read_bytes() for name in names}
@@ -502,10 +515,11 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run", "cache"}  # nothing outside
 
     results = json.loads((folder / "results.json").read_text())
-    assert {"condition", "fidelity", "steps", "wall_seconds", "commit"} <= results.keys()
+    assert {"condition", "fidelity", "steps", "train_seconds", "setup_seconds", "commit"} <= results.keys()
     assert results["condition"] == "canny"
     assert results["steps"] == 6
-    assert results["wall_seconds"] > 0
+    assert 0 < results["train_seconds"] == round(checkpoint(folder)["seconds"], 1)
+    assert results["setup_seconds"] > 0
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", results["commit"])
     shown = {"edge_f1_1px", "edge_f1_2px", "shape_iou", "shape", "color_binding", "background"}
     assert shown <= results["fidelity"].keys()

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from cldm.branches.controlnet import Branch, ControlNet
+from ldm.files import write_json
 from ldm.interop import names, sizes
-from ldm.interop.files import write_json, write_tensors
 from ldm.interop.layouts import Part
 from ldm.interop.published import Published, read
 from ldm.interop.understand import Understood, plain_errors, translate, understand
 from ldm.interop.write import unet_config
 from ldm.unet import UNet, UNetConfig, UNetEncoder
-from ldm.weights import check_shapes, load_weights, shapes
+from ldm.weights import check_shapes, load_weights, shapes, write_tensors
 
 PREFIX = "control_model."
 HINT = {"original": "input_hint_block.0", "diffusers": "controlnet_cond_embedding.conv_in", "own": "hint_encoder.0"}
@@ -181,7 +181,6 @@ def write_control_folder(
     control: Understood, folder: Path, metadata: Mapping[str, str], dtype: torch.dtype | None
 ) -> None:
     """diffusers' folder: config.json and weights."""
-    folder.mkdir(parents=True, exist_ok=True)
     assert isinstance(control.module, ControlNet)
     write_json(folder / "config.json", _folder_config(control.module, control.settings["pooling"]))
     tensors = control_tensors(control, "diffusers")

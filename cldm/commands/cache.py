@@ -20,10 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     # late: every command of `python -m cldm` imports this file
     import torch
-    from hydra.utils import instantiate
 
     from cldm.data.cache import build_cache
     from cldm.data.folder import FolderDataset
+    from cldm.runs.building import instantiate
     from cldm.runs.configs import composed
     from cldm.runs.trained import base_of
     from ldm.interop import load_base

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
+from cldm.runs.checkout import commit
+
 COMMANDS: tuple[str, ...] = ("annotate", "cache", "convert", "figure", "inspect", "segmenter", "table", "transfer")
 
 
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 1 with one clear message on stderr."""
     given = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(given or ["--help"])
+    commit()  # of the code that runs, whatever is committed while it does
     try:
         args.run(args)
     except (ValueError, OSError) as error:

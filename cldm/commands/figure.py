@@ -91,10 +91,9 @@ def _table_sheet(spec: "Spec", args: argparse.Namespace) -> "Image.Image":
 
 def _hints(spec: "Spec", record: "Record", evaluation: str, items: list[int]) -> "list[list[Image.Image]]":
     """For each item the hints of the row's branches, drawn anew as evaluate.py does."""
-    from hydra.utils import instantiate
-
     from cldm.commands.table import training
     from cldm.pictures import to_pil
+    from cldm.runs.building import instantiate
     from cldm.runs.configs import composed, planned
 
     cfg: Any = composed([*spec.evaluations[evaluation], *record.row.evaluate], "evaluate")

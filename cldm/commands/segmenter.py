@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cldm.runs.tracking import commit
+from cldm.runs.checkout import commit
 from cldm.worlds import HELD_OUT_START
 from cldm.worlds.agreement import class_scores
 from cldm.worlds.scenes import get_family, render, sample_scene

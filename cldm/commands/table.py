@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cldm.runs.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
 
 if TYPE_CHECKING:
     from cldm.tables.records import Record
@@ -114,7 +114,7 @@ def missing_runs(spec: "Spec", runs: str) -> dict[Path, tuple[str, list[str]]]:
 
 def check_commits(spec: "Spec", args: argparse.Namespace) -> None:
     """Refuse to add runs of this commit to finished ones of another: before hours are spent."""
-    from cldm.runs.tracking import commit
+    from cldm.runs.checkout import commit
     from cldm.tables.records import commits, records
 
     found = records(spec, plan(spec, args.runs))
@@ -179,6 +179,7 @@ def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out
     from cldm.tables.records import problems
     from cldm.tables.rendering import latex, markdown, picture, to_csv
     from cldm.tables.writing import lines
+    from ldm.files import write_text
 
     seen = {kind: told for kind, told in problems(spec, found).items() if told}
     refused = {kind: told for kind, told in seen.items() if kind not in args.allow}
@@ -190,8 +191,7 @@ def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out
     command = shlex.join(["python", "-m", "cldm", "table", *sys.argv[2:]])
     text = markdown(spec, made, found, command, [f"{kind}: {'; '.join(told)}" for kind, told in seen.items()])
     forms = {"md": text, "tex": latex(spec, made), "csv": to_csv(spec, made, found)}
-    out.mkdir(parents=True, exist_ok=True)
     for suffix, content in forms.items():
-        (out / f"table.{suffix}").write_text(content)
+        write_text(out / f"table.{suffix}", content)
     save_atomically(picture(spec, made), out / "table.png")
     print(f"\n{text}\n{out}/table.md, .tex, .csv, .png")

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from cldm.conditions import Condition, HintWarning, warn_if_blank
 from cldm.conditions.files import HintFileError, read_image
 from cldm.data.listing import Item
-from cldm.data.whole import json_lines, remove_partial, whole, write_json, write_text
 from cldm.pictures import grid, save_atomically
+from ldm.files import json_lines, remove_partial, whole, write_json, write_text
 
 JOURNAL, PROMPTS, SKIPPED = "journal.jsonl", "prompt.json", "skipped.jsonl"
 PARAMS, REPORT, PREVIEW = "params.json", "report.json", "preview.png"
@@ -152,7 +152,7 @@ def _check_settings(job: Annotation) -> None:
             told = "; ".join(f"{key} is {there.get(key)!r} there, {facts[key]!r} now" for key in differing)
             raise ValueError(f"{job.out} was annotated with other settings ({told}); choose another output folder")
     else:
-        write_json(path, facts, indent=2)
+        write_json(path, facts)
 
 
 def _run(items: Sequence[Item], job: Annotation, workers: int) -> Iterator[Record]:
@@ -223,7 +223,6 @@ def _is_plain(path: Path) -> bool:
 
 
 def _copy(source: Path, target: Path, link: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     with whole(target) as partial:
         if link:
             os.link(source.resolve(), partial)
@@ -232,9 +231,7 @@ def _copy(source: Path, target: Path, link: bool) -> None:
 
 
 def _write_png(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
-        Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+    save_atomically(Image.fromarray(pixels), path, compress_level=1)
 
 
 def _warning(found: np.ndarray, condition: Condition) -> str:
@@ -251,7 +248,7 @@ def _close(records: Sequence[Record], job: Annotation, preview: int) -> dict[str
     write_text(job.out / SKIPPED, json_lines({"file": r["name"], "reason": r["skipped"]} for r in skipped))
     write_text(job.out / PROMPTS, json_lines(lines))
     report = make_report(records)
-    write_json(job.out / REPORT, report, indent=2)
+    write_json(job.out / REPORT, report)
     if preview and kept:
         save_atomically(contact_sheet(kept, job.out, preview, job.condition), job.out / PREVIEW)
     return report

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -25,10 +24,10 @@ from tqdm import tqdm
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
-from cldm.data.whole import remove_partial, whole, write_json
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import encoder_fingerprint, fingerprint
+from ldm.files import remove_partial, write_json
+from ldm.weights import encoder_fingerprint, fingerprint, write_tensors
 
 INDEX, KEY, VALIDATION = "index.json", "key.json", "validation.safetensors"
 VERSION = 1  # of reading, cropping and resizing in cldm.data.folder; a cache of another version is refused
@@ -113,7 +112,7 @@ def build_cache(
         "captions": [numbers[caption] for caption in captions],
         "validation": _write_validation(folder, validation),
     }
-    write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index, indent=None)
     return folder
 
 
@@ -154,7 +153,7 @@ def _write_shards(
             file = path.with_name(f"{path.name}-{number:05d}.safetensors")
             if not file.exists():
                 parts = [make(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-                _write_tensors(file, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+                write_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, file)
             bar.update(len(indices))
 
 
@@ -162,7 +161,7 @@ def _write_validation(folder: Path, validation: FolderDataset) -> list[str]:
     """The held-out images and hints into one file; returns their captions."""
     batch = validation.__getitems__(range(len(validation)))
     image = ((batch["image"] + 1) * 127.5).round().byte()
-    _write_tensors(folder / VALIDATION, {"image": image, "hint": _stored(batch["hint"])})
+    write_tensors({"image": image, "hint": _stored(batch["hint"])}, folder / VALIDATION)
     return batch["caption"]
 
 
@@ -173,11 +172,6 @@ def _stored(hint: Tensor) -> Tensor:
 
 def _hint(stored: Tensor) -> Tensor:
     return stored.float() / 255 if stored.dtype == torch.uint8 else stored.float()
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with whole(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 class CachedDataset(Dataset):

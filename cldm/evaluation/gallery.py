@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from cldm.evaluation.protocol import Shot
 from cldm.pictures import save_atomically, to_pil
+from ldm.files import write_json
 
 KEY = "key.json"
 
@@ -28,10 +29,7 @@ def claim(folder: Path, key: Mapping[str, str], overwrite: bool) -> None:
         for image in folder.glob("images/*/*.png"):
             image.unlink()
         (folder / "results.json").unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dict(key), indent=2) + "\n")
-    partial.replace(path)
+    write_json(path, dict(key))
 
 
 def draw_missing(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from cldm.evaluation.protocol import Shot, shots
 from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
 from cldm.evaluation.scores import Rows, Target, as_files, by_setting, hint_scores, join, score, slices
 from cldm.evaluation.seen import training_images
+from cldm.runs.building import instantiate
 from cldm.runs.trained import (
     PRECISIONS,
     checkpoints_of,

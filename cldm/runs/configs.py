@@ -10,8 +10,9 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
+from cldm.runs.building import allow
 from cldm.runs.folder import Refused, run_id
-from cldm.runs.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
 """Keys, of whichever entry point, that hold numbers from 1 on, or null."""
@@ -35,6 +36,7 @@ def refuse_mistakes(cfg: DictConfig) -> None:
     number or true and false are due, and numbers below 1 for POSITIVE.
     """
     typed = HydraConfig.get().overrides.task
+    allow(typed)
     for item in typed:
         key = item.lstrip("+").split("=")[0]
         if item.startswith("+") and "." not in key and not (REPOSITORY / "configs" / key.split("/")[0]).is_dir():

@@ -15,17 +15,17 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from cldm.runs.tracking import REPOSITORY, commit, to_json, write_json, write_text
+from cldm.runs.checkout import REPOSITORY, commit
+from ldm.files import InUse, append_line, locked, read_lines, remove_partial, write_json, write_text
 
 VOLATILE = (
     "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
@@ -37,6 +37,7 @@ VOLATILE = (
 BASE_FILE = "base.safetensors"
 """Beside a branch that was trained with an unlocked base: that base, complete."""
 
+ATTEMPTS = "attempts.jsonl"
 LONGEST = 80  # characters of a folder's readable part
 
 
@@ -155,8 +156,8 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
             f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        remove_partial(folder, last.parent, folder / "previews")
         before, trained = _record(folder), _written(last)
         for name in ("DONE.json", "FAILED.json"):
             (folder / name).unlink(missing_ok=True)
@@ -199,29 +200,23 @@ def overrides_of(folder: Path) -> list[str]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    # the operating system lets go of the lock when a process dies, however it dies
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        last = [line for line in attempts(folder) if line["event"] == "start"][-1:]
-        holder = f" (process {last[0]['pid']} on {last[0]['host']})" if last else ""
-        raise Refused(f"{folder} is in use by another job{holder}; wait for it, or stop it first") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except InUse:
+            last = [line for line in attempts(folder) if line["event"] == "start"][-1:]
+            holder = f" (process {last[0]['pid']} on {last[0]['host']})" if last else ""
+            raise Refused(f"{folder} is in use by another job{holder}; wait for it, or stop it first") from None
         yield
-    finally:
-        lock.release()
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
     """Every start and end of the run, oldest first (attempts.jsonl)."""
-    path = folder / "attempts.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(folder / ATTEMPTS)
 
 
 def _note(folder: Path, line: dict[str, Any]) -> None:
-    with open(folder / "attempts.jsonl", "a") as file:
-        file.write(to_json({"when": _now(), **line}) + "\n")
+    append_line(folder / ATTEMPTS, {"when": _now(), **line})
 
 
 def _now() -> str:
@@ -240,9 +235,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def finish(run: Run, results: dict[str, Any], began: float) -> dict[str, Any]:
+def finish(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     """Write results.json and, last of all, DONE.json."""
-    results = {**results, "wall_seconds": round(time.time() - began, 1), "commit": commit()}
+    results = {**results, "commit": commit()}
     write_json(run.folder / "results.json", results)
     write_json(run.folder / "DONE.json", {"steps": results["steps"], "finished": _now()})
     print(f"\nrun folder: {run.folder}")

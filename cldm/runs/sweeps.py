@@ -12,7 +12,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cldm.runs.tracking import write_json
+from ldm.files import write_json
+
 
 SWEEP = "CLDM_SWEEP"  # environment: the folder in which the jobs of this sweep report failures; launchers pass it on
 

@@ -1,9 +1,6 @@
 """Loggers and the identity of a run. The run folder is the record; loggers are copies of it."""
 
-import json
-import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from cldm.branches.controlnet import Branch
 from cldm.pictures import to_pil
 from ldm.diffusion import LatentDiffusion
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 def has_wandb_key() -> bool:
     """Whether W&B could log in without asking: a key in the environment or in ~/.netrc."""
@@ -161,44 +155,3 @@ def log_outcome(loggers: Iterable[Logger], folder: Path, results: Mapping[str, A
         for name in ("convergence", "grid"):
             if (path := folder / f"{name}.png").exists():
                 log_picture(logger, name, Image.open(path), step)
-
-
-def commit() -> str:
-    """The checkout's git commit, with "+changes" if files differ from it, or "unknown" outside of git."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON atomically; see `to_json`."""
-    write_text(path, to_json(content, indent=2) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file atomically, and its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def to_json(content: Any, indent: int | None = None) -> str:
-    """JSON that every reader accepts: numbers that do not exist (nan, infinity) become null."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

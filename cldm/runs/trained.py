@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from hydra import compose
-from hydra.utils import instantiate
+from cldm.runs.building import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
 from cldm.runs.folder import BASE_FILE
-from cldm.runs.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import load_base
 from ldm.interop.published import Published, read
@@ -131,8 +131,8 @@ def base_of(cfg: DictConfig) -> str | None:
 def recorded_values(path: Path, training: DictConfig) -> DictConfig:
     """`training` with the values of model, control and condition, and the size, that the run beside the file recorded.
 
-    Only values under names that are there already are taken over, never what is to be built (`_target_`): a run folder
-    from elsewhere cannot make this program run its code.
+    Only values under names that are there already are taken over, and only scalars and lists of scalars of their own
+    type, never what is to be built (`_target_`): a run folder from elsewhere cannot make this program run its code.
     """
     record = path.parent / "config.yaml"
     if not record.is_file():
@@ -148,7 +148,22 @@ def recorded_values(path: Path, training: DictConfig) -> DictConfig:
 def _with_values(ours: Any, recorded: Any) -> Any:
     if isinstance(ours, dict) and isinstance(recorded, dict):
         return {k: v if k.startswith("_") else _with_values(v, recorded.get(k, v)) for k, v in ours.items()}
-    return ours if isinstance(recorded, dict) or isinstance(ours, dict) else recorded
+    return recorded if _alike(ours, recorded) else ours
+
+
+def _alike(ours: Any, recorded: Any) -> bool:
+    """Whether `recorded` is a scalar, or a list of scalars, of the type of `ours`; null has any, and is any."""
+    values = recorded if isinstance(recorded, list) else [recorded]
+    if isinstance(ours, dict) or not all(value is None or isinstance(value, bool | int | float | str) for value in values):
+        return False
+    known = {_kind(value) for value in (ours if isinstance(ours, list) else [ours])} - {"null"}
+    return not known or {_kind(value) for value in values} <= {*known, "null"}
+
+
+def _kind(value: Any) -> str:
+    """number, bool, str or null: 1 may stand where 0.5 stood."""
+    names = {bool: "bool", int: "number", float: "number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
 
 
 def base_beside(control: Path) -> Path | None:

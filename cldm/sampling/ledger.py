@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cldm.pictures import grid, save_atomically, to_pil
 from cldm.sampling.jobs import Job, load_image
+from ldm.files import append_line, read_lines
 
 MANIFEST = "manifest.jsonl"
 
@@ -40,14 +41,8 @@ class Ledger:
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        manifest = self.folder / MANIFEST
-        if self.resume and manifest.is_file():
-            for line in manifest.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # a line that a kill cut short: its image is drawn again
-                self.done[entry.pop("file")] = entry
+        for entry in read_lines(self.folder / MANIFEST) if self.resume else ():
+            self.done[entry.pop("file")] = entry
 
     def settings(self, shot: Shot) -> dict[str, Any]:
         own = {k: v for k, v in asdict(shot.job).items() if k not in ("count", "seed")}
@@ -69,13 +64,10 @@ class Ledger:
     def write(self, shot: Shot, image: Tensor) -> None:
         """The PNG with its settings inside, then its line in the manifest: a line means a whole file."""
         settings, path = self.settings(shot), self.folder / shot.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        info, partial = PngInfo(), path.with_suffix(".partial.png")
+        info = PngInfo()
         info.add_text("settings", json.dumps(settings))
-        to_pil(image).save(partial, pnginfo=info)
-        partial.replace(path)
-        with (self.folder / MANIFEST).open("a") as manifest:
-            manifest.write(json.dumps({"file": shot.file, **settings}) + "\n")
+        save_atomically(to_pil(image), path, pnginfo=info)
+        append_line(self.folder / MANIFEST, {"file": shot.file, **settings})
         self.done[shot.file] = settings
 
     def sheet(self, job: Job, inputs: Mapping[str, Tensor]) -> Path:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cldm.conditions import Condition, apply_batch
-from cldm.data.whole import whole
 from cldm.worlds import World
 from ldm.batch import Batch
+from ldm.files import locked, whole
 
 CHUNK = 64  # items drawn at a time
 
@@ -89,8 +88,8 @@ class WorldDataset(Dataset):
             return self._draw_all()
         if path.exists():
             return torch.load(path, weights_only=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # ranks and jobs of a sweep ask at once: one draws, the others wait
+        # ranks and jobs of a sweep ask at once: one draws, the others wait
+        with locked(path.parent, f"{path.stem}.lock", wait=True):
             if path.exists():
                 return torch.load(path, weights_only=True)
             tensors = self._draw_all()

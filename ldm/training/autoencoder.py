@@ -56,11 +56,7 @@ class AutoencoderTraining(Stage):
         ]
         # the discriminator's counts its own steps: it warms up too, then falls as the autoencoder's does
         rates = [self.rate, lambda step: min(self.rate(step), self.rate(step + self.discriminator_start))]
-        schedulers = [
-            torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-            for optimizer, rate in zip(optimizers, rates, strict=True)
-        ]
-        return optimizers, schedulers
+        return optimizers, [self.scheduled(*pair) for pair in zip(optimizers, rates, strict=True)]
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -84,6 +80,7 @@ class AutoencoderTraining(Stage):
 
     def on_train_end(self) -> None:
         """Give the latents unit standard deviation, once they are final; measured on the same items every time."""
+        super().on_train_end()
         if not self.decoder_only and self.global_rank == 0:
             loader: Any = self.trainer.train_dataloader
             items = loader.dataset

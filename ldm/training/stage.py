@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
 from ldm.random import generator
 from ldm.sharding import shard
+from ldm.training.clock import Clock
 
 Rows = TypeVar("Rows", Tensor, list[str])
 
@@ -38,6 +40,8 @@ class Stage(pl.LightningModule):
         )
         self.strict_loading = False  # checkpoints hold no frozen weights
         self.base_fingerprint = ""  # of the frozen model that training starts with, where there is one
+        self.clock = Clock()
+        self.optimizers_saved: list[str] | None = None  # what they are called in the checkpoint that is resumed
 
     def configure_model(self) -> None:
         """Called by Lightning before training; under trainer=fsdp, weights are shared out over the processes here."""
@@ -49,9 +53,13 @@ class Stage(pl.LightningModule):
         kept, state = self._changing(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in kept}
         checkpoint["base_fingerprint"] = self.base_fingerprint
+        checkpoint["seconds"] = self.clock.seconds
+        checkpoint["optimizers"] = [type(optimizer).__name__ for optimizer in self.trainer.optimizers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """strict_loading is off, so say here what a strict load would have said."""
+        """strict_loading is off, so say here what a strict load would have said. What had begun of an optimizer step is
+        done again: Lightning's count of batches becomes that of whole steps, each of as many as the trainer now takes.
+        """
         base = checkpoint.get("base_fingerprint", self.base_fingerprint)
         if base != self.base_fingerprint:
             raise ValueError(
@@ -65,6 +73,12 @@ class Stage(pl.LightningModule):
                 f"the checkpoint does not fit what this stage trains: {len(wanted - found)} weights missing, "
                 f"{len(unexpected)} unexpected; was it trained with another `control` or `model`?"
             )
+        self.clock.before, self.optimizers_saved = checkpoint.get("seconds", 0.0), checkpoint.get("optimizers")
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        if progress["total"]["ready"] == progress["current"]["ready"]:  # data without end is a single epoch
+            for counted in (progress["total"], progress["current"]):
+                counted |= dict.fromkeys(("ready", "started", "processed", "completed"), done)
 
     def _changing(self) -> set[str]:
         """Names in the state dict of what training changes: weights that train, and buffers beside such weights."""
@@ -119,8 +133,29 @@ class Stage(pl.LightningModule):
         # a fused optimizer would undo the scaling of mixed precision within its step, after gradients are clipped;
         # Lightning refuses to clip then. Without the offer it undoes the scaling, then clips, then steps.
         optimizer._step_supports_amp_scaling = False
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduled(optimizer), "interval": "step"}}
+
+    def scheduled(self, optimizer: Any, rate: Callable[[int], float] | None = None) -> LambdaLR:
+        """The schedule of a new optimizer: `rate`, or the stage's own, times what the configuration says."""
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        optimizer.configured = [{**group, "lr": float(group["lr"])} for group in groups]  # a tensor's value changes
+        return LambdaLR(optimizer, rate or self.rate)
+
+    def on_train_start(self) -> None:
+        """What the configuration says of the optimizers holds, whatever a checkpoint has said; its moments stay."""
+        names = [type(optimizer).__name__ for optimizer in self.trainer.optimizers]
+        if self.optimizers_saved not in (None, names):
+            raise ValueError(
+                f"the checkpoint holds the moments of {', '.join(self.optimizers_saved)}, which optimizer._target_ "
+                f"({', '.join(names)}) cannot use; go on with that one, or start anew from its weights with init_from="
+            )
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        for optimizer, scheduler in zip(self.trainer.optimizers, schedulers, strict=True):
+            configure(optimizer, scheduler)
+        self.clock.start()
+
+    def on_train_end(self) -> None:
+        self.clock.stop()
 
     @property
     def world_size(self) -> int:
@@ -150,3 +185,17 @@ class Stage(pl.LightningModule):
 
         `module.float()` ends it; what was rounded stays so.
         """
+
+
+def configure(optimizer: Any, scheduler: Any) -> None:
+    """Let what the optimizer was made with hold in its groups, and the rates of the schedule follow from it."""
+    told = optimizer.configured
+    scheduler.base_lrs = [own["lr"] for own in told]
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    rates = scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    fused = [group.get("fused") for group in optimizer.param_groups]
+    for group, own, base, rate in zip(optimizer.param_groups, told, scheduler.base_lrs, rates, strict=True):
+        held = group["lr"]
+        group |= {**own, "initial_lr": base, "lr": held.fill_(rate) if isinstance(held, Tensor) else rate}
+    if fused != [own.get("fused") for own in told]:  # fused code wants step counters on the device of the weights
+        optimizer.load_state_dict(optimizer.state_dict())

@@ -283,7 +283,7 @@ def test_a_write_that_fails_leaves_nothing(folders, tmp_path, monkeypatch, capsy
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("ldm.interop.files.save_file", full)
+    monkeypatch.setattr("ldm.weights.save_file", full)
     for dst, to in (("a.safetensors", "original"), ("a", "diffusers")):
         assert convert(folders["sd1"], tmp_path / dst, "--to", to) == 1
     assert "No space left" in capsys.readouterr().err

@@ -6,9 +6,9 @@ import sys
 import time
 
 import pytest
+from cldm.runs.checkout import REPOSITORY
 
 from cldm.runs.parallel import Task, run_all
-from cldm.runs.tracking import REPOSITORY
 
 
 def python(title, code, folder):

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from cldm.training.callbacks.guard import save_checkpoint
 from cldm.training.callbacks.watch import Watch
+from ldm.files import whole
 
 
 class Checkpoints(Checkpoint):
@@ -66,7 +67,8 @@ class Checkpoints(Checkpoint):
         figure = next((name for name in self.best if name in history), None)
         better = False
         if figure is not None and history["step"][-1:] == [trainer.global_step]:
-            value, before = history[figure][-1], self.record.get("value")
+            value = history[figure][-1]
+            before = self.record["value"] if self.record.get("figure") == figure else None
             better = math.isfinite(value) and (
                 before is None or (value > before if self.best[figure] == "max" else value < before)
             )
@@ -82,7 +84,8 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, better: bool) -> None:
         last = self.folder / "last.ckpt"
-        save_checkpoint(trainer, last)
+        with trainer.lightning_module.clock.paused():  # type: ignore[operator,union-attr]
+            save_checkpoint(trainer, last)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if better and trainer.is_global_zero:
             _second_name(last, self.folder / "best.ckpt")
@@ -99,10 +102,8 @@ class Checkpoints(Checkpoint):
 
 def _second_name(path: Path, other: Path) -> None:
     """Replace `other` by the file at `path`, without a copy where the file system can: neither is ever written into."""
-    partial = other.with_name(other.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path, partial)
-    except OSError:
-        shutil.copyfile(path, partial)
-    partial.replace(other)
+    with whole(other) as partial:
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)

@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from cldm.runs.checkout import commit
 from cldm.runs.folder import BASE_FILE
-from cldm.runs.tracking import commit
 from cldm.training.callbacks.average import averaged
 from ldm.sharding import is_sharded
 from ldm.training.diffusion import base_facts

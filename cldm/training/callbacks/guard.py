@@ -14,14 +14,16 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from cldm.training.callbacks.average import trainable
+from ldm.files import whole
 
 
 def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
     """Write a complete training checkpoint; one that lies there is replaced whole. Every rank has to call this."""
-    partial = path.with_name(path.name + ".partial")
-    trainer.save_checkpoint(partial, weights_only=False)
     if trainer.is_global_zero:
-        partial.replace(path)
+        with whole(path) as partial:
+            trainer.save_checkpoint(partial, weights_only=False)
+    else:  # takes part in collecting what is shared out, and writes nothing
+        trainer.save_checkpoint(path, weights_only=False)
 
 
 class NotFinite(FloatingPointError):
@@ -106,10 +108,3 @@ class Guard(Callback):
                 "trainer.precision=bf16-mixed, then go on with resume=<run folder>",
                 file=sys.stderr,
             )
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """A checkpoint between two micro-batches counts those of whole optimizer steps: the rest is done again."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        done = trainer.global_step * trainer.accumulate_grad_batches
-        for counted in (progress["total"], progress["current"]):
-            counted |= dict.fromkeys(("ready", "started", "processed", "completed"), done)

@@ -10,9 +10,10 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from cldm.pictures import grid, save_atomically
-from cldm.runs.tracking import log_grid, to_json
+from cldm.runs.tracking import log_grid
 from cldm.training.callbacks.average import averaged
 from cldm.worlds import known
+from ldm.files import append_line
 from ldm.sharding import is_sharded, unsharded
 
 Metrics = Callable[..., dict[str, float]]
@@ -53,7 +54,8 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step != self.last_step and (step % self.every == 0 or step == trainer.max_steps):
-            self._look(trainer, pl_module)
+            with pl_module.clock.paused():  # type: ignore[operator,union-attr]
+                self._look(trainer, pl_module)
         self.last_step = step
 
     @torch.no_grad()
@@ -99,8 +101,7 @@ class Watch(Callback):
         sheet = grid(columns, captions)
         save_atomically(sheet, folder / f"step_{step:07d}.png")
         line = {"file": f"step_{step:07d}.png", "step": step, "columns": [*columns], "ids": ids, "captions": captions}
-        with open(folder / "manifest.jsonl", "a") as manifest:
-            manifest.write(to_json({**line, **found, **losses}) + "\n")
+        append_line(folder / "manifest.jsonl", {**line, **found, **losses})
         for logger in trainer.loggers:
             log_grid(logger, "preview", sheet, columns, captions, step)
 
