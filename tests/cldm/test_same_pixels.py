@@ -16,7 +16,6 @@ from cldm.branches.controlnet import ControlNet
 from cldm.commands import cli
 from cldm.conditions import Condition, get_condition
 from cldm.conditions.depth import Depth
-from cldm.data.cache import restored, stored
 from cldm.data.decoding import PictureError, as_mask, decode, read_photo
 from cldm.data.folder import FolderDataset
 from cldm.data.hints import load_hint, restored, stored
