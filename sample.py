@@ -31,7 +31,7 @@ from cldm.runs.trained import (
 )
 from cldm.sampling.control import ControlUnit
 from cldm.sampling.generation import Sampling
-from cldm.sampling.jobs import Job, load_image, load_mask, make_job, read_jobs
+from cldm.sampling.jobs import Job, check_pictures, load_image, load_mask, make_job, read_jobs
 from cldm.sampling.ledger import Ledger, Shot, draw_in_batches
 from ldm.diffusion import LatentDiffusion
 
@@ -87,7 +87,7 @@ def check(jobs: list[Job], trainings: list[DictConfig], conditions: list[Conditi
     for job in jobs:
         try:
             check_job(job, skeleton, nets)
-            load_inputs(job, conditions, notify=print)
+            check_pictures(job, conditions)
         except ValueError as error:
             raise ValueError(f"{job.name}: {error}" if len(jobs) > 1 else str(error)) from error
 

@@ -23,11 +23,14 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from cldm.conditions import Condition, HintWarning, warn_if_blank
-from cldm.conditions.files import HintFileError, read_image
+from cldm.data.decoding import PictureError, decode, on_white, read_photo
+from cldm.data.hints import ORIGIN, Origin, map_tensor
 from cldm.data.listing import Item
+from cldm.data.transforms import Size, cover
 from cldm.pictures import grid, save_atomically
 from ldm.files import json_lines, remove_partial, whole, write_json, write_text
 
@@ -43,13 +46,15 @@ digest, warning."""
 class Annotation:
     """What is done with every picture.
 
-    resolution: the short side of map and picture in pixels, or None for the picture's own. min_side: smaller
-    pictures are skipped. link: hard-link pictures that need no change instead of copying them.
+    size: pictures are cropped and resized to it, as training and sampling do at that size, or None. resolution: the
+    short side of map and picture in pixels instead, or None for the picture's own. min_side: smaller pictures are
+    skipped. link: hard-link pictures that need no change instead of copying them.
     """
 
     condition: Condition
     out: Path
     resolution: int | None = None
+    size: Size | None = None
     min_side: int = 64
     link: bool = False
 
@@ -60,18 +65,18 @@ class Annotation:
             "params": json.loads(json.dumps(asdict(self.condition), default=repr)),
             "polarity": self.condition.polarity,
             "resolution": self.resolution,
+            "size": None if self.size is None else [*self.size],
             "min_side": self.min_side,
         }
 
     def __call__(self, item: Item) -> Record:
         """Write source and target of one item; its journal line. Never raises for a bad picture."""
         try:
-            image = read_image(item.image, self.min_side)
-        except HintFileError as error:
+            picture = decode(item.image, min_side=self.min_side)
+        except PictureError as error:
             return {"name": item.name, "skipped": str(error)}
-        untouched = self.resolution is None or min(image.shape[:2]) == self.resolution
-        if self.resolution is not None and not untouched:
-            image = short_side(image, self.resolution)
+        image = self._sized(on_white(picture))
+        untouched = picture.plain and image.shape[:2] == picture.rgb.shape[:2]
         try:
             found = self.condition(image)
         except (cv2.error, RuntimeError, ValueError) as error:
@@ -80,7 +85,10 @@ class Annotation:
         source = f"source/{_as_png(item.name)}"
         target = self._write_target(item, image, untouched)
         plain = found.shape[2] == 3 and np.array_equal(found[:, :, :2], found[:, :, 1:])
-        _write_png(found[:, :, 0] if plain else found, self.out / source)  # three equal planes: one says it all
+        info = PngInfo()
+        info.add_text(ORIGIN, Origin.of(self.condition, (image.shape[0], image.shape[1])).text())
+        # three equal planes: one says it all
+        _write_png(found[:, :, 0] if plain else found, self.out / source, info)
         return {
             "name": item.name,
             "source": source,
@@ -93,8 +101,13 @@ class Annotation:
             "warning": _warning(found, self.condition),
         }
 
+    def _sized(self, image: np.ndarray) -> np.ndarray:
+        if self.size is not None:
+            return cover(image, self.size)
+        return image if self.resolution is None else short_side(image, self.resolution)
+
     def _write_target(self, item: Item, image: np.ndarray, untouched: bool) -> str:
-        if untouched and _is_plain(item.image):
+        if untouched:
             target = f"target/{item.name}" if Path(item.name).suffix else f"target/{item.name}{item.image.suffix}"
             _copy(item.image, self.out / target, self.link)
             return target
@@ -196,6 +209,8 @@ def _start_worker() -> None:
 def short_side(image: np.ndarray, resolution: int) -> np.ndarray:
     """(h, w, c) uint8 with its short side at `resolution`, aspect ratio kept."""
     height, width = image.shape[:2]
+    if min(height, width) == resolution:
+        return image
     scale = resolution / min(height, width)
     size = (max(round(width * scale), resolution), max(round(height * scale), resolution))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -211,17 +226,6 @@ def is_grey(image: np.ndarray) -> bool:
     return float(cv2.absdiff(red, green).mean() + cv2.absdiff(green, blue).mean()) < 2
 
 
-def _is_plain(path: Path) -> bool:
-    """Whether the file is what every program reads the same way: RGB, 8 bits, upright."""
-    with Image.open(path) as picture:
-        return (
-            picture.format in ("PNG", "JPEG", "WEBP")
-            and picture.mode == "RGB"
-            and picture.getexif().get(0x0112, 1) == 1
-            and "transparency" not in picture.info
-        )
-
-
 def _copy(source: Path, target: Path, link: bool) -> None:
     with whole(target) as partial:
         if link:
@@ -230,12 +234,12 @@ def _copy(source: Path, target: Path, link: bool) -> None:
             shutil.copyfile(source, partial)
 
 
-def _write_png(pixels: np.ndarray, path: Path) -> None:
-    save_atomically(Image.fromarray(pixels), path, compress_level=1)
+def _write_png(pixels: np.ndarray, path: Path, info: PngInfo | None = None) -> None:
+    save_atomically(Image.fromarray(pixels), path, compress_level=1, pnginfo=info)
 
 
 def _warning(found: np.ndarray, condition: Condition) -> str:
-    hint = torch.from_numpy(condition.to_hint(found)).permute(2, 0, 1)
+    hint = map_tensor(condition.to_hint(found))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HintWarning)
         return "; ".join(warn_if_blank(hint, condition.polarity, "map"))
@@ -277,7 +281,7 @@ def contact_sheet(
     """Pictures and maps of `count` items, spread evenly over all."""
     chosen = [records[i * len(records) // min(count, len(records))] for i in range(min(count, len(records)))]
     columns = {
-        name: torch.stack([_fit(np.asarray(Image.open(out / r[key]).convert("RGB")), side) for r in chosen])
+        name: torch.stack([_fit(read_photo(out / r[key], min_side=1), side) for r in chosen])
         for name, key in (("picture", "target"), (condition.name, "source"))
     }
     return grid(columns, [record["prompt"] or record["name"] for record in chosen])

@@ -1,7 +1,8 @@
 """What the locked model makes of a data set, once: VAE moments and text contexts in safetensors shards.
 
     index.json             the key, the captions, where each item lies; written last: without it the cache is unfinished
-    moments-00000.safetensors   moments (n, 2c, h/f, w/f) float16 and hint (n, 3, h, w) uint8 of n items of one size
+    moments-00000.safetensors   moments (n, 2c, h/f, w/f) float16 and hint (n, 3, h, w), as cldm.data.hints.stored
+                                has it, of n items of one size
     contexts-00000.safetensors  context (m, tokens, width) float16 of m different captions
     validation.safetensors      the held-out items as they are
 
@@ -24,13 +25,14 @@ from tqdm import tqdm
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
+from cldm.data.hints import restored, stored
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
 from ldm.files import remove_partial, write_json
 from ldm.weights import encoder_fingerprint, fingerprint, write_tensors
 
 INDEX, KEY, VALIDATION = "index.json", "key.json", "validation.safetensors"
-VERSION = 1  # of reading, cropping and resizing in cldm.data.folder; a cache of another version is refused
+VERSION = 2  # of reading, cropping and resizing in cldm.data.folder; a cache of another version is refused
 
 REASONS = {
     "vae": "the VAE's encoder has other weights (`base`, `model`)",
@@ -95,7 +97,7 @@ def build_cache(
     def encode(indices: Sequence[int]) -> dict[str, Tensor]:
         batch = train.__getitems__(indices)
         moments = model.autoencoder.moments(batch["image"].to(device))
-        return {"moments": moments.half().cpu(), "hint": _stored(batch["hint"])}
+        return {"moments": moments.half().cpu(), "hint": stored(batch["hint"])}
 
     def read(indices: Sequence[int]) -> dict[str, Tensor]:
         return {"context": model.context([texts[i] for i in indices]).half().cpu()}
@@ -161,17 +163,8 @@ def _write_validation(folder: Path, validation: FolderDataset) -> list[str]:
     """The held-out images and hints into one file; returns their captions."""
     batch = validation.__getitems__(range(len(validation)))
     image = ((batch["image"] + 1) * 127.5).round().byte()
-    write_tensors({"image": image, "hint": _stored(batch["hint"])}, folder / VALIDATION)
+    write_tensors({"image": image, "hint": stored(batch["hint"])}, folder / VALIDATION)
     return batch["caption"]
-
-
-def _stored(hint: Tensor) -> Tensor:
-    """Hints as 8 bits, which is what they were; inpainting hints, which have -1, as float16."""
-    return hint.half() if bool((hint < 0).any()) else (hint * 255).round().byte()
-
-
-def _hint(stored: Tensor) -> Tensor:
-    return stored.float() / 255 if stored.dtype == torch.uint8 else stored.float()
 
 
 class CachedDataset(Dataset):
@@ -200,7 +193,7 @@ class CachedDataset(Dataset):
         contexts = [divmod(number, self.shard_size) for number in numbers]
         return Batch(
             moments=torch.cat([self._row("moments", shard, row, "moments") for shard, row in places]).float(),
-            hint=torch.cat([_hint(self._row("moments", shard, row, "hint")) for shard, row in places]),
+            hint=torch.cat([restored(self._row("moments", shard, row, "hint")) for shard, row in places]),
             context=torch.cat([self._row("contexts", shard, row, "context") for shard, row in contexts]).float(),
             caption=[self.texts[n] for n in numbers],
             id=torch.as_tensor([int(i) for i in indices]),
@@ -234,7 +227,7 @@ class CachedValidation(Dataset):
         rows = torch.as_tensor(list(indices))
         return Batch(
             image=self.image[rows].float() / 127.5 - 1,
-            hint=_hint(self.hint[rows]),
+            hint=restored(self.hint[rows]),
             caption=[self.captions[int(i)] for i in indices],
             id=rows,
         )

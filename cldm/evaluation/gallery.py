@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cldm.data.decoding import read_photo
+from cldm.data.hints import image_tensor
 from cldm.evaluation.protocol import Shot
 from cldm.pictures import save_atomically, to_pil
 from ldm.files import write_json
@@ -52,5 +52,4 @@ def draw_missing(
 
 def read_images(folder: Path, shots: Sequence[Shot]) -> Tensor:
     """The images (n, 3, h, w) in [-1, 1], of 8 bits."""
-    pixels = [np.asarray(Image.open(folder / shot.file).convert("RGB")) for shot in shots]
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.stack([image_tensor(read_photo(folder / shot.file)) for shot in shots])

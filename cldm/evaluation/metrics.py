@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from cldm.conditions import Condition, apply_batch
+from cldm.conditions import Condition, apply_batch, apply_like
 from cldm.evaluation.fidelity import edge_fidelity, psnr
 from cldm.worlds import Known, pooled
 from ldm.batch import Batch
@@ -59,4 +59,4 @@ def hint_fidelity(images: Tensor, hints: Tensor, condition: Condition) -> dict[s
         return {}
     if condition.polarity == "white_on_black":
         return edge_fidelity(images, hints, condition)
-    return {"hint_error": (apply_batch(condition, images) - hints.to(images.device)).abs().mean().item()}
+    return {"hint_error": (apply_like(condition, images, hints) - hints.to(images.device)).abs().mean().item()}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldm.conditions import Condition, apply_batch
+from cldm.conditions import Condition, apply_like
 from cldm.conditions.segmentation import colors_to_labels
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.fidelity import edge_scores
@@ -56,7 +56,7 @@ def hint_scores(images: Tensor, hints: Tensor, condition: Condition) -> Rows:
     """How well each image obeys its hint, by the condition of the image itself; nothing where that is impossible."""
     if not condition.computable:
         return {}
-    maps, hints = apply_batch(condition, images).cpu(), hints.cpu()
+    maps, hints = apply_like(condition, images, hints).cpu(), hints.cpu()
     if condition.name == "segmentation":
         classes = class_scores(_classes(maps), _classes(hints))
         return _numpy({"hint_miou": classes.miou, "hint_accuracy": classes.accuracy})

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from cldm.branches.controlnet import Branch
+from cldm.data.decoding import read_photo
 from cldm.pictures import to_pil
 from ldm.diffusion import LatentDiffusion
 
@@ -154,4 +155,4 @@ def log_outcome(loggers: Iterable[Logger], folder: Path, results: Mapping[str, A
         logger.log_metrics({f"result/{name}": value for name, value in numbers.items() if value is not None}, step)
         for name in ("convergence", "grid"):
             if (path := folder / f"{name}.png").exists():
-                log_picture(logger, name, Image.open(path), step)
+                log_picture(logger, name, Image.fromarray(read_photo(path)), step)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from cldm.conditions import Condition
-from cldm.conditions.files import load_hint
-from cldm.conditions.inpaint import Inpaint
-from cldm.sampling.control import check_settings, inpaint_hint
+from cldm.conditions.inpaint import with_mask
+from cldm.data.decoding import PictureError, as_mask, decode, picture_size
+from cldm.data.hints import image_tensor, load_hint, load_photo, made_hint, map_tensor
+from cldm.data.text import read_text
+from cldm.data.transforms import Size, check_alike, cover
+from cldm.sampling.control import check_settings
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -43,23 +45,27 @@ class UnitSettings:
 
     def load(
         self,
-        size: tuple[int, int],
+        size: Size,
         condition: Condition,
         notify: Callable[[str], None] = print,
         mask: Tensor | None = None,
     ) -> Tensor:
         """The hint (1, 3, h, w) in [0, 1]; for an inpainting branch -1 in the hole, which is the job's `mask`
         (1, 1, h, w) or, without one, where the picture is transparent."""
-        if isinstance(condition, Inpaint):
-            path = self.hint or self.photo or ""
-            return inpaint_hint(load_image(path, size), load_hole(path, size) if mask is None else mask)
-        if self.hint is not None:
-            return load_hint(self.hint, size, condition=condition, notify=notify)[None]
-        hint = condition(load_picture(self.photo or "", size))
-        return torch.from_numpy(hint.copy()).permute(2, 0, 1)[None].float() / 255
+        path = self.hint or self.photo or ""
+        if condition.reads_alpha and mask is not None:
+            hole = mask[0, 0].numpy() > 0.5
+            return map_tensor(condition.to_hint(with_mask(load_photo(path, size), hole)))[None]
+        if self.hint is not None or condition.reads_alpha:
+            return load_hint(path, size, condition=condition, notify=notify)[None]
+        try:
+            return made_hint(load_photo(path, size), condition)[None]
+        except PictureError as error:
+            raise PictureError(f"photo {path}: {error}") from error
 
-    def load_region(self, size: tuple[int, int]) -> Tensor | None:
-        return None if self.region is None else load_mask(self.region, size)
+    def load_region(self, size: Size) -> Tensor | None:
+        """Where the control applies (1, 1, h, w); None for everywhere."""
+        return None if self.region is None else load_mask(self.region, size, "region")
 
 
 @dataclass(frozen=True)
@@ -87,32 +93,38 @@ class Job:
             raise ValueError(f"strength must be in (0, 1], got {self.strength}")
 
 
-def load_picture(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """A picture of any mode as (h, w, 3) uint8, scaled until it covers the size (h, w), the rest cut off evenly."""
-    with Image.open(Path(path).expanduser()) as picture:
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-    return np.asarray(ImageOps.fit(upright, size[::-1], Image.Resampling.LANCZOS))
-
-
-def load_image(path: str | Path, size: tuple[int, int]) -> Tensor:
+def load_image(path: str | Path, size: Size) -> Tensor:
     """A picture as (1, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(load_picture(path, size).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return image_tensor(load_photo(path, size, "image"))[None]
 
 
-def load_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """A picture as a mask (1, 1, h, w): 1 where it is brighter than middle grey."""
-    grey = load_picture(path, size).astype(np.float32).mean(axis=2)
-    return torch.from_numpy((grey > 127.5).astype(np.float32))[None, None]
+def load_mask(path: str | Path, size: Size, what: str = "mask") -> Tensor:
+    """A picture as a mask (1, 1, h, w), 1 where it is white (see `as_mask`); PictureError where that is nowhere."""
+    white = cover(as_mask(decode(path, what)).astype(np.float32), size) > 0.5
+    if not white.any():
+        raise PictureError(f"cannot use {what} {path}: it is black everywhere; white says where")
+    return torch.from_numpy(white.astype(np.float32))[None, None]
 
 
-def load_hole(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """Where a picture is transparent, as a mask (1, 1, h, w); ValueError where it is nowhere."""
-    with Image.open(Path(path).expanduser()) as picture:
-        alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
-    hole = np.asarray(ImageOps.fit(alpha, size[::-1], Image.Resampling.NEAREST)) < 128
-    if not hole.any():
-        raise ValueError(f"{path} has no hole to paint in: give mask (and image), or make its hole transparent")
-    return torch.from_numpy(hole.astype(np.float32))[None, None]
+def check_pictures(job: Job, conditions: Sequence[Condition]) -> None:
+    """Read the pictures of a job, but run no condition. Raises PictureError for what cannot be used: photos, image,
+    mask and regions lie over each other, so they must have one shape. (A ready hint is a canvas of its own.)"""
+    paths = {"image": job.image, "mask": job.mask}
+    for i, unit in enumerate(job.units):
+        number = f" {i + 1}" if len(job.units) > 1 else ""
+        paths |= {f"photo{number}": unit.photo, f"region{number}": unit.region}
+    there = {f"{name} {path}": picture_size(path, name.split()[0]) for name, path in paths.items() if path}
+    if there:
+        check_alike(there)
+    mask = load_mask(job.mask, job.size) if job.mask else None
+    if job.image:
+        load_photo(job.image, job.size, "image")
+    for unit, condition in zip(job.units, conditions, strict=True):
+        unit.load_region(job.size)
+        if unit.photo and not condition.reads_alpha:
+            load_photo(unit.photo, job.size)
+        else:
+            unit.load(job.size, condition, mask=mask)
 
 
 def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[Mapping[str, Any]] = ()) -> list[Job]:
@@ -128,7 +140,7 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
         lines = [{"name": path.stem, kind: str(path)} | _prompt_beside(path) for path in pictures]
         places = [str(path) for path in pictures]
     elif source.is_file():
-        numbered = [(i, line) for i, line in enumerate(source.read_text().splitlines(), 1) if line.strip()]
+        numbered = [(i, line) for i, line in enumerate(read_text(source).splitlines(), 1) if line.strip()]
         places = [f"{source} line {i}" for i, _ in numbered]
         lines = [_object(line, place) for (_, line), place in zip(numbered, places, strict=True)]
     else:
@@ -215,7 +227,7 @@ def _object(line: str, place: str) -> dict[str, Any]:
 
 def _prompt_beside(path: Path) -> dict[str, str]:
     text = path.with_suffix(".txt")
-    return {"prompt": text.read_text().strip()} if text.is_file() else {}
+    return {"prompt": read_text(text).strip()} if text.is_file() else {}
 
 
 def _named_apart(jobs: list[Job]) -> list[Job]:

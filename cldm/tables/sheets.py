@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cldm.data.decoding import read_photo
 from cldm.pictures import GAP, INK, PAPER, TEXT_SIZE
 from cldm.tables.convergence import convergence_step
 
@@ -36,7 +37,7 @@ def sample(evaluation: Path, setting: str, item: int, noise: int = 0) -> Image.I
     path = evaluation / "images" / setting / f"item_{item:05d}_noise_{noise}.png"
     if not path.is_file():
         raise ValueError(f"there is no {path}: make it with --evaluate (and keep_images=true)")
-    return Image.open(path).convert("RGB")
+    return Image.fromarray(read_photo(path))
 
 
 def history(run: Path) -> dict[int, dict[str, Any]]:
@@ -50,12 +51,12 @@ def history(run: Path) -> dict[int, dict[str, Any]]:
 
 def preview(run: Path, line: dict[str, Any], item: int, name: str, size: int) -> Image.Image:
     """One picture of a preview that cldm.pictures.grid drew of square images, two pairs side by side."""
-    page, rows = Image.open(run / "previews" / line["file"]), -(-len(line["ids"]) // 2)
+    page, rows = Image.fromarray(read_photo(run / "previews" / line["file"])), -(-len(line["ids"]) // 2)
     if not 0 <= item < rows:
         raise ValueError(f"items of this run's strip are 0 to {rows - 1}, got {item}")
     header = TEXT_SIZE + 6
     x, y = GAP + line["columns"].index(name) * (size + GAP), header + item * ((page.height - header) // rows)
-    return page.crop((x, y, x + size, y + size)).convert("RGB")
+    return page.crop((x, y, x + size, y + size))
 
 
 def convergence_strip(run: Path, items: Sequence[int], size: int, metric: str, steps: int = 8) -> Image.Image:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cldm.conditions import Condition, apply_batch
+from cldm.data.hints import restored, stored
 from cldm.worlds import World
 from ldm.batch import Batch
 from ldm.files import locked, whole
@@ -71,7 +72,7 @@ class WorldDataset(Dataset):
         if "moments" in self.tensors:
             batch["moments"] = self.tensors["moments"][index].float()
         if "hint" in self.tensors:
-            batch["hint"] = self.tensors["hint"][index].float() / 255.0
+            batch["hint"] = restored(self.tensors["hint"][index])
         if "labels" in self.tensors:
             batch["labels"] = self.tensors["labels"][index].long()
         return batch
@@ -119,5 +120,6 @@ class WorldDataset(Dataset):
         if "hint" in self.keep:
             if self.condition is None:
                 raise ValueError("keep=hint needs a condition")
-            tensors["hint"] = (apply_batch(self.condition, image) * 255.0).round().to(torch.uint8)
+            hint = apply_batch(self.condition, image)
+            tensors["hint"] = stored((hint * 255).round() / 255)  # 8 bits, as in a file
         return {name: tensors[name] for name in self.keep}
