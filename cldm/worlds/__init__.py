@@ -1,0 +1,1 @@
+"""Worlds: sources of pictures with exact truth."""
