@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cldm.worlds.stickers import maps as truth
 from cldm.worlds.stickers.drawings import Copy, copy_of, side_of_copy
 from cldm.worlds.stickers.world import GROUNDS, Composition, Sticker
 
 SHADOW_STRENGTH = 0.30
 SHADOW_OFFSET = 0.035  # of the sticker's size, away from the light
-MAPS: tuple[str, ...] = ("instances", "alpha", "lines")
+PAINTED: tuple[str, ...] = ("instances", "alpha", "lines")
+MAPS: tuple[str, ...] = (*PAINTED, "concepts", "categories", "edges", "order", "segmentation")
 
 
 @dataclass
@@ -24,7 +26,11 @@ class Composed:
     """Pictures (b, 3, h, w) float32 in [-1, 1], and the maps that were asked for.
 
     instances (b, h, w) int64: number of the sticker seen there, from 1 in the order far to near, 0 for the ground.
-    alpha (b, 1, h, w) in [0, 1]: how much of the ground is covered. lines (b, 1, h, w): the artists' outlines.
+    concepts, categories (b, h, w) int64: what it shows, 0 for the ground; see Concept.number, CATEGORIES.
+    alpha (b, 1, h, w) in [0, 1]: how much of the ground is covered.
+    lines (b, 1, h, w) in [0, 1]: the artists' outlines, as far as they are seen, white on black.
+    edges (b, 1, h, w) in {0, 1}: borders of the instances, on the side of the nearer one.
+    order (b, 1, h, w) in [0, 1]: near = bright. segmentation (b, 3, h, w) in [0, 1]: a colour for each concept.
     """
 
     image: Tensor
@@ -40,13 +46,30 @@ def render(compositions: Sequence[Composition], size: int = 128, maps: Collectio
         raise ValueError(f"unknown maps {', '.join(unknown)}; known maps: {', '.join(MAPS)}")
     b = len(compositions)
     canvas = np.empty((b, size, size, 3), np.float32)
-    planes = {name: np.zeros((b, size, size), np.float32) for name in maps}
+    painted = [name for name in PAINTED if name in maps]
+    if set(maps) - set(PAINTED) and "instances" not in painted:
+        painted.append("instances")  # the others follow from it
+    planes = {name: np.zeros((b, size, size), np.float32) for name in painted}
     for i, composition in enumerate(compositions):
         own = {name: plane[i] for name, plane in planes.items()}
         _paint(composition, canvas[i], own)
     image = torch.from_numpy(canvas).permute(0, 3, 1, 2).mul_(2.0 / 255.0).sub_(1.0).contiguous()
-    found = {name: torch.from_numpy(plane) for name, plane in planes.items()}
-    return Composed(image, {k: v.long() if k == "instances" else v[:, None] for k, v in found.items()})
+    found = {name: torch.from_numpy(plane)[:, None] for name, plane in planes.items()}
+    if "instances" in found:
+        found["instances"] = found["instances"][:, 0].long()
+        found |= _derived(found["instances"], compositions, maps)
+    return Composed(image, {name: found[name] for name in maps})
+
+
+def _derived(instances: Tensor, compositions: Sequence[Composition], wanted: Collection[str]) -> dict[str, Tensor]:
+    makers: dict[str, Callable[[], Tensor]] = {
+        "concepts": lambda: truth.concepts(instances, compositions),
+        "categories": lambda: truth.categories(instances, compositions),
+        "edges": lambda: truth.edges(instances),
+        "order": lambda: truth.order(instances),
+        "segmentation": lambda: truth.segmentation(instances, compositions),
+    }
+    return {name: make() for name, make in makers.items() if name in wanted}
 
 
 def _paint(composition: Composition, canvas: np.ndarray, maps: dict[str, np.ndarray]) -> None:

@@ -15,9 +15,8 @@ from cldm.conditions import Condition, apply_batch
 from cldm.data.whole import whole
 from cldm.worlds.stickers.captions import caption
 from cldm.worlds.stickers.composer import render
-from cldm.worlds.stickers.concepts import CONCEPTS
 from cldm.worlds.stickers.drawings import artwork
-from cldm.worlds.stickers.world import MAX_STICKERS, VERSION, Composition, compose, get_family
+from cldm.worlds.stickers.world import VERSION, Composition, compose, get_family
 from ldm.batch import Batch
 
 CHUNK = 64  # compositions rendered at a time
@@ -102,7 +101,7 @@ class StickersDataset(Dataset):
     @torch.no_grad()
     def _render_chunk(self, compositions: Sequence[Composition]) -> dict[str, Tensor]:
         labelled = "labels" in self.keep
-        rendered = render(compositions, self.size, ("instances",) if labelled else ())
+        rendered = render(compositions, self.size, ("concepts",) if labelled else ())
         tensors = {"image": ((rendered.image + 1.0) * 127.5).round().to(torch.uint8)}
         image = tensors["image"].float() / 127.5 - 1.0  # hints and moments see the image as it would be stored
         if "moments" in self.keep:
@@ -115,15 +114,6 @@ class StickersDataset(Dataset):
             tensors["hint"] = (apply_batch(self.condition, image) * 255.0).round().to(torch.uint8)
         if labelled:
             half = LABEL_STRIDE // 2
-            coarse = rendered.maps["instances"][:, half::LABEL_STRIDE, half::LABEL_STRIDE]
-            tensors["labels"] = class_map(compositions, coarse)[:, None].to(torch.uint8)
+            coarse = rendered.maps["concepts"][:, half::LABEL_STRIDE, half::LABEL_STRIDE]
+            tensors["labels"] = coarse[:, None].to(torch.uint8)
         return {name: tensors[name] for name in self.keep}
-
-
-def class_map(compositions: Sequence[Composition], instances: Tensor) -> Tensor:
-    """Numbers of stickers (b, h, w) in compositions -> numbers of their concepts (b, h, w) int64, 0 for the ground."""
-    table = torch.zeros(len(compositions), 1 + MAX_STICKERS, dtype=torch.int64)
-    for row, composition in zip(table, compositions, strict=True):
-        numbers = [CONCEPTS[s.concept].number for s in composition.stickers]
-        row[1 : 1 + len(numbers)] = torch.tensor(numbers)
-    return table.gather(1, instances.flatten(1)).view_as(instances)
