@@ -61,7 +61,7 @@ class ControlLDM(DiffusionTraining):
             raise ValueError(f"stage.module.locking must be one of {', '.join(LOCKING)}, got {locking!r}")
         if middle_only and not hasattr(control, "zero_convs"):
             raise ValueError("stage.module.middle_only=true needs a middle residual, which control=concat has not")
-        self.control, self.hint_dropout = control, hint_dropout
+        self.control, self.hint_dropout = control.to(memory_format=torch.channels_last), hint_dropout
         self.locking, self.middle_only = locking, middle_only
         diffusion.requires_grad_(False)
         for part in self._unlocked():
