@@ -108,7 +108,7 @@ def base_report(
         captions += batch["caption"]
     images = torch.cat(samples)
     save_atomically(grid({"sample": images[:24]}, captions[:24], pairs=6), folder / "grid.png")
-    return dict(caption_fidelity(images, captions))
+    return dict(getattr(dataset, "caption_scores", caption_fidelity)(images, captions))
 
 
 @torch.no_grad()
