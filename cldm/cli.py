@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-COMMANDS: tuple[str, ...] = ("annotate", "cache", "convert", "figure", "inspect", "judge", "segmenter", "table", "transfer")
+COMMANDS: tuple[str, ...] = (
+    "annotate",
+    "cache",
+    "convert",
+    "figure",
+    "inspect",
+    "judge",
+    "segmenter",
+    "table",
+    "transfer",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from cldm.data.whole import whole
 from cldm.worlds.stickers.captions import caption
 from cldm.worlds.stickers.composer import render
 from cldm.worlds.stickers.drawings import artwork
+from cldm.worlds.stickers.metrics import caption_scores
 from cldm.worlds.stickers.world import VERSION, Composition, compose, get_family
 from ldm.batch import Batch
 
@@ -74,6 +75,10 @@ class StickersDataset(Dataset):
     def caption(self, index: int) -> str:
         """The composition's caption; always the same for a composition."""
         return caption(self.compositions[index], self.seed, self.start + index)
+
+    def caption_scores(self, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
+        """How well images (b, 3, h, w) in [-1, 1] show captions of this world, by the shipped judge."""
+        return caption_scores(images, captions)
 
     def _load(self, path: Path | None) -> dict[str, Tensor]:
         if path is None:

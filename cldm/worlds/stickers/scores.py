@@ -46,7 +46,7 @@ def scores(
     truth = render(compositions, SIZE, ("instances",))
     seen = judge.log_probabilities(images)
     distances = lab_distance(images, truth.image)
-    asked = [None] * len(images) if prompts is None else [named_by(prompt) for prompt in prompts]
+    asked: list[set[int]] = [named_by(prompt) for prompt in prompts] if prompts else [set() for _ in compositions]
     rows = []
     for i, composition in enumerate(compositions):
         instances, log_p = at_stride(truth.maps["instances"][i : i + 1])[0], seen[i]
@@ -75,7 +75,8 @@ def caption_rows(judge: Judge, images: Tensor, captions: Sequence[str]) -> list[
     """
     _same_length(images, captions)
     seen, grounds = judge.log_probabilities(images), read_grounds(judge, images)
-    return [_caption_row(log_p, ground, parse_caption(text)) for log_p, ground, text in zip(seen, grounds, captions)]  # noqa: B905
+    read = zip(seen, grounds, captions, strict=True)
+    return [_caption_row(log_p, ground, parse_caption(text)) for log_p, ground, text in read]
 
 
 def _caption_row(log_p: Tensor, ground: str, spec: CaptionSpec) -> Row:
