@@ -42,6 +42,6 @@ def run(args: argparse.Namespace) -> None:
     found = pooled(scores(net, render(held_out, SIZE).image, held_out))
     metadata = {"stage": "judge", "steps": str(args.steps), "count": str(args.count), "seed": str(args.seed),
                 "commit": commit(), "artwork": artwork(), "world": str(VERSION),
-                **{name: f"{value:.4f}" for name, value in found.items()}}  # fmt: skip
+                **{name: f"{found[name]:.4f}" for name in ("concept", "category")}}  # fmt: skip
     save_weights(net, args.out, metadata, torch.float16)
     print(f"concept {found['concept']:.3f}, category {found['category']:.3f} on {ITEMS} held-out pictures; {args.out}")

@@ -16,7 +16,7 @@ from cldm.worlds.stickers.concepts import CLASSES, CONCEPTS, get_concept
 from cldm.worlds.stickers.judge import SIZE, Judge, at_stride, category_of_class
 from cldm.worlds.stickers.world import GROUNDS, Composition
 
-MIN_SHARE = 0.008  # of the picture, that a concept must cover to count as shown
+MIN_SHARE = 0.02  # of the picture, that a concept must cover to count as shown
 BLUR = 5  # pixels over which colours are averaged before they are compared: an outline may be a pixel off
 DIRECTIONS: dict[str, tuple[float, float]] = {
     "left of": (-1.0, 0.0),
