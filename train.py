@@ -149,7 +149,8 @@ def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> Path:
         load_control(trained, source)
     else:  # what the stage does not train stays as it came from `base`
         names = {name for name, _ in trained.named_children()} - {*cfg.stage.loads}
-        load_base(model, source, [part for part in PARTS if part in names])
+        # an autoencoder of fewer latent channels may start a wider one
+        load_base(model, source, [part for part in PARTS if part in names], widen=cfg.stage.name == "autoencoder")
     return source
 
 

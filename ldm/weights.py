@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -77,10 +77,16 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {name: value for name, value in (file.metadata() or {}).items() if name != "format"}
 
 
-def load_weights(module: nn.Module, path: str | Path, parts: Iterable[str] | None = None) -> None:
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    parts: Iterable[str] | None = None,
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> None:
     """Load a file of `save_weights` into `module`, strictly: every name and shape must agree.
 
     parts: load only the tensors of these direct children, such as ("autoencoder",); others are left alone.
+    adapt: what becomes of the state dict read before it has to agree, such as ldm.widening.widened.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,6 +99,7 @@ def load_weights(module: nn.Module, path: str | Path, parts: Iterable[str] | Non
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if prefixes is None or name.startswith(prefixes)]  # noqa: SIM118
         state = {name: file.get_tensor(name) for name in names}
+    state = adapt(state) if adapt else state
     wanted = {k: v for k, v in module.state_dict().items() if prefixes is None or k.startswith(prefixes)}
     check_shapes(shapes(state), shapes(wanted), f"{path} does not fit this model")
     module.load_state_dict(state, strict=False)

@@ -12,7 +12,17 @@ from types import ModuleType
 
 from cldm.runs.checkout import commit
 
-COMMANDS: tuple[str, ...] = ("annotate", "cache", "convert", "figure", "inspect", "segmenter", "table", "transfer")
+COMMANDS: tuple[str, ...] = (
+    "annotate",
+    "cache",
+    "convert",
+    "figure",
+    "inspect",
+    "judge",
+    "segmenter",
+    "table",
+    "transfer",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from hydra import compose
-from cldm.runs.building import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
-from cldm.runs.folder import BASE_FILE
+from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
+from cldm.runs.folder import BASE_FILE
 from ldm.diffusion import LatentDiffusion
 from ldm.interop import load_base
 from ldm.interop.published import Published, read
@@ -154,7 +154,9 @@ def _with_values(ours: Any, recorded: Any) -> Any:
 def _alike(ours: Any, recorded: Any) -> bool:
     """Whether `recorded` is a scalar, or a list of scalars, of the type of `ours`; null has any, and is any."""
     values = recorded if isinstance(recorded, list) else [recorded]
-    if isinstance(ours, dict) or not all(value is None or isinstance(value, bool | int | float | str) for value in values):
+    if isinstance(ours, dict) or not all(
+        value is None or isinstance(value, bool | int | float | str) for value in values
+    ):
         return False
     known = {_kind(value) for value in (ours if isinstance(ours, list) else [ours])} - {"null"}
     return not known or {_kind(value) for value in values} <= {*known, "null"}

@@ -68,7 +68,8 @@ class ControlLDM(DiffusionTraining):
             raise ValueError("stage.module.middle_only=true needs a middle residual, which control=concat has not")
         if not unlocked_rate > 0:
             raise ValueError(f"stage.module.unlocked_rate must be above 0, got {unlocked_rate}")
-        self.control, self.hint_dropout, self.unlocked_rate = control, hint_dropout, unlocked_rate
+        self.control, self.hint_dropout = control.to(memory_format=torch.channels_last), hint_dropout
+        self.unlocked_rate = unlocked_rate
         self.locking, self.middle_only = locking, middle_only
         diffusion.requires_grad_(False)
         for part in self._unlocked():

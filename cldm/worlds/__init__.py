@@ -13,7 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-WORLDS: dict[str, tuple[str, str]] = {"scenes": ("cldm.worlds.scenes.scenes", "Scenes")}
+WORLDS: dict[str, tuple[str, str]] = {
+    "stickers": ("cldm.worlds.stickers.stickers", "Stickers"),
+    "scenes": ("cldm.worlds.scenes.scenes", "Scenes"),
+}
 """The worlds by name: module and class, imported when they are asked for."""
 
 HELD_OUT_START = 10_000_000
@@ -53,8 +56,10 @@ class World(Protocol):
     """A source of numbered pictures with exact truth. An item is a pure function of (seed, index, family)."""
 
     name: str
-    version: int
-    """Counted up with every change of what is drawn: part of every key of what was drawn."""
+    version: int | str
+    """Changes with every change of what is drawn: part of every key of what was drawn."""
+    label_classes: Sequence[int]
+    """How many class numbers each of the k label maps has, 0 for the ground included."""
     titles: dict[str, str]
     """What the scores of its judge are called in tables, those to show in their order."""
     headlines: Sequence[str]

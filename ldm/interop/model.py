@@ -1,5 +1,6 @@
 """LatentDiffusion from published checkpoints: its sizes, and its weights."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
 from ldm.weights import check_shapes, load_weights, shapes
+from ldm.widening import widened
 
 PARTS = {"autoencoder": "autoencoder", "conditioner": "text", "unet": "unet"}
 """Parts of a LatentDiffusion -> parts of a checkpoint."""
@@ -70,17 +72,23 @@ def pad_of(published: Published) -> str:
     return published.pad or ("zero" if openclip else "end")
 
 
-def load_base(model: LatentDiffusion, path: str | Path | None, parts: Iterable[str] | None = None) -> None:
-    """Load weights of any known layout into `model`, strictly; see `load_weights` for `parts`."""
+def load_base(
+    model: LatentDiffusion, path: str | Path | None, parts: Iterable[str] | None = None, widen: bool = False
+) -> None:
+    """Load weights of any known layout into `model`, strictly; see `load_weights` for `parts`.
+
+    widen: let an autoencoder of fewer latent channels start a wider one, see ldm.widening.
+    """
     if path is None:
         return
     if _is_own(Path(path)):
-        load_weights(model, path, parts)
+        own = functools.partial(widened, autoencoder=model.autoencoder, prefix="autoencoder.")
+        load_weights(model, path, parts, own if widen else None)
         return
     published = read(path)
     if "unet" in published.parts:
         _same_family(model, published)
-    states = {part: _state(model, published, part) for part in (PARTS if parts is None else parts)}
+    states = {part: _state(model, published, part, widen) for part in (PARTS if parts is None else parts)}
     for part, state in states.items():  # after all of them have been found to fit
         _root(model, part).load_state_dict(state)
 
@@ -93,11 +101,13 @@ def _root(model: LatentDiffusion, part: str) -> torch.nn.Module:
     return model.conditioner.text_encoder if part == "conditioner" else getattr(model, part)
 
 
-def _state(model: LatentDiffusion, published: Published, part: str) -> dict[str, Tensor]:
+def _state(model: LatentDiffusion, published: Published, part: str, widen: bool) -> dict[str, Tensor]:
     """The state dict of one part of `model` from the checkpoint, every name and shape checked."""
     name, module = PARTS[part], _root(model, part)
     found = understand(published, name)
     wanted, state = module.state_dict(), dict(found.state)
+    if isinstance(module, AutoencoderKL) and widen:
+        state = widened(state, module)
     if isinstance(module, TextEncoder):
         # diffusers' files of Stable Diffusion 2.x lack what forward never reads
         state |= {key: torch.zeros_like(t) for key, t in wanted.items() if key not in state and not module.reads(key)}

@@ -86,6 +86,7 @@ class DiffusionTraining(Stage):
         if min_snr_gamma is not None and min_snr_gamma <= 0:
             raise ValueError(f"stage.module.min_snr_gamma must be above 0, or null, got {min_snr_gamma}")
         self.diffusion, self.prompt_dropout, self.min_snr_gamma = diffusion, prompt_dropout, min_snr_gamma
+        diffusion.unet.to(memory_format=torch.channels_last)  # as the autoencoder's: a third of the step on CPU
         if checkpointing:
             forget_activations(diffusion.unet)
         self.probe = probe(diffusion.unet.config) if probe else None

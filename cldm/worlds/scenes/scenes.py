@@ -10,7 +10,7 @@ from cldm.worlds.scenes.maps import class_maps
 from cldm.worlds.scenes.prompts import prompts
 from cldm.worlds.scenes.renderer import render
 from cldm.worlds.scenes.segmenter import load_segmenter
-from cldm.worlds.scenes.world import Scene, get_family, sample_scene
+from cldm.worlds.scenes.world import COLORS, KINDS, Scene, get_family, sample_scene
 
 
 class Scenes:
@@ -18,6 +18,7 @@ class Scenes:
 
     name = "scenes"
     version = 1
+    label_classes = (1 + len(KINDS), 1 + len(COLORS))
     titles = {  # noqa: RUF012  (a constant)
         "shape_iou": "shape IoU",
         "shape": "shape correct",

@@ -1,0 +1,1 @@
+"""The world of the stickers: OpenMoji's artwork composed on coloured grounds, with exact truth maps and captions."""
