@@ -163,13 +163,6 @@ def split(items: Sequence[Item], held_out: int) -> tuple[list[Item], list[Item]]
     return [item for item in items if item.name not in chosen], [item for item in items if item.name in chosen]
 
 
-def refuse(others: dict[str, Any]) -> None:
-    """ValueError for settings that pictures do not have: those that the stages of a base model give to scenes."""
-    if others:
-        raise ValueError(f"pictures know no {', '.join(f'data.{key}' for key in others)}: stage=diffusion and "
-                         "stage=autoencoder train on data=scenes, this source trains stage=control")  # fmt: skip
-
-
 def folder_data(
     condition: Condition,
     model: Any,
@@ -184,14 +177,12 @@ def folder_data(
     bucket_step: int = 64,
     seed: int = 0,
     workers: int = 0,
-    **others: Any,
 ) -> DataModule:
     """Training and held-out items of `path` (see cldm.data.listing.list_items); validation is never augmented.
 
     val_path: held-out items from there instead. The autoencoder encodes the images in every step: `python -m cldm
     cache` does it once.
     """
-    refuse(others)
     check_size(size)
     if not Path(path).expanduser().exists():
         raise FileNotFoundError(f"data.path={path}: there is nothing there; make it with `python -m cldm annotate`")

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.decoding import PictureError
-from cldm.data.folder import Sample, read_sample, refuse
+from cldm.data.folder import Sample, read_sample
 from cldm.data.listing import caption_of
 from cldm.data.text import decode_text
 from cldm.data.transforms import Augment, check_size
@@ -187,10 +187,8 @@ def webdataset_data(
     shuffle: int = 1000,
     seed: int = 0,
     workers: int = 0,
-    **others: Any,
 ) -> DataModule:
     """Training samples of `urls`; the first `val_count` samples of `val_urls` are held out."""
-    refuse(others)
     train = ShardDataset(urls, size, condition, on_the_fly, augment, shuffle, seed)
     held_out = ShardItems(ShardDataset(val_urls, size, condition, on_the_fly), val_count)
     return DataModule(train, held_out, batch_size, seed, workers, condition)

@@ -13,15 +13,22 @@ from torch import Tensor
 from cldm.conditions import Condition, apply_batch, apply_like
 from cldm.evaluation.fidelity import edge_fidelity, psnr
 from cldm.worlds import Known, pooled
+from cldm.worlds.agreement import structural_similarity
 from ldm.batch import Batch
 
 
 def autoencoder_metrics(
     pictures: Mapping[str, Tensor], batch: Batch, known: Known | None, condition: Condition
 ) -> dict[str, float]:
-    """PSNR in dB of the reconstructions, and how well their edges agree with the originals'."""
+    """PSNR in dB and SSIM of the reconstructions, how well their edges agree with the originals', and, where truths
+    are known, whether the judge still sees them: `truth_*`."""
     x, y = pictures["image"], pictures["reconstruction"]
-    return {"psnr": psnr(y, x).mean().item(), **edge_fidelity(y, apply_batch(condition, x), condition)}
+    ssim = structural_similarity((y + 1) / 2, (x + 1) / 2).mean().item()
+    scores = {"psnr": psnr(y, x).mean().item(), "ssim": ssim}
+    scores |= edge_fidelity(y, apply_batch(condition, x), condition)
+    if known is not None:
+        scores |= pooled(known.judge.scores(known.judge.read(y), known.truths), "truth_")
+    return scores
 
 
 def diffusion_metrics(

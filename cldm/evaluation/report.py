@@ -95,7 +95,7 @@ def control_rows(dataset: Any) -> dict[str, str]:
 def base_report(
     diffusion: LatentDiffusion, dataset: Any, sampling: Sampling, folder: Path, count: int = 512
 ) -> dict[str, Any]:
-    """Caption fidelity of the base over `count` held-out captions; writes grid.png into `folder`."""
+    """Whether samples of the base show `count` held-out captions; writes grid.png into `folder`."""
     samples, captions = [], []
     for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out captions", unit="batch"):
         size = tuple(batch["image"].shape[-2:])

@@ -13,6 +13,7 @@ from omegaconf.errors import MissingMandatoryValue
 from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import Refused, run_id
+from cldm.worlds import get_world
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
 """Keys, of whichever entry point, that hold numbers from 1 on, or null."""
@@ -22,7 +23,13 @@ def register_resolvers() -> None:
     """What the files of configs/ may ask for besides their own values."""
     OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("label_classes", _label_classes, replace=True)
     OmegaConf.register_new_resolver("else", lambda value, default: value or default, replace=True)
+
+
+def _label_classes(world: str | None) -> list[int]:
+    """How many classes each label map of a world has; none for pictures without labels."""
+    return [] if world is None else [*get_world(world).label_classes]
 
 
 def _run_id(*, _root_: DictConfig) -> str:

@@ -54,7 +54,8 @@ def report(
         convergence = {"convergence_step": found and found.step, "convergence": found and asdict(found)}
         return {**results, "fidelity": fidelity, **convergence}
     if stage == "diffusion":
-        scores = base_report(module.diffusion, data.validation, sampling, folder)
+        losses = {name: values[-1] for name, values in history.items() if name.startswith("loss") and values}
+        scores = base_report(module.diffusion, data.validation, sampling, folder) | losses
     else:
         scores = autoencoder_report(module.autoencoder, data.validation, data.condition)
     print("\n" + "\n".join(f"{name:20} {value:8.3f}" for name, value in scores.items()))

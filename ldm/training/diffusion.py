@@ -19,7 +19,7 @@ from ldm.weights import fingerprint
 
 BANDS = 4  # of timesteps in which held-out losses are told apart
 
-ProbeFactory = Callable[[UNetConfig], LabelProbe]
+ProbeFactory = Callable[[UNetConfig], LabelProbe | None]
 
 
 def stratified_timesteps(count: int, steps: int, rng: torch.Generator) -> Tensor:

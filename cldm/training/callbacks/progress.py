@@ -15,8 +15,8 @@ class Progress(TQDMProgressBar):
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Watch) and callback.key and callback.history.get(callback.key):
-                items[callback.key] = round(callback.history[callback.key][-1], 3)
+            if isinstance(callback, Watch) and (figure := callback.shown_figure()):
+                items[figure[0]] = round(figure[1], 3)
         return items
 
     def init_train_tqdm(self) -> Any:

@@ -1,6 +1,6 @@
 """Pictures and figures along the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Watch(Callback):
     Prompts, seeds, timesteps and noise of an item are the same every time, and none of them are training's. Writes
     previews/step_*.png with a line in previews/manifest.jsonl, logs the figures as watch/* and the losses as val/*,
     and keeps their history (`history["step"]` and one list per figure; losses are `loss` and `loss_0-250`, ...) for
-    the convergence curve; checkpoints carry it. `key` names the figure that the progress bar shows.
+    the convergence curve; checkpoints carry it. `key` names the figure that the progress bar shows, the
+    first that there is.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Watch(Callback):
         every: int = 500,
         count: int = 32,
         shown: int = 12,
-        key: str | None = None,
+        key: str | Sequence[str] = (),
     ):
-        self.metrics, self.sampling, self.key = metrics, sampling, key
+        self.metrics, self.sampling = metrics, sampling
+        self.keys = [key] if isinstance(key, str) else [*key]
         self.every, self.count, self.shown = every, count, shown
         self.history: dict[str, list[float]] = {"step": []}
         self.last_step = -1
@@ -57,6 +59,10 @@ class Watch(Callback):
             with pl_module.clock.paused():  # type: ignore[operator,union-attr]
                 self._look(trainer, pl_module)
         self.last_step = step
+
+    def shown_figure(self) -> tuple[str, float] | None:
+        """The newest value of the figure to show beside the progress bar."""
+        return next(((key, self.history[key][-1]) for key in self.keys if self.history.get(key)), None)
 
     @torch.no_grad()
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
