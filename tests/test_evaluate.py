@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate
+from cldm.conditions.plain import Unchanged
+from cldm.evaluation.protocol import Shot
 from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.seen import training_images
+from cldm.evaluation.subject import Subject
 from cldm.pictures import save_atomically
+from cldm.runs.checkout import REPOSITORY
+from cldm.runs.configs import composed
 from cldm.runs.trained import recorded_values, training_config
 from cldm.sampling.jobs import load_image
 from cldm.worlds.scenes.segmenter import Segmenter
@@ -248,6 +252,29 @@ def test_pictures_of_a_folder_are_measured_with_generic_and_foreign_prompts(runs
     assert found["n"] == 3
     assert "edge_f1_1px" in found["metrics"]["insufficient"]
     assert "shape_iou" not in found["metrics"]["none"]
+
+
+def test_distances_of_sets_do_not_depend_on_how_many_noise_seeds_were_drawn(runs: Path, tmp_path: Path) -> None:
+    """Real images, n times the same: as far from the reference as once, or "real" and methods could not be compared."""
+    file = tmp_path / "segmenter.safetensors"
+    save_weights(Segmenter(), file, {"stage": "segmenter"})
+    cfg = composed([f"judge={file}", "reference=8", "items=4", "size=64", "model=tiny"], "evaluate")
+    subject = Subject.__new__(Subject)
+    subject.cfg, subject.size = cfg, 64
+    subject.data = instantiate(cfg.data, _convert_="all")(condition=Unchanged(), size=64, count=4)
+    subject.items = subject.data.__getitems__(range(4))
+    subject.world = subject.data.world
+    subject.judge = subject.world.judge(str(file))
+    subject.inception = None
+    once, thrice = (
+        subject.quality(
+            subject.items["image"].repeat(count, 1, 1, 1),
+            [Shot(i, "perfect", noise, "a") for noise in range(count) for i in range(4)],
+        )["perfect"]
+        for count in (1, 3)
+    )
+    assert once["fid_scenes"] == pytest.approx(thrice["fid_scenes"])
+    assert once["kid_scenes"] == pytest.approx(thrice["kid_scenes"])
 
 
 def test_a_segmenter_judges_and_its_ceiling_stands_beside_it(runs: Path, tmp_path: Path) -> None:

@@ -238,16 +238,21 @@ class Subject:
         return torch.cat([self.networks[name](images[part]) for part in slices(len(images), 64)])
 
     def quality(self, images: Tensor, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
-        """Numbers of whole sets of images, by prompt setting."""
+        """Numbers of whole sets of images, by prompt setting.
+
+        Distances between sets fall with their size, so every set has one image of each item: with several noise seeds
+        the mean of their distances, never the distance of all their images together.
+        """
         found = {}
         for setting in dict.fromkeys(shot.setting for shot in chosen):
             rows = [i for i, shot in enumerate(chosen) if shot.setting == setting]
             items = torch.tensor([chosen[i].item for i in rows])
             found[setting] = {"diversity_pixels": diversity(images[rows], items)}
-            for name in self.networks if len(rows) > 1 else ():
-                features, real = self.features(name, images[rows]), self.real_features[name]
-                found[setting][f"fid{name}"] = frechet_distance(features, real)
-                found[setting][f"kid{name}"] = kernel_distance(features, real)
+            noises = [[i for i in rows if chosen[i].noise == noise] for noise in {chosen[i].noise for i in rows}]
+            for name in self.networks if len(noises[0]) > 1 else ():
+                sets, real = [self.features(name, images[one]) for one in noises], self.real_features[name]
+                found[setting][f"fid{name}"] = float(np.mean([frechet_distance(one, real) for one in sets]))
+                found[setting][f"kid{name}"] = float(np.mean([kernel_distance(one, real) for one in sets]))
         return found
 
     @cached_property
