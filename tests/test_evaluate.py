@@ -258,7 +258,7 @@ def test_distances_of_sets_do_not_depend_on_how_many_noise_seeds_were_drawn(runs
     """Real images, n times the same: as far from the reference as once, or "real" and methods could not be compared."""
     file = tmp_path / "segmenter.safetensors"
     save_weights(Segmenter(), file, {"stage": "segmenter"})
-    cfg = composed([f"judge={file}", "reference=8", "items=4", "size=64", "model=tiny"], "evaluate")
+    cfg = composed([f"judge={file}", "reference=8", "items=4", "size=64"], "evaluate")
     subject = Subject.__new__(Subject)
     subject.cfg, subject.size = cfg, 64
     subject.data = instantiate(cfg.data, _convert_="all")(condition=Unchanged(), size=64, count=4)
