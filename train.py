@@ -13,6 +13,7 @@ import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.branches.controlnet import ControlNet
@@ -81,7 +82,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         source = start_from(cfg, module, model) if cfg.init_from else None
         condition = instantiate(cfg.condition, _convert_="all")
         data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
-        loggers = [*instantiate(cfg.logger, _convert_="all").values()]
+        # they rename and write files as they are made: of several processes the first one has them
+        first = not getattr(rank_zero_only, "rank", 0)
+        loggers = [*instantiate(cfg.logger, _convert_="all").values()] if first else []
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
@@ -195,7 +198,7 @@ def train_chain(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
-    commit()
+    commit()  # of the code that runs, whatever is committed meanwhile
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")

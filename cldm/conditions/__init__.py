@@ -58,6 +58,7 @@ class Condition(ABC):
     needs_weights: ClassVar[bool] = False  # True where a model file must be at hand
     mirrors: ClassVar[bool] = True  # True where a flipped map is the map of the flipped image
     nearest: ClassVar[bool] = False  # True where colours are codes: maps are resized without mixing them
+    version: ClassVar[int] = 1  # counted up with every change of what it makes: part of every key of its maps
 
     @property
     def computable(self) -> bool:

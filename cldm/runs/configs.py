@@ -11,8 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
 from cldm.runs.building import allow
-from cldm.runs.folder import Refused, run_id
 from cldm.runs.checkout import REPOSITORY
+from cldm.runs.folder import Refused, run_id
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
 """Keys, of whichever entry point, that hold numbers from 1 on, or null."""

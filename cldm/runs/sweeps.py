@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from ldm.files import write_json
 
-
 SWEEP = "CLDM_SWEEP"  # environment: the folder in which the jobs of this sweep report failures; launchers pass it on
 
 

@@ -20,6 +20,7 @@ from cldm.branches.controlnet import ControlNet
 from cldm.pictures import to_pil
 from ldm.diffusion import LatentDiffusion
 
+
 def has_wandb_key() -> bool:
     """Whether W&B could log in without asking: a key in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
