@@ -10,15 +10,16 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
-from cldm.runs.building import instantiate
-from cldm.runs.checkout import commit
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
 from cldm.runs.sweeps import in_sweep, note_failure
@@ -81,7 +82,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         source = start_from(cfg, module, model) if cfg.init_from else None
         condition = instantiate(cfg.condition, _convert_="all")
         data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
-        loggers = [*instantiate(cfg.logger, _convert_="all").values()]
+        # they rename and write files as they are made: of several processes the first one has them
+        first = not getattr(rank_zero_only, "rank", 0)
+        loggers = [*instantiate(cfg.logger, _convert_="all").values()] if first else []
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
@@ -197,7 +200,7 @@ def train_chain(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
-    commit()
+    commit()  # of the code that runs, whatever is committed meanwhile
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, whatever kills the program and however many write side by side."""
 
+import hashlib
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,34 @@ def read_lines(path: Path) -> list[Any]:
         except ValueError:  # cut short
             continue
     return found
+
+
+def content(path: str | Path) -> str:
+    """SHA-256 of a file, or of a folder's files and their names (hidden ones left out), in 64 hex digits."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return _file(path)
+    found = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return contents(found, path)
+
+
+def contents(files: Iterable[Path], root: Path = Path("/")) -> str:
+    """SHA-256 of files and of their names below `root`."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{os.path.relpath(file, root)}\0{_file(file)}\0".encode())
+    return digest.hexdigest()
+
+
+def _file(path: Path) -> str:
+    stat = path.stat()
+    return _read(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@cache
+def _read(path: Path, *_: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """evaluate.py: the same items and noise for every method, results that a kill does not change, early refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from cldm.conditions.plain import Unchanged
+from cldm.evaluation import subject as subject_module
 from cldm.evaluation.protocol import Shot
 from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.seen import training_images
@@ -23,7 +25,8 @@ from cldm.runs.configs import composed
 from cldm.runs.trained import recorded_values, training_config
 from cldm.sampling.jobs import load_image
 from cldm.worlds.scenes.segmenter import Segmenter
-from ldm.weights import save_weights
+from ldm.files import content
+from ldm.weights import read_metadata, save_weights
 
 CONFIGS = str(REPOSITORY / "configs")
 
@@ -221,6 +224,29 @@ def test_what_cannot_be_measured_is_refused(runs: Path, both: list[Path], overri
     with pytest.raises(SystemExit, match=message):
         measure(runs, f"checkpoint={runs}/a", *overrides)
     assert results(both[0]) == before
+
+
+def test_no_old_image_is_signed_as_new(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another base under the same name, or other code: the folder's images are of the old ones."""
+    base, out = tmp_path / "base.safetensors", tmp_path / "out"
+    shutil.copyfile(runs / "base.safetensors", base)
+    quick = [f"checkpoint={runs}/a", "items=1", "noise_seeds=[0]", "prompts=[none]", "baseline=false", f"base={base}"]
+    [folder] = measure(runs, *quick, f"out={out}")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    measure(runs, *quick, f"out={out}")
+    monkeypatch.setattr(subject_module, "code", lambda: "another commit")
+    with pytest.raises(SystemExit, match=r"holds another evaluation \(code: .* there, another commit now\)"):
+        measure(runs, *quick, f"out={out}")
+    monkeypatch.undo()
+    tensors = load_file(base)
+    save_file({name: tensor * 1.25 for name, tensor in tensors.items()}, base, read_metadata(base))
+    with pytest.raises(SystemExit, match=r"holds another evaluation \(base: "):
+        measure(runs, *quick, f"out={out}")
+    assert {path: path.read_bytes() for path in before} == before
+    measure(runs, *quick, f"out={out}", "overwrite=true")
+    image = folder / "images" / "none" / "item_00000_noise_0.png"
+    assert image.read_bytes() != before[image]
+    assert results(folder)["base_sha256"] == content(base)
 
 
 def test_settings_of_the_run_are_those_it_recorded_and_nothing_of_a_run_folder_is_built(

@@ -28,12 +28,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
 from cldm.runs.trained import load_model
 from cldm.training.callbacks import Guard
+from ldm.files import content
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import fingerprint, read_metadata, save_weights
@@ -232,6 +233,20 @@ def test_another_configuration_in_the_same_folder_is_refused_with_the_difference
         run("straight", "steps=5", "optimizer.lr=0.5", *EVERY_TWO)
     assert (straight / "config.yaml").read_text() == before
     assert (straight / "DONE.json").exists()
+
+
+def test_another_base_under_the_same_name_is_no_run_that_was_done(run, base, tmp_path):
+    own = tmp_path / "base.safetensors"
+    shutil.copyfile(base, own)
+    options = ["steps=1", "stage.report_items=0", f"base={own}"]
+    folder = run("own_base", *options)
+    assert json.loads((folder / "inputs.json").read_text()) == {"base": content(base)}
+    save_file({name: tensor * 1.5 for name, tensor in load_file(own).items()}, own, read_metadata(own))
+    with pytest.raises(ChangedConfig, match="another content of what base names; choose another run_dir"):
+        run("own_base", *options)
+    (folder / "DONE.json").unlink()  # a run that was cut off does not go on with it either
+    with pytest.raises(ChangedConfig, match="another content of what base names"):
+        run("own_base", *options)
 
 
 def test_resuming_takes_the_overrides_of_the_run_and_those_typed_on_top(run, straight, composed):

@@ -59,6 +59,7 @@ class Condition(ABC):
     mirrors: ClassVar[bool] = True  # True where a flipped map is the map of the flipped image
     reads_alpha: ClassVar[bool] = False  # True where transparency is a hole to paint in, which the hint has as -1
     nearest: ClassVar[bool] = False  # True where colours are codes: maps are resized without mixing them
+    version: ClassVar[int] = 1  # counted up with every change of what it makes: part of every key of its maps
 
     @property
     def computable(self) -> bool:

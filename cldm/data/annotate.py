@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from cldm.data.hints import ORIGIN, Origin, map_tensor
 from cldm.data.listing import Item
 from cldm.data.transforms import Size, cover
 from cldm.pictures import grid, save_atomically
-from ldm.files import json_lines, remove_partial, whole, write_json, write_text
+from ldm.files import json_lines, locked, remove_partial, whole, write_json, write_text
+from ldm.identity import decisive
 
 JOURNAL, PROMPTS, SKIPPED = "journal.jsonl", "prompt.json", "skipped.jsonl"
 PARAMS, REPORT, PREVIEW = "params.json", "report.json", "preview.png"
@@ -62,7 +63,7 @@ class Annotation:
         """What the output depends on, for params.json."""
         return {
             "condition": self.condition.name,
-            "params": json.loads(json.dumps(asdict(self.condition), default=repr)),
+            "params": decisive(self.condition),
             "polarity": self.condition.polarity,
             "resolution": self.resolution,
             "size": None if self.size is None else [*self.size],
@@ -120,17 +121,22 @@ def annotate(items: Sequence[Item], job: Annotation, workers: int = 0, preview: 
     """Annotate all items that the journal does not have yet; returns the closing report.
 
     workers: processes beside this one; 0 works in this one. Raises ValueError if the folder was made with other
-    settings. Writes params.json, prompt.json, skipped.jsonl, report.json and, for `preview` items, preview.png.
+    settings, or another process works in it. Writes params.json, prompt.json, skipped.jsonl, report.json and, for
+    `preview` items, preview.png.
     """
-    job.out.mkdir(parents=True, exist_ok=True)
+    with locked(job.out):
+        return _annotate(items, job, workers, preview)
+
+
+def _annotate(items: Sequence[Item], job: Annotation, workers: int, preview: int) -> dict[str, Any]:
     _check_settings(job)
     job.condition(np.zeros((64, 64, 3), dtype=np.uint8))  # missing weights are better found now
     clashes = [name for name, count in Counter(_as_png(item.name) for item in items).items() if count > 1]
     if clashes:
         raise ValueError(f"two pictures would both be written as {clashes[0]}; rename one of them")
     done = read_journal(job.out / JOURNAL)
-    for folder in ("source", "target"):
-        remove_partial(job.out / folder)
+    below = [path for name in ("source", "target") for path in (job.out / name).rglob("*") if path.is_dir()]
+    remove_partial(job.out, job.out / "source", job.out / "target", *below)
     todo = [item for item in items if item.name not in done]
     with (
         open(job.out / JOURNAL, "a", encoding="utf-8") as journal,

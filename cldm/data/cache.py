@@ -10,7 +10,6 @@ Moments are mean and log-variance, not one sample. Prompts are dropped after the
 beyond what was asked for. Every file is written whole or not at all; a killed run goes on with the next one.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +25,11 @@ from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
 from cldm.data.hints import restored, stored
+from cldm.data.transforms import check_size
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
-from ldm.files import remove_partial, write_json
+from ldm.files import locked, remove_partial, write_json
+from ldm.identity import decisive, key
 from ldm.weights import encoder_fingerprint, fingerprint, write_tensors
 
 INDEX, KEY, VALIDATION = "index.json", "key.json", "validation.safetensors"
@@ -51,19 +52,16 @@ def model_key(model: LatentDiffusion, condition: Condition) -> dict[str, str]:
     return {
         "vae": encoder_fingerprint(model.autoencoder),
         "text_encoder": f"{fingerprint(text)}-{text.pad}",
-        "condition": repr(condition),
+        "condition": ", ".join(f"{name}={value}" for name, value in decisive(condition).items()),
         "preprocessing": str(VERSION),
     }
 
 
 def data_key(dataset: FolderDataset) -> dict[str, str]:
     """What a cache that is being built must agree on with what lies there already."""
-    digest = hashlib.blake2b(digest_size=8)
-    for item in dataset.items:
-        paths = [path for path in (item.image, item.hint) if path]
-        digest.update(repr((item.name, item.caption, [path.stat().st_size for path in paths])).encode())
+    items = [(item.name, item.caption, item.image, item.hint) for item in dataset.items]
     sizes = dataset.buckets if dataset.groups else dataset.size
-    return {"resolution": repr(sizes), "items": digest.hexdigest() + ("-on_the_fly" if dataset.on_the_fly else "")}
+    return {"resolution": repr(sizes), "items": key(items, dataset.on_the_fly)}
 
 
 def check_key(there: dict[str, str], now: dict[str, str], folder: Path) -> None:
@@ -85,10 +83,21 @@ def build_cache(
 ) -> Path:
     """Encode both data sets into `folder`; goes on where a killed run stopped. Returns the folder.
 
-    Raises ValueError for augmented data, and if `folder` holds a cache with another key.
+    Raises ValueError for augmented data, and if `folder` holds a cache with another key or another process works there.
     """
-    folder = Path(folder)
-    key = _open(folder, train, model)
+    with locked(Path(folder)):
+        return _build(train, validation, model, Path(folder), batch_size, shard_size)
+
+
+def _build(
+    train: FolderDataset,
+    validation: FolderDataset,
+    model: LatentDiffusion,
+    folder: Path,
+    batch_size: int,
+    shard_size: int,
+) -> Path:
+    found = _open(folder, train, model)
     device = model.schedule.betas.device
     captions = [item.caption for item in train.items]
     texts = list(dict.fromkeys(captions))
@@ -106,7 +115,8 @@ def build_cache(
     _write_shards(folder / "moments", shards, encode, batch_size)
     _write_shards(folder / "contexts", _plan([0] * len(texts), shard_size)[0], read, batch_size)
     index = {
-        "key": key,
+        "key": found,
+        "size": list(train.size),
         "shard_size": shard_size,
         "place": place,
         "groups": list(train.groups) if train.groups else None,
@@ -119,17 +129,16 @@ def build_cache(
 
 
 def _open(folder: Path, train: FolderDataset, model: LatentDiffusion) -> dict[str, str]:
-    """Make the folder, or find it begun with the same key; returns the key."""
+    """Find the folder new, or begun with the same key; returns the key."""
     if train.varies:
         raise ValueError("a cache holds each item once: set data.augment.flip=0, random_crop=false and vary=false")
-    key = {**model_key(model, train.condition), **data_key(train)}
-    folder.mkdir(parents=True, exist_ok=True)
+    now = {**model_key(model, train.condition), **data_key(train)}
     remove_partial(folder)
     if (folder / KEY).exists():
-        check_key(json.loads((folder / KEY).read_text()), key, folder)
+        check_key(json.loads((folder / KEY).read_text()), now, folder)
     else:
-        write_json(folder / KEY, key)
-    return key
+        write_json(folder / KEY, now)
+    return now
 
 
 def _plan(groups: Sequence[int], shard_size: int) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -179,6 +188,7 @@ class CachedDataset(Dataset):
             raise FileNotFoundError(f"data.path={folder}: {found} (`python -m cldm cache`)")
         index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         self.key: dict[str, str] = index["key"]
+        self.size = tuple(index.get("size", ()))
         self.groups: list[int] | None = index["groups"]
         self.place, self.texts, self.captions = index["place"], index["texts"], index["captions"]
         self.shard_size, self.validation = index["shard_size"], index["validation"]
@@ -234,9 +244,18 @@ class CachedValidation(Dataset):
 
 
 def cached_data(
-    condition: Condition, model: LatentDiffusion, path: str, batch_size: int, seed: int = 0, workers: int = 0
+    condition: Condition,
+    model: LatentDiffusion,
+    path: str,
+    batch_size: int,
+    size: int | Sequence[int],
+    seed: int = 0,
+    workers: int = 0,
 ) -> DataModule:
-    """A finished cache at `path`, refused if it was made with another VAE, text encoder or condition."""
+    """A finished cache at `path`, refused if it was made with another VAE, text encoder, condition or size."""
     train = CachedDataset(path)
     check_key(train.key, model_key(model, condition), train.folder)
+    if train.size != check_size(size, "size"):
+        raise ValueError(f"the cache in {path} was made with size={list(train.size)}, size is {size} now; "
+                         "set size to that, or build another cache")  # fmt: skip
     return DataModule(train, CachedValidation(train), batch_size, seed, workers, condition)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ldm.files import write_json
 KEY = "key.json"
 
 
-def claim(folder: Path, key: Mapping[str, str], overwrite: bool) -> None:
+def claim(folder: Path, key: Mapping[str, Any], overwrite: bool) -> None:
     """Reserve `folder` for images of this key; ValueError if it holds those of another and may not be overwritten."""
     path = folder / KEY
     there = json.loads(path.read_text()) if path.is_file() else None
@@ -28,7 +29,8 @@ def claim(folder: Path, key: Mapping[str, str], overwrite: bool) -> None:
                              "overwrite=true to lose it")  # fmt: skip
         for image in folder.glob("images/*/*.png"):
             image.unlink()
-        (folder / "results.json").unlink(missing_ok=True)
+        for name in ("results.json", "per_sample.npz"):
+            (folder / name).unlink(missing_ok=True)
     write_json(path, dict(key))
 
 

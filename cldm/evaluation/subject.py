@@ -19,15 +19,16 @@ from cldm.conditions import Condition, apply_batch
 from cldm.conditions.plain import Unchanged
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.inception import Inception
-from cldm.evaluation.protocol import Shot, shots
+from cldm.evaluation.protocol import Shot, protocol_hash, shots
 from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
 from cldm.evaluation.scores import Rows, Target, as_files, by_setting, hint_scores, join, score, slices
 from cldm.evaluation.seen import training_images
 from cldm.runs.building import instantiate
+from cldm.runs.checkout import code
 from cldm.runs.trained import (
     PRECISIONS,
+    base_content,
     checkpoints_of,
-    digest,
     is_pooled,
     load_branch,
     load_model,
@@ -37,6 +38,8 @@ from cldm.sampling.control import ControlUnit, check_settings
 from cldm.sampling.generation import Sampling
 from cldm.worlds import REFERENCE_START, Known, world_of
 from ldm.diffusion import LatentDiffusion
+from ldm.files import content
+from ldm.identity import decisive
 from ldm.weights import fingerprint
 
 PROTOCOL = ("name", "items", "noise_seeds", "prompts", "data", "size", "scale", "start", "end", "mode", "weighting",
@@ -62,7 +65,7 @@ class Applied:
     @cached_property
     def sha256(self) -> str:
         """Of its file, or of the files of its folder."""
-        return digest(self.path, hashlib.sha256())
+        return content(self.path)
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -121,13 +124,24 @@ class Subject:
         """Conditions of further branches with their hints, by name. A condition like the first's is measured there."""
         found: dict[str, tuple[Condition, Tensor]] = {}
         for branch, hints in zip(self.branches[1:], self.hints[1:], strict=True):
-            if repr(branch.condition) == repr(self.first.condition):
+            if decisive(branch.condition) == decisive(self.first.condition):
                 continue
             known, _ = found.setdefault(branch.condition.name, (branch.condition, hints))
-            if repr(known) != repr(branch.condition):
+            if decisive(known) != decisive(branch.condition):
                 raise ValueError(f"two branches of more have condition {known.name} with other settings: "
                                  f"{known} and {branch.condition}; their scores could not be told apart")  # fmt: skip
         return found
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the images: nothing drawn under another one is taken for them."""
+        return {
+            "protocol": protocol_hash(self.protocol),
+            "checkpoint": "+".join(branch.sha256 for branch in self.branches),
+            "base": base_content(self.first.path, self.first.training),
+            "conditions": [decisive(branch.condition) for branch in self.branches],
+            "code": code(),
+        }
 
     def load(self) -> None:
         """Read the weights."""

@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.runs.checkout import REPOSITORY, commit
-from ldm.files import InUse, append_line, locked, read_lines, remove_partial, write_json, write_text
+from ldm.files import InUse, append_line, content, locked, read_lines, remove_partial, write_json, write_text
+from ldm.identity import FILES
 
 VOLATILE = (
     "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
@@ -37,7 +38,7 @@ VOLATILE = (
 BASE_FILE = "base.safetensors"
 """Beside a branch that was trained with an unlocked base: that base, complete."""
 
-ATTEMPTS = "attempts.jsonl"
+ATTEMPTS, INPUTS = "attempts.jsonl", "inputs.json"
 LONGEST = 80  # characters of a folder's readable part
 
 
@@ -121,11 +122,39 @@ class Run:
 
 
 def results_of(cfg: DictConfig) -> dict[str, Any] | None:
-    """The results of this very run if it has been finished before, else None."""
+    """The results of this very run if it has been finished before, else None. Refused where its files have changed."""
     folder = Path(cfg.run_dir)
     if not (folder / "DONE.json").exists() or changes(cfg):
         return None
+    _refuse_other_inputs(folder, inputs(cfg))
     return json.loads((folder / "results.json").read_text())
+
+
+def inputs(cfg: DictConfig) -> dict[str, str]:
+    """Contents of the files and folders of weights that a configuration names, by its keys, see ldm.files.content."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    names = ["base", "init_from", *(f"{part}.{file}" for part in ("model", "condition") for file in FILES)]
+    places = {name: OmegaConf.select(cfg, name) for name in names if _is_given(plain, name)}
+    exported = f"{OmegaConf.select(cfg, 'stage.name')}.safetensors"  # of a run folder
+    paths = {name: Path(place).expanduser() for name, place in places.items() if isinstance(place, str)}
+    paths = {name: path / exported if (path / exported).is_file() else path for name, path in paths.items()}
+    return {name: content(path) for name, path in paths.items() if path.exists()}
+
+
+def _is_given(config: Any, name: str) -> bool:
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config not in (None, "???")
+
+
+def _refuse_other_inputs(folder: Path, now: dict[str, str]) -> None:
+    path = folder / INPUTS
+    there = json.loads(path.read_text()) if path.exists() else now
+    if changed := [name for name in {**there, **now} if there.get(name) != now.get(name)]:
+        raise ChangedConfig(
+            f"{folder} holds a run with another content of what {', '.join(changed)} name{'s' * (len(changed) == 1)}; "
+            "choose another run_dir, or delete the folder"
+        )
 
 
 def changes(cfg: DictConfig) -> list[str]:
@@ -158,9 +187,13 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
         )
     with _locked(folder):
         remove_partial(folder, last.parent, folder / "previews")
+        now = inputs(cfg)
+        if not cfg.resume:
+            _refuse_other_inputs(folder, now)
         before, trained = _record(folder), _written(last)
         for name in ("DONE.json", "FAILED.json"):
             (folder / name).unlink(missing_ok=True)
+        write_json(folder / INPUTS, now)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         kept = [item for item in overrides if not item.startswith(("run_dir=", "resume=", "reproduce="))]
         write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
@@ -184,7 +217,7 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
 
 def _record(folder: Path) -> dict[str, str]:
     """What the folder says of its run, by file."""
-    paths = [folder / name for name in ("config.yaml", "overrides.yaml", "DONE.json")]
+    paths = [folder / name for name in ("config.yaml", "overrides.yaml", INPUTS, "DONE.json")]
     return {path.name: path.read_text() for path in paths if path.exists()}
 
 

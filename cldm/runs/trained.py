@@ -1,6 +1,5 @@
 """Trained branches: found, recognised by what they say of themselves, and loaded with the base they belong to."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import BASE_FILE
 from ldm.diffusion import LatentDiffusion
+from ldm.files import content
 from ldm.interop import load_base
 from ldm.interop.published import Published, read
 from ldm.weights import fingerprint, read_metadata
@@ -154,9 +154,8 @@ def _with_values(ours: Any, recorded: Any) -> Any:
 def _alike(ours: Any, recorded: Any) -> bool:
     """Whether `recorded` is a scalar, or a list of scalars, of the type of `ours`; null has any, and is any."""
     values = recorded if isinstance(recorded, list) else [recorded]
-    if isinstance(ours, dict) or not all(
-        value is None or isinstance(value, bool | int | float | str) for value in values
-    ):
+    scalars = all(value is None or isinstance(value, bool | int | float | str) for value in values)
+    if isinstance(ours, dict) or not scalars:
         return False
     known = {_kind(value) for value in (ours if isinstance(ours, list) else [ours])} - {"null"}
     return not known or {_kind(value) for value in values} <= {*known, "null"}
@@ -181,14 +180,10 @@ def base_beside(control: Path) -> Path | None:
     return base
 
 
-def digest(path: Path, found: Any = None) -> str:
-    """Hex digits of a checkpoint, by `found` (hashlib), or 16: a retrained one under an old name draws anew."""
-    found = found or hashlib.blake2b(digest_size=8)
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()
+def base_content(path: Path, cfg: DictConfig) -> str | None:
+    """The content of the base that a branch is loaded with, see ldm.files.content; None for one without weights."""
+    base = base_beside(path) or base_of(cfg)
+    return None if base is None else content(base)
 
 
 def device_and_precision(cfg: DictConfig) -> tuple[str, str]:

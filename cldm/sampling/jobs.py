@@ -92,6 +92,11 @@ class Job:
         if self.image is not None and not 0 < self.strength <= 1:
             raise ValueError(f"strength must be in (0, 1], got {self.strength}")
 
+    def pictures(self) -> list[str]:
+        """The files that it names."""
+        named = [self.image, self.mask, *(path for unit in self.units for path in (unit.hint, unit.photo, unit.region))]
+        return [path for path in named if path is not None]
+
 
 def load_image(path: str | Path, size: Size) -> Tensor:
     """A picture as (1, 3, h, w) in [-1, 1]."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cldm.pictures import grid, save_atomically, to_pil
 from cldm.sampling.jobs import Job, load_image
-from ldm.files import append_line, read_lines
+from ldm.files import append_line, content, read_lines
 
 MANIFEST = "manifest.jsonl"
 
@@ -32,6 +32,8 @@ class Ledger:
     """The folder of a job list: images, their settings, and which of them are done.
 
     common: settings that all images share, such as sampler and checkpoints.
+
+    Only one process may fill a folder.
     """
 
     folder: Path
@@ -46,7 +48,9 @@ class Ledger:
 
     def settings(self, shot: Shot) -> dict[str, Any]:
         own = {k: v for k, v in asdict(shot.job).items() if k not in ("count", "seed")}
-        return json.loads(json.dumps({**self.common, **own, "seed": shot.seed}))  # as it reads back from a file
+        pictures = {path: content(path) for path in shot.job.pictures()}  # an edited one draws anew
+        told = {**self.common, **own, "pictures": pictures, "seed": shot.seed}
+        return json.loads(json.dumps(told))  # as it reads back from a file
 
     def shots(self, job: Job) -> list[Shot]:
         place = "" if self.flat else f"{job.name}/"

@@ -1,6 +1,5 @@
 """What the run folders of a table hold: runs, evaluations, and why they must not be mixed."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cldm.tables.spec import RUN, Column, Row, Spec, evaluation_folder
+from ldm.files import content
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,19 @@ class Record:
         if found is None:
             return None
         measured = [found["checkpoint_sha256"], *(branch["checkpoint_sha256"] for branch in found.get("more", ()))]
-        return found if measured == self._weights else None
+        base = found.get("base_sha256")
+        return found if measured == self._weights and base in (self._base or base, None) else None
+
+    @cached_property
+    def _base(self) -> str | None:
+        """The content of the base that the row's own run was trained on, or has trained; None if it does not say."""
+        own = self.run / "base.safetensors"
+        return content(own) if own.is_file() else (_json(self.run / "inputs.json") or {}).get("base")
 
     @cached_property
     def _weights(self) -> list[str | None]:
         files = [run / "control.safetensors" for run in self.runs]
-        return [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files]
+        return [content(file) if file.is_file() else None for file in files]
 
     def value(self, column: Column) -> float | None:
         """The score of a column; None if it was not measured, or does not exist (a model that never converged)."""

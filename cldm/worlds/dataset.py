@@ -1,7 +1,5 @@
 """Numbered items of a world as a data set held in memory: images or cached latent moments, hints, labels, captions."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from cldm.data.hints import restored, stored
 from cldm.worlds import World
 from ldm.batch import Batch
 from ldm.files import locked, whole
+from ldm.identity import key
 
 CHUNK = 64  # items drawn at a time
 
@@ -57,9 +56,7 @@ class WorldDataset(Dataset):
         self.world, self.size, self.seed, self.start, self.keep = world, size, seed, start, tuple(keep)
         self.condition, self.encode = condition, encode
         self.truths = [world.sample(seed, start + i, family) for i in range(count)]
-        key = json.dumps([world.version, count, size, family, seed, start, self.keep, repr(condition), fingerprint])
-        name = f"{world.name}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
-        self.tensors = self._load(Path(cache) / name if cache else None)
+        self.tensors = self._load(Path(cache) / self._name(count, family, fingerprint) if cache else None)
 
     def __len__(self) -> int:
         return len(self.truths)
@@ -83,6 +80,10 @@ class WorldDataset(Dataset):
     def caption(self, index: int) -> str:
         """The caption of an item; always the same for an item."""
         return self.world.caption(self.truths[index], self.seed, self.start + index)
+
+    def _name(self, count: int, family: str, fingerprint: str) -> str:
+        drawn = (self.world.version, count, self.size, family, self.seed, self.start, self.keep)
+        return f"{self.world.name}-{key(drawn, self.condition, fingerprint)}.pt"
 
     def _load(self, path: Path | None) -> dict[str, Tensor]:
         if path is None:

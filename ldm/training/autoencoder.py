@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from ldm.autoencoder import AutoencoderKL
@@ -61,6 +62,12 @@ class AutoencoderTraining(Stage):
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             raise ValueError("stage=autoencoder is small: use trainer=ddp; trainer=fsdp is for the other stages")
+
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        if self.discriminator is not None and isinstance(strategy, DDPStrategy):
+            # each backward pass reaches one of the two networks: DDP must not wait for gradients of the other
+            strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def on_fit_start(self) -> None:
         if self.discriminator is not None and self.trainer.precision == "16-mixed":

@@ -10,6 +10,7 @@ import torch
 from cldm.conditions import apply_batch
 from cldm.conditions.canny import Canny
 from cldm.data.datamodule import DataModule, StepSampler
+from cldm.runs.building import instantiate
 from cldm.worlds import get_world
 from cldm.worlds.datamodule import world_data
 from cldm.worlds.dataset import WorldDataset
@@ -204,6 +205,20 @@ def test_the_control_family_holds_out_what_it_promises(data, monkeypatch):
     assert not seen & HELD_OUT_PAIRS
     assert not {kind for kind, _ in seen} & HELD_OUT_KINDS
     assert {kind for kind, _ in base} >= HELD_OUT_KINDS
+
+
+def test_the_training_seed_orders_the_examples_and_the_data_seed_makes_them(make_diffusion, composed):
+    def order(*overrides):
+        cfg = composed("model=tiny", "data.train_count=24", "data.val_count=1", "data.cache=null", "data.keep=[image]",
+                       *overrides)  # fmt: skip
+        data = instantiate(cfg.data, _convert_="all")(condition=Canny(), model=make_diffusion())
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, accumulate_grad_batches=1)
+        first = next(iter(data.train_dataloader()))["id"].tolist()
+        return first, data.train.truths
+
+    (first, scenes), (second, same), (_, others) = (order("seed=0"), order("seed=1"), order("data.seed=1"))
+    assert first != second
+    assert scenes == same != others
 
 
 def test_a_training_set_that_would_run_into_the_validation_scenes_is_refused(make_diffusion):

@@ -2,6 +2,9 @@
 
 import functools
 import math
+import multiprocessing
+import os
+import socket
 
 import pytest
 import pytorch_lightning as pl
@@ -350,6 +353,31 @@ def test_a_gan_resumed_half_way_is_the_run_that_never_stopped(tmp_path):
     run(2, resume=False)
     whole, resumed = run(4, resume=False), run(4, resume=True)
     assert changed(resumed, snapshot(whole)) == set()
+
+
+def in_ddp(rank: int, port: int) -> None:
+    torch.set_num_threads(1)  # threads do not survive a fork
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    module = gan(discriminator_start=2)
+    before = snapshot(module)
+    trainer(4, strategy="ddp", devices=2).fit(module, data(4))
+    moved = changed(module, before)
+    assert any(name.startswith("discriminator.") for name in moved)
+    assert any(name.startswith("autoencoder.decoder") for name in moved)
+
+
+def test_a_gan_trains_in_two_processes():
+    """Neither network's backward pass reaches the other: DDP would wait for its gradients, and end in step 2."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=in_ddp, args=(rank, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(240)
+    assert [process.exitcode for process in ranks] == [0, 0]
 
 
 def test_without_a_discriminator_lightning_optimizes_by_itself():
