@@ -35,7 +35,7 @@ def scores(
 
     concept, category  shares of its stickers that the judge names right at their true places
     color_distance     CIE Lab (1976) between image and true picture inside the stickers, mean over their pixels
-    objects            how many concepts the judge sees, less the true number, absolute
+    objects            1 where the judge sees as many concepts as there are
     hint_followed      as `concept`
     prompt_followed    share of stickers at whose place the judge sees a concept that the prompt names; these two only
                        with prompts that name any: conflicting ones tell them apart
@@ -55,7 +55,7 @@ def scores(
         row = _named_right(found, true)
         inside = truth.maps["instances"][i] > 0
         row["color_distance"] = float(distances[i][inside.numpy()].mean())
-        row["objects"] = float(abs(len(shown(log_p)) - len(true)))
+        row["objects"] = float(len(shown(log_p)) == len(true))
         if asked[i]:
             row["hint_followed"] = row["concept"]
             row["prompt_followed"] = _mean([float(f in asked[i]) for f, _ in found if f is not None])
