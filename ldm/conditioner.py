@@ -1,5 +1,6 @@
 """Conditioner: prompts to the context that cross-attention reads. The tokenizer is open_clip's own."""
 
+import difflib
 import functools
 import unicodedata
 import warnings
@@ -81,9 +82,12 @@ class Conditioner(nn.Module):
         unknown = [token for token in tokens if token not in self._small_ids]
         if unknown:
             words = _clip_tokenizer().decode(unknown).split()
+            known = sorted(word for word in self.vocabulary or () if word.isalnum())
+            near = [match for word in words for match in difflib.get_close_matches(word, known, n=1)]
             warnings.warn(
-                f"the model does not know {', '.join(map(repr, words))} and leaves it out; it knows: "
-                + " ".join(sorted(word for word in self.vocabulary or () if word.isalnum())),
+                f"the model does not know {', '.join(map(repr, words))} and leaves it out"
+                + (f" (did you mean {', '.join(map(repr, near))}?)" if near else "")
+                + f"; it knows: {' '.join(known)}",
                 stacklevel=4,
             )
         return [self._small_ids[token] for token in tokens if token in self._small_ids]

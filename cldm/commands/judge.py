@@ -25,8 +25,8 @@ ITEMS = 256  # held-out compositions that its accuracy is measured on
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--out", type=Path, default=Path("configs/protocol/judge.safetensors"))
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--count", type=int, default=6000, help="compositions to train on")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=5000, help="compositions to train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
 

@@ -67,6 +67,8 @@ class DiffusionTraining(Stage):
     min_snr_gamma: weights the loss by timestep, see ldm.losses.min_snr_weight (5 is usual); None weights all alike.
     checkpointing: keep no activations within the blocks of the U-Net (and of a branch), compute them again in the
         backward pass: a third more work, a fraction of the memory, the same gradients.
+    channels_last: how weights of convolutions lie in memory. On a CPU a step takes a quarter less time with it in
+        float32, and a tenth more in bf16-mixed.
     """
 
     def __init__(
@@ -81,12 +83,14 @@ class DiffusionTraining(Stage):
         probe: ProbeFactory | None = None,
         min_snr_gamma: float | None = None,
         checkpointing: bool = False,
+        channels_last: bool = True,
     ):
         super().__init__(optimizer, warmup_steps, cosine, seed)
         if min_snr_gamma is not None and min_snr_gamma <= 0:
             raise ValueError(f"stage.module.min_snr_gamma must be above 0, or null, got {min_snr_gamma}")
         self.diffusion, self.prompt_dropout, self.min_snr_gamma = diffusion, prompt_dropout, min_snr_gamma
-        diffusion.unet.to(memory_format=torch.channels_last)  # as the autoencoder's: a third of the step on CPU
+        if channels_last:
+            diffusion.unet.to(memory_format=torch.channels_last)
         if checkpointing:
             forget_activations(diffusion.unet)
         self.probe = probe(diffusion.unet.config) if probe else None

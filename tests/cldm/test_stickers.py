@@ -145,6 +145,16 @@ def test_rasters_are_drawn_once_and_kept_under_the_artworks_version(tmp_path, mo
     drawings.rasters.cache_clear()
 
 
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("STICKERS_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(drawings, "CONCEPTS", {"pear": CONCEPTS["pear"]})
+    drawings.rasters.cache_clear()
+    with pytest.warns(UserWarning, match=r"are not kept in .*STICKERS_CACHE names another"):
+        assert drawings.rasters().shape == (1, drawings.SIDE, drawings.SIDE, 5)
+    drawings.rasters.cache_clear()
+
+
 def test_processes_that_ask_at_once_get_the_same_rasters(tmp_path):
     code = "from cldm.worlds.stickers.drawings import rasters; print(rasters().sum())"
     environment = {**os.environ, "STICKERS_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}

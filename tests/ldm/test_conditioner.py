@@ -117,6 +117,11 @@ def test_unknown_words_are_left_out_with_a_warning_that_names_them_and_the_known
     assert torch.equal(tokens, conditioner.tokenize(["a red star"]))
 
 
+def test_the_nearest_known_word_is_offered_for_a_slip():
+    with pytest.warns(UserWarning, match=r"leaves it out \(did you mean 'star'\?\); it knows"):
+        small().tokenize(["a red stair"])
+
+
 def test_known_words_raise_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

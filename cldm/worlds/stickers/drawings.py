@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import os
+import warnings
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,18 +89,36 @@ def side_of_copy(pixels: float) -> int:
 @lru_cache(maxsize=1)
 def rasters() -> np.ndarray:
     """(concepts, SIDE, SIDE, 5) uint8: premultiplied RGBA of the colours, alpha of the outlines; drawn once, then
-    read from the cache folder."""
+    read from the cache folder. Where that cannot be written to, they are drawn in each process."""
     names = ",".join(f"{c.name}:{c.code}" for c in CONCEPTS.values())
     key = hashlib.blake2b(f"{artwork()} {SIDE} {LINE_LAYERS} {names}".encode(), digest_size=8).hexdigest()
     path = cache_folder() / f"rasters-{key}.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # jobs of a sweep ask at once: one draws, the others wait
-            if not path.exists():
-                partial = path.with_name(f"{path.name}.{os.getpid()}.partial.npy")
-                np.save(partial, np.stack([draw(c.code) for c in CONCEPTS.values()]))
-                partial.replace(path)
-    return np.load(path)
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):  # jobs of a sweep ask at once: one draws, the others wait
+                if not path.exists():
+                    _keep(draw_all(), path)
+        return np.load(path)
+    except OSError as error:
+        warnings.warn(
+            f"the drawings are not kept in {path.parent} ({error}); STICKERS_CACHE names another", stacklevel=2
+        )
+        return draw_all()
+
+
+def _keep(drawn: np.ndarray, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial.npy")
+    try:
+        np.save(partial, drawn)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def draw_all() -> np.ndarray:
+    """Every concept's drawing, in their order: (concepts, SIDE, SIDE, 5) uint8."""
+    return np.stack([draw(c.code) for c in CONCEPTS.values()])
 
 
 def draw(code: str) -> np.ndarray:

@@ -60,7 +60,7 @@ class Stickers:
         "concept": "concept right",
         "category": "category right",
         "color_distance": "colour distance (Lab)",
-        "objects_off": "concepts too many or few",
+        "objects": "number of concepts right",
         "ground": "ground",
         "fid_stickers": "FID (judge's features)",
         "caption_concept": "caption: concepts shown",
