@@ -25,7 +25,6 @@ from ldm.schedule import PREDICTIONS, NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.weights import write_tensors
 
-SUMMARY = "Convert a checkpoint: original layout <-> diffusers folder, whole or in parts."
 EXAMPLES = """\
   a trained ControlNet, for ComfyUI and the web UI, in half precision:
     python -m cldm convert runs/R/control.safetensors control_canny_sd15.safetensors --to original --dtype fp16

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from cldm.tables.records import Record
     from cldm.tables.spec import Spec
 
-SUMMARY = "Draw the samples of a table's runs side by side, or those of one run over its steps."
 EXAMPLES = """\
   python -m cldm figure architecture              figure 8: hint and prompt settings x variants
   python -m cldm figure dataset_size              a strip: the same items, more and more training images

@@ -14,7 +14,6 @@ from ldm.interop.understand import Understood, understand
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
 
-SUMMARY = "Say what a file or folder of weights is: layout, parts, sizes, family, metadata, problems."
 EXAMPLES = """\
   python -m cldm inspect control_v11p_sd15_canny.pth
   python -m cldm inspect sd15/"""

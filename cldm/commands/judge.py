@@ -14,7 +14,6 @@ from cldm.worlds.stickers.scores import read, scores
 from cldm.worlds.stickers.world import VERSION, compose
 from ldm.weights import save_weights
 
-SUMMARY = "Train the small network that judges pictures of stickers (concept, category, fid_stickers)."
 EXAMPLES = """\
   python -m cldm judge
   python -m cldm judge --steps 3000 --out judge.safetensors"""

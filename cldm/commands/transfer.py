@@ -9,7 +9,6 @@ from ldm.interop.published import read
 from ldm.interop.write import settings_metadata
 from ldm.weights import write_tensors
 
-SUMMARY = "Move a ControlNet to another base of the same family: control + (new base - old base)."
 EXAMPLES = """\
   python -m cldm transfer canny.safetensors --from-base sd15.safetensors --to-base painting.safetensors \\
     canny_painting.safetensors"""

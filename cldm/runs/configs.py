@@ -13,7 +13,6 @@ from omegaconf.errors import MissingMandatoryValue
 from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import Refused, run_id
-from cldm.worlds import get_world
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
 """Keys, of whichever entry point, that hold numbers from 1 on, or null."""
@@ -29,7 +28,11 @@ def register_resolvers() -> None:
 
 def _label_classes(world: str | None) -> list[int]:
     """How many classes each label map of a world has; none for pictures without labels."""
-    return [] if world is None else [*get_world(world).label_classes]
+    if world is None:
+        return []
+    from cldm.worlds import get_world  # and with it torch, which --help need not wait for
+
+    return [*get_world(world).label_classes]
 
 
 def _run_id(*, _root_: DictConfig) -> str:
