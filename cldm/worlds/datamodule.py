@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
-from cldm.worlds import HELD_OUT_START, TEST_START, get_world
+from cldm.worlds import HELD_OUT_START, TEST_START, World, get_world
 from cldm.worlds.dataset import WorldDataset
 from ldm.diffusion import LatentDiffusion
 from ldm.weights import encoder_fingerprint
@@ -13,7 +13,7 @@ from ldm.weights import encoder_fingerprint
 def world_data(
     condition: Condition,
     model: LatentDiffusion,
-    world: str,
+    world: str | World,
     size: int,
     family: str,
     train_count: int,
@@ -26,11 +26,12 @@ def world_data(
 ) -> DataModule:
     """Training items of a world as latent moments, hints or images (`keep`), and held-out ones with images and hints.
 
-    seed: of the items. order: the seed of the order in which training sees them.
+    world: one of WORLDS by its name, or a world of your own. seed: of the items.
+    order: the seed of the order in which training sees them.
     """
     if train_count >= HELD_OUT_START:
         raise ValueError(f"data.train_count must be below {HELD_OUT_START}, got {train_count}")
-    place = get_world(world)
+    place = get_world(world) if isinstance(world, str) else world
     train = WorldDataset(
         place,
         train_count,
@@ -51,7 +52,8 @@ def world_data(
 
 
 def world_items(
-    condition: Condition, size: int, count: int, world: str, family: str, seed: int = 0, start: int = TEST_START
+    condition: Condition, size: int, count: int, world: str | World, family: str, seed: int = 0, start: int = TEST_START
 ) -> WorldDataset:
     """`count` items of a family with images, hints and captions, neither trained on nor watched during training."""
-    return WorldDataset(get_world(world), count, size, family, seed, start, ("image", "hint"), condition=condition)
+    place = get_world(world) if isinstance(world, str) else world
+    return WorldDataset(place, count, size, family, seed, start, ("image", "hint"), condition=condition)
