@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
-from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.configs import expand_home, mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
 from cldm.runs.sweeps import in_sweep, note_failure
 from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table, wandb_run
@@ -55,6 +55,7 @@ def typed() -> list[str]:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Build, fit, report in the run's folder; returns what results.json holds. A finished run is not done again."""
+    expand_home(cfg)
     with mistakes_refused():
         base_of(cfg)  # complains of a missing one before there is a folder
     done = results_of(cfg)
@@ -206,6 +207,7 @@ def main(cfg: DictConfig) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda line: "💡" not in line.getMessage())
     try:
         refuse_mistakes(cfg)
+        expand_home(cfg)
         if cfg.reproduce:
             cfg = reproduction(cfg)
         elif cfg.resume:
