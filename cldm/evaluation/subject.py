@@ -153,7 +153,7 @@ class Subject:
         fixed = {key: given[key] for key in PROTOCOL}
         fixed |= {"size": self.size, "precision": self.precision, "items_digest": digest.hexdigest()}
         fixed |= {"world": self.world and self.world.name, "judge": self.judge and self.judge.facts()}
-        fixed["clip"] = {"arch": given["clip"]["arch"], "weights": fingerprint(self.clip.model)} if self.clip else None
+        fixed["clip"] = {"arch": self.clip.arch, "weights": fingerprint(self.clip.model)} if self.clip else None
         fixed["inception"] = fingerprint(self.inception.model) if self.inception else None
         fixed |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
         fixed["more"] = [{"condition": branch.condition.name, **branch.settings} for branch in self.branches[1:]]
