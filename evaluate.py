@@ -8,7 +8,6 @@ from typing import Any
 
 import hydra
 import numpy as np
-from cldm.runs.checkout import commit
 from omegaconf import DictConfig
 
 from cldm.evaluation.gallery import claim, draw_missing, read_images
@@ -16,6 +15,7 @@ from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
 from cldm.evaluation.scores import as_files, means
 from cldm.evaluation.subject import UNIT, Subject, branches_of
+from cldm.runs.checkout import commit
 from cldm.runs.configs import expand_home, mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, overrides_of
 from cldm.runs.trained import FILE, device_and_precision

@@ -9,8 +9,6 @@ from typing import Any
 
 import hydra
 import torch
-from cldm.runs.building import instantiate
-from cldm.runs.checkout import REPOSITORY
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -18,6 +16,8 @@ from tqdm import tqdm
 
 from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import expand_home, mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused
 from cldm.runs.trained import (
@@ -29,6 +29,7 @@ from cldm.runs.trained import (
     is_pooled,
     load_branch,
     load_model,
+    trained_size,
 )
 from cldm.sampling.control import ControlUnit
 from cldm.sampling.generation import Sampling
@@ -44,7 +45,7 @@ SAMPLER_KEYS = ("steps", "spacing", "guidance", "rescale", "clip_skip", "prompt_
 SAMPLERS = sorted(path.stem for path in (REPOSITORY / "configs" / "sampler").glob("*.yaml"))
 
 
-def jobs_of(cfg: DictConfig, size: int, pools: list[bool]) -> list[Job]:
+def jobs_of(cfg: DictConfig, size: int | list[int], pools: list[bool]) -> list[Job]:
     """What is to be drawn: one job from the keys of the config, or a list of them. pools: what each checkpoint says."""
     given = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(given, dict)
@@ -213,7 +214,7 @@ def plan(cfg: DictConfig) -> Plan:
     pools = [is_pooled(path) for path in paths]
     conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
     try:
-        jobs = jobs_of(cfg, trainings[0].size, pools)
+        jobs = jobs_of(cfg, trained_size(trainings[0]), pools)
         check(jobs, trainings, conditions)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error

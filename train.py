@@ -10,8 +10,6 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
-from cldm.runs.building import instantiate
-from cldm.runs.checkout import commit
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -19,6 +17,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
+from cldm.data.transforms import check_size
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import commit
 from cldm.runs.configs import expand_home, mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
 from cldm.runs.sweeps import in_sweep, note_failure
@@ -75,6 +76,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     scratch = cfg.stage.module.get("locking") == "scratch"
     loads = [part for part in cfg.stage.loads if not (scratch and part == "unet")]
     with mistakes_refused():
+        size = drawing_size(cfg)
         model = instantiate(cfg.model, _convert_="all")
         if loads:
             load_base(model, base_of(cfg), loads)
@@ -85,18 +87,20 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         loggers = [*instantiate(cfg.logger, _convert_="all").values()]
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
+        data.check(trainer.world_size)
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     ancestors = ancestry(base_of(cfg) if loads else None, source)
     export.metadata |= {
         "extractor": repr(condition),
         "polarity": condition.polarity,
+        "resolution": str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}",
         "ancestors": to_json(ancestors),
     }
     module.hold_frozen_in(str(trainer.precision))
     found = parts(module.train())
     if isinstance(module, ControlLDM):
-        for part, cost in control_cost(model, module.control, (cfg.size, cfg.size)).items():
+        for part, cost in control_cost(model, module.control, size).items():
             found[part]["gflop"] = cost
     if trainer.is_global_zero:
         print(parts_table(found))
@@ -122,6 +126,17 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
     log_outcome(loggers, run.folder, results)
     return finish(run, results)
+
+
+def drawing_size(cfg: DictConfig) -> tuple[int, int]:
+    """(h, w) of `size`, one number or a pair; ValueError if the data have another."""
+    size, own = (
+        OmegaConf.to_container(OmegaConf.create({"size": s}))["size"] for s in (cfg.size, cfg.data.get("size"))
+    )  # type: ignore
+    found = check_size(size, "size")
+    if own is not None and check_size(own) != found:
+        raise ValueError(f"data.size={own} differs from size={size}: set size alone, data.size follows it")
+    return found
 
 
 def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
 import sample
 from cldm.pictures import to_pil
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.trained import FILE
 from ldm.weights import load_weights, save_weights
 

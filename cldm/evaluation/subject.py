@@ -32,6 +32,7 @@ from cldm.runs.trained import (
     load_branch,
     load_model,
     published,
+    trained_size,
 )
 from cldm.sampling.control import ControlUnit, check_settings
 from cldm.sampling.generation import Sampling
@@ -103,7 +104,7 @@ class Subject:
     def __post_init__(self) -> None:
         self.first = self.branches[0]
         self.sampling: Sampling = instantiate(self.cfg.sampler, _convert_="all")
-        self.size = self.cfg.size or self.first.training.size
+        self.size = trained_size(self.cfg) or trained_size(self.first.training)
         data = instantiate(self.cfg.data, _convert_="all")
         self.data = data(condition=self.first.condition, size=self.size, count=self.cfg["items"])
         self.items = self.data.__getitems__(range(self.cfg["items"]))

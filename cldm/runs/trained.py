@@ -67,8 +67,9 @@ def training_config(path: Path, base: str | None, model: str | None = None, cond
             raise SystemExit(f"{path}: there is no {group}={names[group]} in configs/{group}")
     choices = [f"{group}={names[group]}" for group in GROUPS]
     cfg = compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
-    if names.get("resolution", "").isdigit():
-        cfg.size = int(names["resolution"])
+    sides = [int(side) for side in names.get("resolution", "").split("x") if side.isdigit()]
+    if sides:
+        cfg.size = sides[0] if len(sides) == 1 else sides
     place = cfg.model if names["model"] == "pretrained" else cfg.model.schedule
     with open_dict(place):
         for key, value in published(path).schedule.items():
@@ -98,6 +99,11 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
     if len({str(training.model) for training in trainings}) > 1:
         raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
     return paths, trainings
+
+
+def trained_size(training: DictConfig) -> int | list[int]:
+    """`size` of a training config: one number, or [height, width]."""
+    return OmegaConf.to_container(training)["size"]  # type: ignore[index, return-value]
 
 
 def is_pooled(path: Path) -> bool:
