@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cldm.runs.checkout import commit
-from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.configs import expand_home, mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, attempt, differences, overrides_of, results_of, stable
 from cldm.runs.sweeps import in_sweep, note_failure
 
@@ -30,6 +30,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from cldm.runs.trained import base_of
     from cldm.training.fitting import fit
 
+    expand_home(cfg)
     with mistakes_refused():
         base_of(cfg)  # complains of a missing one before there is a folder
     done = results_of(cfg)
@@ -92,6 +93,7 @@ def main(cfg: DictConfig) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda line: "💡" not in line.getMessage())
     try:
         refuse_mistakes(cfg)
+        expand_home(cfg)
         if cfg.reproduce:
             cfg = reproduction(cfg)
         elif cfg.resume:

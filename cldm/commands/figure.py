@@ -53,7 +53,9 @@ def _run_strip(folder: Path, args: argparse.Namespace) -> "Image.Image":
 
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no run folder: there is no config.yaml in it")
-    size = int(OmegaConf.load(folder / "config.yaml")["size"])  # type: ignore[index]
+    size = OmegaConf.load(folder / "config.yaml")["size"]  # type: ignore[index]
+    if not isinstance(size, int):
+        raise ValueError(f"previews of {folder} are not square ({size}); a strip is made of square ones")
     return convergence_strip(folder, args.items or [0, 1], size, args.metric)
 
 

@@ -117,7 +117,9 @@ class ControlLDM(DiffusionTraining):
             "prediction": self.diffusion.schedule.prediction,
             "channels": str(self.control.hint_channels),
             "pooling": "false",
-            "settings": json.dumps({"control": self.control.config.untold()}),
+            "settings": json.dumps(
+                {"control": self.control.config.untold(), "schedule": self.diffusion.schedule.told()}
+            ),
         }
 
     def train(self, mode: bool = True) -> "ControlLDM":

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
+from cldm.data.transforms import check_size
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused
@@ -48,6 +49,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     scratch = cfg.stage.module.get("locking") == "scratch"
     loads = [part for part in cfg.stage.loads if not (scratch and part == "unet")]
     with mistakes_refused():
+        size = drawing_size(cfg)
         model = instantiate(cfg.model, _convert_="all")
         if loads:
             load_base(model, base_of(cfg), loads)
@@ -60,18 +62,20 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         loggers = [*instantiate(cfg.logger, _convert_="all").values()] if first else []
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
+        data.check(trainer.world_size)
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     ancestors = ancestry(base_of(cfg) if loads else None, source)
     export.metadata |= {
         "extractor": repr(condition),
         "polarity": condition.polarity,
+        "resolution": str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}",
         "ancestors": to_json(ancestors),
     }
     module.hold_frozen_in(str(trainer.precision))
     found = parts(module.train())
     if isinstance(module, ControlLDM):
-        for part, cost in control_cost(model, module.control, (cfg.size, cfg.size)).items():
+        for part, cost in control_cost(model, module.control, size).items():
             found[part]["gflop"] = cost
     if trainer.is_global_zero:
         print(parts_table(found))
@@ -97,6 +101,15 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
     log_outcome(loggers, run.folder, results)
     return finish(run, results)
+
+
+def drawing_size(cfg: DictConfig) -> tuple[int, int]:
+    """(h, w) of `size`, one number or a pair; ValueError if the data have another."""
+    plain: Any = OmegaConf.to_container(OmegaConf.create({"size": cfg.size, "own": cfg.data.get("size")}))
+    found = check_size(plain["size"], "size")
+    if plain["own"] is not None and check_size(plain["own"]) != found:
+        raise ValueError(f"data.size={plain['own']} differs from size={plain['size']}: set size, data.size follows it")
+    return found
 
 
 def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:

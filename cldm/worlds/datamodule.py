@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
+from cldm.data.transforms import check_size
 from cldm.worlds import HELD_OUT_START, TEST_START, World, get_world
 from cldm.worlds.dataset import WorldDataset
 from ldm.diffusion import LatentDiffusion
@@ -14,7 +15,7 @@ def world_data(
     condition: Condition,
     model: LatentDiffusion,
     world: str | World,
-    size: int,
+    size: int | Sequence[int],
     family: str,
     train_count: int,
     val_count: int,
@@ -32,6 +33,7 @@ def world_data(
     if train_count >= HELD_OUT_START:
         raise ValueError(f"data.train_count must be below {HELD_OUT_START}, got {train_count}")
     place = get_world(world) if isinstance(world, str) else world
+    size = _side(size, place.name)
     train = WorldDataset(
         place,
         train_count,
@@ -51,9 +53,23 @@ def world_data(
     return DataModule(train, validation, batch_size, order, condition=condition)
 
 
+def _side(size: int | Sequence[int], world: str) -> int:
+    height, width = check_size(size, "size")
+    if height != width:
+        raise ValueError(f"size={[height, width]}: pictures of {world} are square; give one number")
+    return height
+
+
 def world_items(
-    condition: Condition, size: int, count: int, world: str | World, family: str, seed: int = 0, start: int = TEST_START
+    condition: Condition,
+    size: int | Sequence[int],
+    count: int,
+    world: str | World,
+    family: str,
+    seed: int = 0,
+    start: int = TEST_START,
 ) -> WorldDataset:
     """`count` items of a family with images, hints and captions, neither trained on nor watched during training."""
     place = get_world(world) if isinstance(world, str) else world
-    return WorldDataset(place, count, size, family, seed, start, ("image", "hint"), condition=condition)
+    side = _side(size, place.name)
+    return WorldDataset(place, count, side, family, seed, start, ("image", "hint"), condition=condition)
