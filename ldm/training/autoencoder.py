@@ -110,7 +110,8 @@ class AutoencoderTraining(Stage):
         if self.decoder_only:
             return
         if self._measured_on is None:
-            items: Any = self.trainer.datamodule.validation  # type: ignore[attr-defined]
+            data: Any = getattr(self.trainer, "datamodule", None)  # shards have numbered items for validation only
+            items = data.validation if data else self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
             self._measured_on = items.__getitems__(range(min(64, len(items))))["image"]
         set_latent_scale(self.autoencoder, self._measured_on.to(self.autoencoder.scale.device))
 
