@@ -8,18 +8,18 @@ from typing import Any
 
 import hydra
 import numpy as np
-from filelock import FileLock
 from omegaconf import DictConfig
 
-from cldm.configs import refuse_mistakes, register_resolvers
 from cldm.evaluation.gallery import claim, draw_missing, read_images
 from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
 from cldm.evaluation.scores import as_files, means
-from cldm.run_folder import overrides_of
-from cldm.subject import UNIT, Subject, branches_of
-from cldm.tracking import commit, write_json
-from cldm.trained import FILE, device_and_precision
+from cldm.evaluation.subject import UNIT, Subject, branches_of
+from cldm.runs.checkout import code, commit
+from cldm.runs.configs import refuse_mistakes, register_resolvers
+from cldm.runs.folder import overrides_of
+from cldm.runs.trained import FILE, device_and_precision
+from ldm.files import locked, whole, write_json
 
 register_resolvers()
 
@@ -32,18 +32,17 @@ def reference(subject: Subject, batch_size: int) -> dict[str, Any]:
             {key: value for key, value in subject.protocol.items() if key not in (*UNIT, "more")}
         ),
         "base": subject.fingerprint,
-        "condition": "; ".join(repr(branch.condition) for branch in subject.branches),
-        "baseline": str(subject.cfg.baseline),
-        "commit": commit(),
+        "conditions": subject.key["conditions"],
+        "baseline": subject.cfg.baseline,
+        "code": code(),
     }
     folder = Path(subject.cfg.cache) / protocol_hash(key)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # several evaluations at a time: one makes it, the others wait
+    with locked(folder, wait=True):  # several evaluations at a time: one makes it, the others wait
         path = folder / "reference.json"
         return json.loads(path.read_text()) if path.is_file() else _make_reference(subject, folder, key, batch_size)
 
 
-def _make_reference(subject: Subject, folder: Path, key: dict[str, str], batch_size: int) -> dict[str, Any]:
+def _make_reference(subject: Subject, folder: Path, key: dict[str, Any], batch_size: int) -> dict[str, Any]:
     claim(folder, key, overwrite=False)
     real = [Shot(i, "perfect", 0, caption) for i, caption in enumerate(subject.items["caption"])]
     sets = {"ceiling": as_files(subject.reconstructions()), "real": subject.items["image"]}
@@ -65,9 +64,7 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
     """Draw, measure, write results.json and per_sample.npz into `folder`; returns the results."""
     batch_size = subject.cfg.batch_size or (8 if subject.device == "cpu" else 16)
     first, more = subject.first, subject.branches[1:]
-    identity = protocol_hash(subject.protocol)
-    weights = "+".join(branch.sha256 for branch in subject.branches)
-    claim(folder, {"protocol": identity, "checkpoint": weights}, subject.cfg.overwrite)
+    claim(folder, subject.key, subject.cfg.overwrite)
     images = folder / "images"
     draw_missing(images, subject.shots, batch_size, lambda s: subject.draw(s, True), f"drawing {first.path.parent}")
     drawn = read_images(images, subject.shots)
@@ -77,6 +74,7 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
     results = {
         "checkpoint": str(first.path),
         "checkpoint_sha256": first.sha256,
+        "base_sha256": subject.key["base"],
         "more": [{"checkpoint": str(branch.path), "checkpoint_sha256": branch.sha256} for branch in more],
         "condition": subject.cfg.trained.condition or first.metadata.get("condition"),
         "seed": int(first.metadata["seed"]) if "seed" in first.metadata else None,
@@ -84,14 +82,13 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
         "evaluated_at_commit": commit(),
         "overrides": overrides_of(first.path.parent),
         "protocol": subject.protocol,
-        "protocol_hash": identity,
+        "protocol_hash": subject.key["protocol"],
         "n": subject.cfg["items"] * len(subject.cfg.noise_seeds),
         "metrics": subject.summary(drawn, rows, subject.shots),
         **bounds,
     }
-    with open(folder / "per_sample.partial", "wb") as file:
+    with whole(folder / "per_sample.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **rows)  # type: ignore[arg-type]
-    (folder / "per_sample.partial").replace(folder / "per_sample.npz")
     write_json(folder / "results.json", results)
     if not subject.cfg.keep_images:
         shutil.rmtree(images)
@@ -106,7 +103,8 @@ def evaluate(cfg: DictConfig) -> list[Path]:
         subjects = [branches_of(cfg, one) for one in given]
         folders = [output_folder(cfg, branches[0].path, len(subjects)) for branches in subjects]
         for branches, folder in zip(subjects, folders, strict=True):
-            results = evaluate_one(Subject(branches, cfg, device, precision), folder)
+            with locked(folder):
+                results = evaluate_one(Subject(branches, cfg, device, precision), folder)
             print("\n" + results_table(results) + f"\n\n{folder / 'results.json'}")
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
@@ -124,6 +122,7 @@ def output_folder(cfg: DictConfig, path: Path, count: int) -> Path:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
+    code()  # of what runs, whatever is changed meanwhile
     refuse_mistakes(cfg)
     evaluate(cfg)
 

@@ -10,30 +10,32 @@ from typing import Any
 import hydra
 import torch
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
-from cldm.configs import refuse_mistakes, register_resolvers
-from cldm.control import ControlUnit
-from cldm.controlnet import ControlNet
-from cldm.generation import Sampling
-from cldm.jobs import Job, load_image, load_mask, make_job, read_jobs
-from cldm.ledger import Ledger, Shot, draw_in_batches
-from cldm.tracking import REPOSITORY
-from cldm.trained import (
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import REPOSITORY
+from cldm.runs.configs import refuse_mistakes, register_resolvers
+from cldm.runs.trained import (
     PRECISIONS,
+    base_content,
     base_of,
     checkpoints_of,
     device_and_precision,
-    digest,
     is_pooled,
     load_branch,
     load_model,
 )
+from cldm.sampling.control import ControlUnit
+from cldm.sampling.generation import Sampling
+from cldm.sampling.jobs import Job, check_pictures, load_image, load_mask, make_job, read_jobs
+from cldm.sampling.ledger import Ledger, Shot, draw_in_batches
 from ldm.diffusion import LatentDiffusion
+from ldm.files import InUse, content, locked, remove_partial
+from ldm.identity import decisive
 
 register_resolvers()
 
@@ -87,12 +89,12 @@ def check(jobs: list[Job], trainings: list[DictConfig], conditions: list[Conditi
     for job in jobs:
         try:
             check_job(job, skeleton, nets)
-            load_inputs(job, conditions, notify=print)
+            check_pictures(job, conditions)
         except ValueError as error:
             raise ValueError(f"{job.name}: {error}" if len(jobs) > 1 else str(error)) from error
 
 
-def check_job(job: Job, skeleton: LatentDiffusion, nets: list[ControlNet]) -> None:
+def check_job(job: Job, skeleton: LatentDiffusion, nets: list[Branch]) -> None:
     """ValueError where sizes and steps of a job do not suit the model and its branches, which have no weights yet."""
     skeleton.latent_shape(*job.size)
     instantiate(job.sampler, _convert_="all").timesteps(skeleton, job.strength if job.image else 1.0)
@@ -132,7 +134,7 @@ def rows(tensors: list[Tensor]) -> Tensor:
 def draw(
     shots: list[Shot],
     diffusion: LatentDiffusion,
-    nets: list[ControlNet],
+    nets: list[Branch],
     conditions: list[Condition],
     callback: Callable[[int, Tensor], None],
 ) -> Tensor:
@@ -196,8 +198,8 @@ def plan(cfg: DictConfig) -> Plan:
     """Everything found and checked before weights are read; SystemExit says what cannot be drawn."""
     paths, trainings = checkpoints_of(cfg.checkpoint, cfg)
     pools = [is_pooled(path) for path in paths]
-    conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
     try:
+        conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
         jobs = jobs_of(cfg, trainings[0].size, pools)
         check(jobs, trainings, conditions)
     except (ValueError, OSError) as error:
@@ -232,13 +234,21 @@ def sample(cfg: DictConfig) -> Path:
     ledger = Ledger(
         Path(cfg.out) if cfg.out else found.paths[0].parent / "samples",
         {
-            "checkpoints": [{"file": str(path), "digest": digest(path)} for path in found.paths],
-            "base": base_of(found.trainings[0]),
+            "checkpoints": [{"file": str(path), "content": content(path)} for path in found.paths],
+            "base": {"file": base_of(found.trainings[0]), "content": base_content(found.paths[0], found.trainings[0])},
+            "conditions": [decisive(condition) for condition in found.conditions],
             "precision": precision,
         },
         flat=not cfg.jobs,
         resume=bool(cfg.jobs),
     )
+    with locked(ledger.folder):
+        return fill(ledger, found, cfg)
+
+
+def fill(ledger: Ledger, found: Plan, cfg: DictConfig) -> Path:
+    """Draw what is missing in the folder, with a sheet for each job; returns the folder."""
+    remove_partial(ledger.folder, *(ledger.sheet_path(job).parent for job in found.jobs))
     shots = ledger.missing(found.jobs)
     if shots:
         draw_all(shots, found, ledger, cfg)
@@ -260,6 +270,8 @@ def main(cfg: DictConfig) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
         sample(cfg)
+    except InUse as error:
+        raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         raise SystemExit("stopped" + ("; the same command draws what is missing" if cfg.jobs else "")) from None
 

@@ -12,33 +12,27 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from cldm.callbacks import EMA, Checkpoints, Export, Watch, averaged
-from cldm.configs import mistakes_refused, refuse_mistakes, register_resolvers
-from cldm.control_ldm import ControlLDM
-from cldm.controlnet import ControlNet
-from cldm.interop import load_control
-from cldm.run_folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
-from cldm.runs import ancestry, report
-from cldm.sweeps import in_sweep, note_failure
-from cldm.tracking import (
-    commit,
-    control_cost,
-    describe_run,
-    log_outcome,
-    parts,
-    parts_table,
-    to_json,
-    wandb_run,
-)
-from cldm.trained import base_beside, base_of
+from cldm.branches.controlnet import Branch
+from cldm.branches.interop import load_control
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import commit
+from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.folder import Refused, Run, attempt, differences, finish, overrides_of, results_of, stable
+from cldm.runs.sweeps import in_sweep, note_failure
+from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table, wandb_run
+from cldm.runs.trained import base_beside, base_of
+from cldm.training.callbacks import EMA, Checkpoints, Export, HintUse, Watch, averaged
+from cldm.training.control_ldm import ControlLDM
+from cldm.training.report import ancestry, report
 from ldm.diffusion import LatentDiffusion
+from ldm.files import to_json
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole
-from ldm.training import Stage
+from ldm.training.stage import Stage
 
 register_resolvers()
 
@@ -74,7 +68,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Build, fit, report."""
-    began = time.time()
+    began = time.monotonic()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -88,7 +82,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         source = start_from(cfg, module, model) if cfg.init_from else None
         condition = instantiate(cfg.condition, _convert_="all")
         data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
-        loggers = [*instantiate(cfg.logger, _convert_="all").values()]
+        # they rename and write files as they are made: of several processes the first one has them
+        first = not getattr(rank_zero_only, "rank", 0)
+        loggers = [*instantiate(cfg.logger, _convert_="all").values()] if first else []
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
@@ -117,14 +113,17 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if not trainer.is_global_zero:
         return {}
     watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
+    use = next((c.history for c in trainer.callbacks if isinstance(c, HintUse)), {})
     sampling = instantiate(cfg.sampler, _convert_="all")
     module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
     with averaged(trainer, module):
-        results = report(cfg, module, data, sampling, watch.history)
+        results = report(cfg, module, data, sampling, watch.history, use)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
     results["steps"] = trainer.global_step
+    results["train_seconds"] = round(module.clock.seconds, 1)
+    results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
     log_outcome(loggers, run.folder, results)
-    return finish(run, results, began)
+    return finish(run, results)
 
 
 def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
@@ -134,7 +133,7 @@ def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
     state = {name: whole(t).cpu() for name, t in module.state_dict().items()}
     alone = build_module(cfg, instantiate(cfg.model, _convert_="all"))
     alone.load_state_dict(state)
-    alone.base_fingerprint = module.base_fingerprint
+    alone.base_fingerprint, alone.clock = module.base_fingerprint, module.clock
     return alone
 
 
@@ -146,7 +145,7 @@ def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> Path:
     source = exported if exported.is_file() else source
     if not source.exists():
         raise ValueError(f"init_from={cfg.init_from}: there is no such run folder or file")
-    if isinstance(trained, ControlNet):
+    if isinstance(trained, Branch):
         own_base, base = base_beside(source), base_of(cfg)
         if own_base is not None and (base is None or Path(base).resolve() != own_base.resolve()):
             raise ValueError(f"{source} was trained together with a base of its own: start with base={own_base} too")
@@ -180,7 +179,7 @@ def resumption(cfg: DictConfig) -> DictConfig:
 
 def composed_anew(run: Path, first: list[str], last: list[str]) -> DictConfig:
     """The configuration of overrides: `first`, those of a run folder, and `last`, where the last of a key counts."""
-    recorded = [item for item in overrides_of(run) if item not in last]
+    recorded = [item for item in overrides_of(run) if item not in last and not item.lstrip("+~").startswith("hydra")]
     again = compose("train", [*first, *recorded, *last], return_hydra_config=True)
     HydraConfig.instance().set_config(again)  # values that name the chosen groups ask for it
     with open_dict(again):
@@ -201,6 +200,7 @@ def train_chain(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
+    commit()  # of the code that runs, whatever is committed meanwhile
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")

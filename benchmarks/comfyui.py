@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from cldm.runs.building import instantiate
 from torch import Tensor, nn
 
-from cldm.cli import main as cldm
-from cldm.configs import composed
-from cldm.control import ControlUnit
-from cldm.controlnet import ControlNet
+from cldm.branches.controlnet import ControlNet
+from cldm.commands.cli import main as cldm
+from cldm.runs.configs import composed
+from cldm.sampling.control import ControlUnit
 from ldm.diffusion import LatentDiffusion
 from ldm.samplers import initial_noise
-from ldm.training import base_facts
+from ldm.training.diffusion import base_facts
 from ldm.weights import save_weights
 
 PROMPT, NEGATIVE, SIZE, STEPS, GUIDANCE, STRENGTH = "a red house by the sea", "blurry", 128, 4, 7.5, 0.8

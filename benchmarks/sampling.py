@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cldm.control import ControlUnit
-from cldm.generation import Sampling
+from cldm.sampling.control import ControlUnit
+from cldm.sampling.generation import Sampling
 from ldm.samplers import ddim, initial_noise
 from tests.pipelines import SD15, SMALL, Both, build
 

@@ -1,6 +1,6 @@
-"""python -m cldm COMMAND ...: see cldm.cli."""
+"""python -m cldm COMMAND ...: see cldm.commands.cli."""
 
-from cldm.cli import main
+from cldm.commands.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

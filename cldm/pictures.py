@@ -4,10 +4,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ldm.files import whole
 
 GAP = 6
 TEXT_SIZE = 11
@@ -45,13 +48,10 @@ def grid(columns: Mapping[str, Tensor], captions: Sequence[str], pairs: int = 2)
     return sheet
 
 
-def save_atomically(picture: Image.Image, path: str | Path) -> None:
-    """Write a PNG through a temporary file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.png")
-    picture.save(partial)
-    partial.replace(path)
+def save_atomically(picture: Image.Image, path: str | Path, **options: Any) -> None:
+    """Write a PNG, whole. options: see Pillow's PNG writer."""
+    with whole(path) as partial:
+        picture.save(partial, format="PNG", **options)
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Panel:
     log: bool = False
 
 
-def plot(path: str | Path, panels: Sequence[Panel], mark: int | None) -> None:
-    """Panels side by side, with `mark` (the moment of convergence) as a vertical line through each."""
+def plot(path: str | Path, panels: Sequence[Panel], mark: tuple[int, str] | None) -> None:
+    """Panels side by side, with `mark` (a step and what it is) as a vertical line through each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -78,7 +78,7 @@ def plot(path: str | Path, panels: Sequence[Panel], mark: int | None) -> None:
                 steps, np.asarray(values, dtype=float), marker="." if few else "", alpha=1 if few else 0.4, label=name
             )
         if mark is not None:
-            axes.axvline(mark, color="0.4", linestyle="--", label=f"sudden convergence: step {mark}")
+            axes.axvline(mark[0], color="0.4", linestyle="--", label=mark[1])
         axes.set(xlabel="optimizer step", title=panel.title)
         axes.set(yscale="log") if panel.log else axes.set(ylabel="share", ylim=(0, 1))
         axes.grid(alpha=0.3)

@@ -15,9 +15,14 @@ Shifts = dict[nn.Module, Tensor]
 
 
 def repeat_rows(x: Tensor, rows: int) -> Tensor:
-    """x (b, ...) -> (rows, ...): the batch as a whole, repeated. A batch of the right size passes through."""
+    """x (b, ...) -> (rows, ...): the batch as a whole, repeated. A batch of the right size passes through.
+
+    ValueError where b rows do not go into `rows` without rest.
+    """
     if len(x) == rows:
         return x
+    if rows % len(x):
+        raise ValueError(f"{len(x)} rows cannot be shared by {rows}")
     return x.expand(rows, *x.shape[1:]) if len(x) == 1 else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
 
 

@@ -206,6 +206,11 @@ class LabelProbe(nn.Module):
         return self.weight * torch.stack(losses).mean()
 
 
+def label_probe(config: UNetConfig, classes: Sequence[int], weight: float) -> LabelProbe | None:
+    """A LabelProbe, or None for data without label maps (no `classes`)."""
+    return LabelProbe(config, classes, weight) if classes else None
+
+
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Mean hinge loss of the discriminator's logits on real and generated images."""
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())

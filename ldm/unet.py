@@ -160,6 +160,14 @@ class Encoded:
         return Encoded(skips, _add(self.middle, control.middle), self.emb)
 
 
+def encoder_levels(config: UNetConfig) -> tuple[list[int], list[int]]:
+    """Channels of the encoder's outputs, conv_in's first; and their levels (the side is halved that many times),
+    with the middle's last."""
+    with torch.device("meta"):
+        encoder = UNetEncoder(config)
+    return encoder.out_channels, encoder.levels
+
+
 class UNetEncoder(nn.Module):
     """Time embedding, first convolution, encoder blocks and middle: 12 outputs and 1 in Stable Diffusion."""
 

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm import files
+from ldm.autoencoder import AutoencoderKL
 from ldm.sharding import whole, writes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -25,25 +27,26 @@ def save_weights(
 
     Of a module that is shared out over processes every one calls this, and the first writes.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: whole(tensor.detach()).cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in module.state_dict().items()
-    }
-    if not writes(module):
-        return path
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata)
-        make_readable(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    state = {name: whole(tensor.detach()).cpu() for name, tensor in module.state_dict().items()}
+    if writes(module):
+        write_tensors(state, path, metadata, dtype)
+    return Path(path)
 
 
-def make_readable(path: Path) -> None:
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a safetensors file, whole; floating tensors are cast to `dtype` if given."""
+    cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in tensors.items()}
+    with files.whole(path) as partial:
+        save_file({name: t.contiguous() for name, t in cast.items()}, partial, {"format": "pt", **(metadata or {})})
+        _make_readable(partial)
+
+
+def _make_readable(path: Path) -> None:
     """Give a file the mode of the user's other new files; safetensors makes its own readable by the owner only."""
     mask = os.umask(0)
     os.umask(mask)
@@ -63,10 +66,15 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
     return digest.hexdigest()
 
 
+def encoder_fingerprint(autoencoder: AutoencoderKL) -> str:
+    """A name for the encoder's weights: cached moments belong to it, whatever the decoder."""
+    return fingerprint(autoencoder.encoder) + fingerprint(autoencoder.quant_conv)
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file."""
+    """The metadata of a safetensors file, without the format that every file of PyTorch names."""
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+        return {name: value for name, value in (file.metadata() or {}).items() if name != "format"}
 
 
 def load_weights(

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 import train
-from cldm.data.scenes import WORDS
+from cldm.worlds.scenes import WORDS
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
 from ldm.conditioner import Conditioner

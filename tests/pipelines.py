@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cldm.controlnet import ControlNet
-from cldm.interop import control_table
+from cldm.branches.controlnet import ControlNet
+from cldm.branches.interop import control_table
 from ldm.autoencoder import AutoencoderKL
 from ldm.conditioner import Conditioner
 from ldm.diffusion import LatentDiffusion

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from cldm.cli import main
-from cldm.interop import understand_control
-from cldm.tracking import REPOSITORY
-from cldm.trained import load_model, training_config
+from cldm.branches.interop import understand_control
+from cldm.commands.cli import main
+from cldm.runs.trained import load_model, training_config
 from ldm.interop.published import read
 from ldm.interop.understand import understand
 from ldm.weights import read_metadata

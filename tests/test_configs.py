@@ -14,15 +14,15 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import train
-from cldm.callbacks import EMA, Export, Watch
 from cldm.conditions import Condition
-from cldm.configs import mistakes_refused, refuse_mistakes
 from cldm.data.cache import build_cache
 from cldm.data.datamodule import DataModule
 from cldm.data.fill50k import write_fill50k
-from cldm.data.scenes import WORDS
-from cldm.generation import Sampling
-from cldm.run_folder import Refused
+from cldm.runs.configs import mistakes_refused, refuse_mistakes
+from cldm.runs.folder import Refused
+from cldm.sampling.generation import Sampling
+from cldm.training.callbacks import EMA, Export, Watch
+from cldm.worlds.scenes import WORDS
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
 

@@ -1,6 +1,7 @@
 """evaluate.py: the same items and noise for every method, results that a kill does not change, early refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate
-from cldm.data.seen import training_images
+from cldm.conditions.plain import Unchanged
+from cldm.evaluation import subject as subject_module
+from cldm.evaluation.protocol import Shot
 from cldm.evaluation.quality import nearest_distances, thumbnails
-from cldm.evaluation.segmenter import Segmenter
-from cldm.jobs import load_image
+from cldm.evaluation.seen import training_images
+from cldm.evaluation.subject import Subject
 from cldm.pictures import save_atomically
-from cldm.tracking import REPOSITORY
-from cldm.trained import recorded_values, training_config
-from ldm.weights import save_weights
+from cldm.runs.checkout import REPOSITORY
+from cldm.runs.configs import composed
+from cldm.runs.trained import recorded_values, training_config
+from cldm.sampling.jobs import load_image
+from cldm.worlds.scenes.segmenter import Segmenter
+from ldm.files import content
+from ldm.weights import read_metadata, save_weights
 
 CONFIGS = str(REPOSITORY / "configs")
 
@@ -159,8 +166,8 @@ def test_a_published_checkpoint_needs_to_be_told_its_model_and_condition(runs: P
 
 def test_images_are_compared_with_those_the_run_was_trained_on(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "control.safetensors").write_bytes((runs / "a" / "control.safetensors").read_bytes())
-    data = {"_target_": "cldm.data.scenes.datamodule.scenes_data", "train_count": 4, "family": "control", "size": 64,
-            "seed": 0}  # fmt: skip
+    data = {"_target_": "cldm.worlds.datamodule.world_data", "world": "scenes", "train_count": 4, "size": 64,
+            "family": "control", "seed": 0}  # fmt: skip
     (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
     [folder] = measure(runs, f"checkpoint={tmp_path}", "nearest=3", *FAST)
     found, rows = results(folder), np.load(folder / "per_sample.npz")
@@ -186,7 +193,7 @@ def test_fid_lies_between_the_images_and_real_ones(runs: Path, tmp_path: Path, m
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return images.mean(dim=(2, 3))
 
-    monkeypatch.setattr("cldm.subject.Inception", Mean)
+    monkeypatch.setattr("cldm.evaluation.subject.Inception", Mean)
     [folder] = measure(runs, f"checkpoint={runs}/a", "inception=inception.pth", "reference=8", "baseline=false",
                        f"out={tmp_path}", *FAST)  # fmt: skip
     found = results(folder)
@@ -217,6 +224,29 @@ def test_what_cannot_be_measured_is_refused(runs: Path, both: list[Path], overri
     with pytest.raises(SystemExit, match=message):
         measure(runs, f"checkpoint={runs}/a", *overrides)
     assert results(both[0]) == before
+
+
+def test_no_old_image_is_signed_as_new(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another base under the same name, or other code: the folder's images are of the old ones."""
+    base, out = tmp_path / "base.safetensors", tmp_path / "out"
+    shutil.copyfile(runs / "base.safetensors", base)
+    quick = [f"checkpoint={runs}/a", "items=1", "noise_seeds=[0]", "prompts=[none]", "baseline=false", f"base={base}"]
+    [folder] = measure(runs, *quick, f"out={out}")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    measure(runs, *quick, f"out={out}")
+    monkeypatch.setattr(subject_module, "code", lambda: "another commit")
+    with pytest.raises(SystemExit, match=r"holds another evaluation \(code: .* there, another commit now\)"):
+        measure(runs, *quick, f"out={out}")
+    monkeypatch.undo()
+    tensors = load_file(base)
+    save_file({name: tensor * 1.25 for name, tensor in tensors.items()}, base, read_metadata(base))
+    with pytest.raises(SystemExit, match=r"holds another evaluation \(base: "):
+        measure(runs, *quick, f"out={out}")
+    assert {path: path.read_bytes() for path in before} == before
+    measure(runs, *quick, f"out={out}", "overwrite=true")
+    image = folder / "images" / "none" / "item_00000_noise_0.png"
+    assert image.read_bytes() != before[image]
+    assert results(folder)["base_sha256"] == content(base)
 
 
 def test_settings_of_the_run_are_those_it_recorded_and_nothing_of_a_run_folder_is_built(
@@ -250,10 +280,33 @@ def test_pictures_of_a_folder_are_measured_with_generic_and_foreign_prompts(runs
     assert "shape_iou" not in found["metrics"]["none"]
 
 
+def test_distances_of_sets_do_not_depend_on_how_many_noise_seeds_were_drawn(runs: Path, tmp_path: Path) -> None:
+    """Real images, n times the same: as far from the reference as once, or "real" and methods could not be compared."""
+    file = tmp_path / "segmenter.safetensors"
+    save_weights(Segmenter(), file, {"stage": "segmenter"})
+    cfg = composed([f"judge={file}", "reference=8", "items=4", "size=64"], "evaluate")
+    subject = Subject.__new__(Subject)
+    subject.cfg, subject.size = cfg, 64
+    subject.data = instantiate(cfg.data, _convert_="all")(condition=Unchanged(), size=64, count=4)
+    subject.items = subject.data.__getitems__(range(4))
+    subject.world = subject.data.world
+    subject.judge = subject.world.judge(str(file))
+    subject.inception = None
+    once, thrice = (
+        subject.quality(
+            subject.items["image"].repeat(count, 1, 1, 1),
+            [Shot(i, "perfect", noise, "a") for noise in range(count) for i in range(4)],
+        )["perfect"]
+        for count in (1, 3)
+    )
+    assert once["fid_scenes"] == pytest.approx(thrice["fid_scenes"])
+    assert once["kid_scenes"] == pytest.approx(thrice["kid_scenes"])
+
+
 def test_a_segmenter_judges_and_its_ceiling_stands_beside_it(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "segmenter.safetensors"
     save_weights(Segmenter(), file, {"stage": "segmenter"})
-    [folder] = measure(runs, f"checkpoint={runs}/a", f"segmenter={file}", "reference=8", f"out={tmp_path / 'out'}",
+    [folder] = measure(runs, f"checkpoint={runs}/a", f"judge={file}", "reference=8", f"out={tmp_path / 'out'}",
                        "prompts=[perfect]", "baseline=false")  # fmt: skip
     found = results(folder)
     scores = found["metrics"]["perfect"]
@@ -261,4 +314,4 @@ def test_a_segmenter_judges_and_its_ceiling_stands_beside_it(runs: Path, tmp_pat
     assert {"segmenter_miou", "fid_scenes"} <= set(found["ceiling"]) & set(found["real"])
     assert scores["fid_scenes"] > found["real"]["fid_scenes"]
     with pytest.raises(SystemExit, match="no file of `python -m cldm segmenter`"):
-        measure(runs, f"checkpoint={runs}/a", f"segmenter={runs}/base.safetensors", f"out={tmp_path / 'out2'}")
+        measure(runs, f"checkpoint={runs}/a", f"judge={runs}/base.safetensors", f"out={tmp_path / 'out2'}")

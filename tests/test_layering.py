@@ -14,15 +14,32 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# The rooms from the ground up: a file imports its own room and rooms of lower floors, never one beside it.
+FLOORS = [
+    {"ldm"},
+    {"ldm.training"},
+    {"cldm.pictures"},
+    {"cldm.conditions"},
+    {"cldm.data"},
+    {"cldm.worlds"},
+    {"cldm.branches", "cldm.tables"},
+    {"cldm.sampling", "cldm.runs"},
+    {"cldm.evaluation"},
+    {"cldm.training"},
+    {"cldm.commands"},
+    {"cldm.__main__"},
+    {"train", "sample", "evaluate"},
+]
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
 MODEL_IMPORTS = {"torch", "einops", "numpy", "ldm"}
 EXTRA_IMPORTS = {  # what single files or folders of ldm may import on top, each for one reason
     "ldm/conditioner.py": {"open_clip", "regex"},  # the tokenizer, whose vocabulary ships in the wheel
     "ldm/attention.py": {"xformers"},  # an optional backend
+    "ldm/files.py": {"filelock"},  # one process at a time in a folder
     "ldm/weights.py": {"safetensors"},  # reads and writes this project's own weight files
     "ldm/interop": {"safetensors"},  # reads and writes published files; no model file imports it
 }
-TRAINING = "ldm/training.py"  # the one file of ldm that knows Lightning
+TRAINING = "ldm/training"  # the one room of ldm that knows Lightning
 
 PROBE = """
 import importlib, json, sys
@@ -81,7 +98,36 @@ def loaded_by(paths: list[Path], forbidden: set[str], root: Path = ROOT) -> dict
     return json.loads(result.stdout.splitlines()[-1])
 
 
-LDM_MODELS = [path for path in files("ldm") if path != Path(TRAINING)]
+def floor(module: str) -> int | None:
+    """The floor of the room that a module lies in; None for what is not of this house."""
+    parts = module.split(".")
+    names = {".".join(parts[:n]) for n in (1, 2)}
+    return max((i for i, rooms in enumerate(FLOORS) if rooms & names), default=None)
+
+
+def room(module: str) -> str:
+    """The room that a module lies in: cldm.data.folder -> cldm.data."""
+    parts = module.split(".")
+    return ".".join(parts[: 1 + (parts[0] == "cldm" or parts[:2] == ["ldm", "training"])])
+
+
+HOUSE = files("ldm", "cldm", "train.py", "sample.py", "evaluate.py")
+
+
+@pytest.mark.parametrize("path", HOUSE, ids=str)
+def test_imports_run_downwards_through_the_rooms(path):
+    own = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    if own == "cldm":
+        return
+    here = floor(own)
+    assert here is not None, f"{path} lies in no room of FLOORS"
+    for name in imports(path):
+        there = floor(name)
+        if there is not None and name != "cldm" and room(name) != room(own):
+            assert there < here, f"{path} imports {name}, which lies beside or above it"
+
+
+LDM_MODELS = [path for path in files("ldm") if not path.is_relative_to(TRAINING)]
 
 
 def test_importing_ldm_loads_no_framework_and_nothing_of_cldm():
@@ -108,30 +154,31 @@ def test_ldm_never_imports_cldm_hydra_or_a_tracker():
 def test_only_entry_points_import_hydra():
     # sweeps.py is a callback of Hydra; trained.py and subject.py build what sample.py and evaluate.py are told
     entry_points = {
-        Path("cldm/cli.py"),
-        Path("cldm/app.py"),
-        Path("cldm/configs.py"),
-        Path("cldm/sweeps.py"),
-        Path("cldm/trained.py"),
-        Path("cldm/subject.py"),
+        Path("cldm/commands/cli.py"),
+        Path("cldm/runs/configs.py"),
+        Path("cldm/runs/sweeps.py"),
+        Path("cldm/runs/trained.py"),
+        Path("cldm/evaluation/subject.py"),
         *files("cldm/commands"),
     }
     others = set(files("ldm", "cldm")) - entry_points
     assert [path for path in others if "hydra" in top_level(path)] == []
 
 
-OUTER = files("cldm/conditions", "cldm/evaluation")
+# what evaluate.py composes and reads its items from; the rest of the evaluation works on tensors
+INPUTS = {Path("cldm/evaluation", name) for name in ("subject.py", "held_out.py", "seen.py")}
+OUTER = [path for path in files("cldm/conditions", "cldm/evaluation") if path not in INPUTS]
 
 
 @pytest.mark.parametrize("path", OUTER, ids=str)
 def test_conditions_and_evaluation_do_not_name_the_lightning_module(path):
     assert not {"pytorch_lightning", "lightning"} & top_level(path)
-    assert "cldm.control_ldm" not in imports(path)
+    assert "cldm.training.control_ldm" not in imports(path)
 
 
 def test_conditions_and_evaluation_do_not_load_the_lightning_module():
     assert Path("cldm/conditions/canny.py") in OUTER
-    assert loaded_by(OUTER, {"pytorch_lightning", "hydra", "wandb", "cldm.control_ldm"}) == {}
+    assert loaded_by(OUTER, {"pytorch_lightning", "hydra", "wandb", "cldm.training.control_ldm"}) == {}
 
 
 def test_conditions_do_not_import_the_data_that_imports_them():

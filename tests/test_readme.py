@@ -3,7 +3,8 @@
 import json
 import re
 
-from cldm.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
+
 from ldm.weights import read_metadata
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 import sample
 from cldm.pictures import to_pil
-from cldm.tracking import REPOSITORY
-from cldm.trained import FILE
+from cldm.runs.checkout import REPOSITORY
+from cldm.runs.trained import FILE
+from ldm.files import InUse, locked
 from ldm.weights import load_weights, save_weights
 
 CONFIGS = str(REPOSITORY / "configs")
@@ -174,6 +175,28 @@ def test_a_job_list_is_drawn_into_folders_and_not_drawn_twice(
     assert found == {"cat/seed_0.png", "cat/seed_1.png", "cat/sheet.png", "over/seed_0.png", "over/sheet.png"}
     monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("everything was there already"))
     draw(run, *arguments)
+
+
+def test_an_edited_hint_draws_its_own_images_anew_and_no_others(run: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        drawing = Image.new("RGB", (64, 64))
+        drawing.paste((255, 255, 255), (20, 20, 60, 22))
+        drawing.save(tmp_path / f"{name}.png")
+    (tmp_path / "jobs.jsonl").write_text("".join(f'{{"hint": "{tmp_path}/{name}.png", "count": 1}}\n' for name in "ab"))
+    arguments = (f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl", f"out={tmp_path}/out", "sampler.steps=1")
+    folder = draw(run, *arguments)
+    before = {name: (folder / name / "seed_0.png").stat().st_mtime_ns for name in "ab"}
+    Image.open(tmp_path / "a.png").rotate(90).save(tmp_path / "a.png")
+    draw(run, *arguments)
+    after = {name: (folder / name / "seed_0.png").stat().st_mtime_ns for name in "ab"}
+    assert after["a"] != before["a"]
+    assert after["b"] == before["b"]
+
+
+def test_a_folder_that_another_process_fills_is_left_to_it(run: Path, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(InUse, match="is in use by another process"):
+        draw(run, f"checkpoint={run}", f"out={tmp_path}", "sampler.steps=1")
+    assert not [*tmp_path.glob("*.png")]
 
 
 def test_two_controlnets_of_half_scale_draw_what_one_draws(run: Path, tmp_path: Path) -> None:

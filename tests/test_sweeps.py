@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 import train
-from cldm.run_folder import attempts
-from cldm.tracking import REPOSITORY
+from cldm.runs.folder import attempts
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs" / "experiment").glob("*.yaml"))
 LAUNCHERS = sorted(path.stem for path in (REPOSITORY / "configs" / "launcher").glob("*.yaml"))

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from cldm.runs.checkout import REPOSITORY
 from hydra.utils import instantiate
 from PIL import Image
 
-from cldm.tracking import REPOSITORY
 from ldm.weights import save_weights
 
 TABLE = """
@@ -31,7 +31,7 @@ columns:
   - {title: edge F1, from: scenes, metric: edge_f1_1px, setting: none, better: higher}
   - {title: shape IoU, from: scenes, metric: shape_iou, setting: perfect, better: higher}
   - {title: colours, from: scenes, metric: color_grid_hint_color, setting: none, better: lower}
-  - {title: seconds, from: run, metric: wall_seconds, better: lower, digits: 1}
+  - {title: seconds, from: run, metric: train_seconds, better: lower, digits: 1}
 figure: {evaluation: scenes, items: [0], settings: [none, perfect]}
 """
 

@@ -28,13 +28,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
-from cldm.callbacks import Guard
-from cldm.run_folder import ChangedConfig, Refused, attempt, attempts, differences, stable
-from cldm.trained import load_model
-from ldm.training import AutoencoderTraining, DiffusionTraining
+from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
+from cldm.runs.trained import load_model
+from cldm.training.callbacks import Guard
+from ldm.files import content
+from ldm.training.autoencoder import AutoencoderTraining
+from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import fingerprint, read_metadata, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,6 +235,20 @@ def test_another_configuration_in_the_same_folder_is_refused_with_the_difference
     assert (straight / "DONE.json").exists()
 
 
+def test_another_base_under_the_same_name_is_no_run_that_was_done(run, base, tmp_path):
+    own = tmp_path / "base.safetensors"
+    shutil.copyfile(base, own)
+    options = ["steps=1", "stage.report_items=0", f"base={own}"]
+    folder = run("own_base", *options)
+    assert json.loads((folder / "inputs.json").read_text()) == {"base": content(base)}
+    save_file({name: tensor * 1.5 for name, tensor in load_file(own).items()}, own, read_metadata(own))
+    with pytest.raises(ChangedConfig, match="another content of what base names; choose another run_dir"):
+        run("own_base", *options)
+    (folder / "DONE.json").unlink()  # a run that was cut off does not go on with it either
+    with pytest.raises(ChangedConfig, match="another content of what base names"):
+        run("own_base", *options)
+
+
 def test_resuming_takes_the_overrides_of_the_run_and_those_typed_on_top(run, straight, composed):
     cfg = composed(f"resume={straight}", "optimizer.lr=0.5")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -241,6 +257,19 @@ def test_resuming_takes_the_overrides_of_the_run_and_those_typed_on_top(run, str
     changed = differences(stable(recorded), stable(again))
     assert changed == ["optimizer.lr: 0.002 -> 0.5"]
     assert again.run_dir == str(straight)
+
+
+def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed(run):
+    folder = run("retuned", "steps=2", CONSTANT_RATE)
+    first = json.loads((folder / "results.json").read_text())["train_seconds"]
+    run("retuned", "steps=4", CONSTANT_RATE, "optimizer.lr=1e-5", "optimizer.weight_decay=0.5", resume=True)
+    (group,) = checkpoint(folder)["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (1e-5, 1e-5, 0.5)
+    assert checkpoint(folder)["lr_schedulers"][0]["base_lrs"] == [1e-5]
+    assert OmegaConf.load(folder / "config.yaml").optimizer.lr == 1e-5
+    results = json.loads((folder / "results.json").read_text())
+    assert results["train_seconds"] == round(checkpoint(folder)["seconds"], 1) > first > 0
+    assert results["setup_seconds"] > 0
 
 
 def test_a_resumption_that_fails_before_it_trains_leaves_the_finished_run_as_it_was(run, straight, capsys):
@@ -501,10 +530,11 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run", "cache"}  # nothing outside
 
     results = json.loads((folder / "results.json").read_text())
-    assert {"condition", "fidelity", "steps", "wall_seconds", "commit"} <= results.keys()
+    assert {"condition", "fidelity", "steps", "train_seconds", "setup_seconds", "commit"} <= results.keys()
     assert results["condition"] == "canny"
     assert results["steps"] == 6
-    assert results["wall_seconds"] > 0
+    assert 0 < results["train_seconds"] == round(checkpoint(folder)["seconds"], 1)
+    assert results["setup_seconds"] > 0
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", results["commit"])
     shown = {"edge_f1_1px", "edge_f1_2px", "shape_iou", "shape", "color_binding", "background"}
     assert shown <= results["fidelity"].keys()
@@ -541,7 +571,7 @@ def test_a_job_told_to_stop_saves_exits_143_and_goes_on_as_if_it_had_not(small, 
     script = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-from ldm.training import DiffusionTraining
+from ldm.training.diffusion import DiffusionTraining
 original = DiffusionTraining.training_step
 def step(self, batch, batch_idx):
     if self.global_step == 3:

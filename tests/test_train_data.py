@@ -7,10 +7,10 @@ import torch
 from hydra.utils import instantiate
 
 import train
-from cldm.control_ldm import ControlLDM
 from cldm.data.cache import build_cache
 from cldm.data.fill50k import write_fill50k
-from ldm.training import DiffusionTraining
+from cldm.training.control_ldm import ControlLDM
+from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import save_weights
 
 SMALL = ["model=tiny", "logger=csv", "batch_size=2", "sampler.steps=1", "trainer.callbacks.watch.count=2", "seed=4",
@@ -67,8 +67,25 @@ def test_a_run_on_pictures_that_died_goes_on_as_if_it_had_not(composed, places, 
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+OWN = [*SMALL[:-1], "steps=2", "stage.module.warmup_steps=1"]
+
+
+def test_an_own_latent_diffusion_model_comes_from_a_folder_of_pictures(composed, places, tmp_path):
+    """The three stages of docs/own_model.md: autoencoder, base, ControlNet, each from the file of the one before."""
+    data = places["fill50k"][1:]
+    first = train.train(composed(*OWN, "stage=autoencoder", *data, f"run_dir={tmp_path / 'a'}"))
+    assert {"psnr", "ssim", "edge_f1_1px"} <= first["fidelity"].keys()
+    base = f"base={tmp_path / 'a' / 'autoencoder.safetensors'}"
+    second = train.train(composed(*OWN, "stage=diffusion", base, *data, f"run_dir={tmp_path / 'b'}"))
+    assert second["fidelity"]["loss"] > 0
+    assert (tmp_path / "b" / "grid.png").exists()
+    base = f"base={tmp_path / 'b' / 'diffusion.safetensors'}"
+    third = train.train(composed(*OWN, base, *data, f"run_dir={tmp_path / 'c'}"))
+    assert "edge_f1_1px" in third["fidelity"]
+
+
 def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeypatch):
-    from cldm.controlnet import ControlNet
+    from cldm.branches.controlnet import ControlNet
 
     seen = []
     monkeypatch.setattr(DiffusionTraining, "training_step", lambda self, batch, _: seen.append(batch["hint"]))

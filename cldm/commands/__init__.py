@@ -1,1 +1,1 @@
-"""The commands of `python -m cldm`, one a file; cldm.cli says what each must define."""
+"""The commands of `python -m cldm`, one a file; cldm.commands.cli says what each must define."""

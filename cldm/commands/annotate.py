@@ -10,14 +10,17 @@ from cldm.conditions import get_condition, known_conditions
 from cldm.data.annotate import SKIPPED, Annotation, annotate
 from cldm.data.fill50k import SIDE, write_fill50k
 from cldm.data.listing import list_items
+from cldm.data.transforms import check_size
 
 SUMMARY = "Make the hints of one picture, a folder or a JSON-lines list: source/, target/, prompt.json."
 EXAMPLES = """\
-  python -m cldm annotate photos/ sets/canny --condition canny --set low=50 --workers 2 --preview 12
-  python -m cldm annotate photos/ sets/depth --condition depth --set folder=models/depth-anything-small-hf
-  python -m cldm annotate list.jsonl sets/lines --condition lineart_standard --resolution 512
+  python -m cldm annotate photos/ sets/canny --size 512 --condition canny --set low=50 --workers 2 --preview 12
+  python -m cldm annotate photos/ sets/depth --size 512 --condition depth --set folder=models/depth-anything-small-hf
+  python -m cldm annotate list.jsonl sets/lines --size 512 768 --condition lineart_standard
   python -m cldm annotate --fill50k 2000 runs/fill50k
-then: python train.py data=folder data.path=sets/canny condition=canny
+then: python train.py data=folder data.path=sets/canny size=512 condition=canny condition.low=50
+Give the size of training: a map is the one that sampling makes only at the size of the drawing. Maps of another size
+are made anew while training.
 A run that was killed goes on where it was: type the same again. Pictures that cannot be used are listed, each with
 its reason, in skipped.jsonl. Captions come from the list, from metadata.jsonl or from a .txt beside each picture."""
 
@@ -27,6 +30,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--condition", default="canny", help=f"one of {', '.join(known_conditions())}")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the condition; repeatable"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs="+", metavar="N", help="height and width to crop to, or one number: that of training"
     )
     parser.add_argument("--resolution", type=int, help="short side of maps and pictures in pixels (default: as it is)")
     parser.add_argument("--min-side", type=int, default=64, help="skip pictures with a shorter side (default: 64)")
@@ -50,9 +56,12 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"OUTPUT {out} lies inside INPUT {source}: its pictures would be annotated too")
     if args.resolution is not None and args.resolution < 8:
         raise ValueError(f"--resolution must be at least 8, got {args.resolution}")
+    if args.size and (args.resolution is not None or len(args.size) > 2):
+        raise ValueError("--size takes one or two numbers, and no --resolution beside it")
+    size = check_size(args.size if len(args.size) == 2 else args.size[0], "--size") if args.size else None
     condition = get_condition(args.condition, **dict(parameter(text) for text in args.set))
     workers = 0 if condition.needs_weights else args.workers
-    job = Annotation(condition, out, args.resolution, args.min_side, args.link)
+    job = Annotation(condition, out, args.resolution, size, args.min_side, args.link)
     report = annotate(list_items(source), job, workers, args.preview)
     for name, value in report.items():
         print(f"{name:16} {value if not isinstance(value, dict) else json.dumps(value)}")

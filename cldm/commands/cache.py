@@ -20,12 +20,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     # late: every command of `python -m cldm` imports this file
     import torch
-    from hydra.utils import instantiate
 
-    from cldm.configs import composed
     from cldm.data.cache import build_cache
     from cldm.data.folder import FolderDataset
-    from cldm.trained import base_of
+    from cldm.runs.building import instantiate
+    from cldm.runs.configs import composed
+    from cldm.runs.trained import base_of
     from ldm.interop import load_base
 
     cfg = composed(args.overrides)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cldm.interop import control_tensors, describe, understand_control, write_control_folder
-from ldm.interop.files import atomic, write_tensors
+from cldm.branches.interop import control_tensors, describe, understand_control, write_control_folder
+from ldm.files import whole
 from ldm.interop.layouts import CALLED
 from ldm.interop.model import pad_of, prediction_of
 from ldm.interop.published import FOLDERS, Published, read
@@ -23,6 +23,7 @@ from ldm.interop.write import (
 )
 from ldm.schedule import PREDICTIONS, NoiseSchedule
 from ldm.text_encoder import TextEncoder
+from ldm.weights import write_tensors
 
 SUMMARY = "Convert a checkpoint: original layout <-> diffusers folder, whole or in parts."
 EXAMPLES = """\
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     metadata = {**published.metadata, **settings_metadata(parts, told, pad), **typed}
     if "control" in parts:
         metadata = {**describe(parts["control"]), **metadata}
-    with atomic(args.dst) as target:
+    with whole(args.dst, new=True) as target:
         if args.to == "original":
             _write_original(parts, target, metadata, dtype, told)
         else:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cldm.evaluation.table_records import Record
-    from cldm.evaluation.table_spec import Spec
+    from cldm.tables.records import Record
+    from cldm.tables.spec import Spec
 
 SUMMARY = "Draw the samples of a table's runs side by side, or those of one run over its steps."
 EXAMPLES = """\
@@ -34,8 +34,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw and save the figure."""
     from cldm.commands.table import spec_file
-    from cldm.evaluation.table_spec import read_spec
     from cldm.pictures import save_atomically
+    from cldm.tables.spec import read_spec
 
     source = Path(args.source)
     if source.is_dir():
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 def _run_strip(folder: Path, args: argparse.Namespace) -> "Image.Image":
     from omegaconf import OmegaConf
 
-    from cldm.evaluation.sheets import convergence_strip
+    from cldm.tables.sheets import convergence_strip
 
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no run folder: there is no config.yaml in it")
@@ -60,8 +60,8 @@ def _run_strip(folder: Path, args: argparse.Namespace) -> "Image.Image":
 
 def _table_sheet(spec: "Spec", args: argparse.Namespace) -> "Image.Image":
     from cldm.commands.table import plan
-    from cldm.evaluation.sheets import sample, sheet
-    from cldm.evaluation.table_records import records
+    from cldm.tables.records import records
+    from cldm.tables.sheets import sample, sheet
 
     if not spec.figure:
         raise ValueError(f"table {spec.name!r} says nothing of a figure (figure: in its file)")
@@ -91,11 +91,10 @@ def _table_sheet(spec: "Spec", args: argparse.Namespace) -> "Image.Image":
 
 def _hints(spec: "Spec", record: "Record", evaluation: str, items: list[int]) -> "list[list[Image.Image]]":
     """For each item the hints of the row's branches, drawn anew as evaluate.py does."""
-    from hydra.utils import instantiate
-
     from cldm.commands.table import training
-    from cldm.configs import composed, planned
     from cldm.pictures import to_pil
+    from cldm.runs.building import instantiate
+    from cldm.runs.configs import composed, planned
 
     cfg: Any = composed([*spec.evaluations[evaluation], *record.row.evaluate], "evaluate")
     data = instantiate(cfg.data, _convert_="all")

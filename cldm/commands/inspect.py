@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from cldm.controlnet import ControlNet
-from cldm.interop import understand_control
+from cldm.branches.controlnet import ControlNet
+from cldm.branches.interop import understand_control
 from ldm.autoencoder import AutoencoderKL
 from ldm.interop.layouts import CALLED
 from ldm.interop.published import SETTINGS, Published, read

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import torch
 
-from cldm.data.scenes import get_family, render, sample_scene
-from cldm.evaluation.maps import class_scores
-from cldm.evaluation.segmenter import kind_labels, train_segmenter
-from cldm.tracking import commit
+from cldm.runs.checkout import commit
+from cldm.worlds import HELD_OUT_START
+from cldm.worlds.agreement import class_scores
+from cldm.worlds.scenes import get_family, render, sample_scene
+from cldm.worlds.scenes.segmenter import kind_labels, train_segmenter
 from ldm.weights import save_weights
 
 SUMMARY = "Train the small segmenter that judges pictures of scenes (seg_miou, fid_scenes of evaluate.py)."
 EXAMPLES = """\
   python -m cldm segmenter
   python -m cldm segmenter --steps 2000 --out segmenter.safetensors"""
-
-HELD_OUT = 10_000_000  # scenes are numbered from here that no segmenter is trained on
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     if args.steps < 1 or args.scenes < 1:
         raise ValueError(f"--steps and --scenes must be at least 1, got {args.steps} and {args.scenes}")
     net = train_segmenter(args.steps, scenes=args.scenes, seed=args.seed)
-    scenes = [sample_scene(args.seed, HELD_OUT + i, get_family("base")) for i in range(128)]
+    scenes = [sample_scene(args.seed, HELD_OUT_START + i, get_family("base")) for i in range(128)]
     with torch.no_grad():
         found = class_scores(net.labels(render(scenes, 128).image), kind_labels(scenes))
     miou, accuracy = found.miou.mean().item(), found.accuracy.mean().item()

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cldm.tracking import REPOSITORY
+from cldm.runs.checkout import REPOSITORY
 
 if TYPE_CHECKING:
-    from cldm.evaluation.table_records import Record
-    from cldm.evaluation.table_spec import Row, Spec
+    from cldm.tables.records import Record
+    from cldm.tables.spec import Row, Spec
 
 SUMMARY = "Fill a table of configs/table from run folders; make the runs and evaluations that are missing."
 EXAMPLES = """\
@@ -40,8 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, evaluate, write the table; ValueError for what it must not mix."""
-    from cldm.evaluation.table_records import records
-    from cldm.evaluation.table_spec import read_spec
+    from cldm.tables.records import records
+    from cldm.tables.spec import read_spec
 
     spec = read_spec(spec_file(args.table))
     out = args.out or Path(args.runs) / "tables" / spec.name
@@ -81,7 +81,7 @@ def plan(spec: "Spec", runs: str) -> dict[tuple[str, int], list[Path]]:
 
     A folder of another name counts if it holds the same configuration, which the hash in its name tells.
     """
-    from cldm.configs import planned
+    from cldm.runs.configs import planned
 
     trainings = {overrides for row in spec.rows for overrides in row.trainings}
     parents = {t: Path(planned(training(t, spec.seeds[0], runs)).run_dir).parent for t in trainings}
@@ -114,8 +114,8 @@ def missing_runs(spec: "Spec", runs: str) -> dict[Path, tuple[str, list[str]]]:
 
 def check_commits(spec: "Spec", args: argparse.Namespace) -> None:
     """Refuse to add runs of this commit to finished ones of another: before hours are spent."""
-    from cldm.evaluation.table_records import commits, records
-    from cldm.tracking import commit
+    from cldm.runs.checkout import commit
+    from cldm.tables.records import commits, records
 
     found = records(spec, plan(spec, args.runs))
     others = {name: who for name, who in commits(found).items() if name != commit()}
@@ -129,7 +129,7 @@ def check_commits(spec: "Spec", args: argparse.Namespace) -> None:
 
 def train_missing(spec: "Spec", args: argparse.Namespace, out: Path) -> None:
     """Run train.py for every run that is not finished, once for each folder."""
-    from cldm.parallel import Task, run_all
+    from cldm.runs.parallel import Task, run_all
 
     program = (sys.executable, str(REPOSITORY / "train.py"))
     tasks = [
@@ -143,7 +143,7 @@ def train_missing(spec: "Spec", args: argparse.Namespace, out: Path) -> None:
 
 def evaluate_missing(found: Sequence["Record"], spec: "Spec", args: argparse.Namespace, out: Path) -> None:
     """Run evaluate.py for every evaluation that finished runs lack."""
-    from cldm.parallel import Task, run_all
+    from cldm.runs.parallel import Task, run_all
 
     tasks: dict[Path, Task] = {}
     for record in (record for record in found if all(record.trained)):
@@ -175,10 +175,11 @@ def _file_name(title: str) -> str:
 
 def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out: Path) -> None:
     """Check, print the Markdown, write all forms of the table."""
-    from cldm.evaluation.rendering import latex, markdown, picture, to_csv
-    from cldm.evaluation.table_records import problems
-    from cldm.evaluation.tables import lines
     from cldm.pictures import save_atomically
+    from cldm.tables.records import problems
+    from cldm.tables.rendering import latex, markdown, picture, to_csv
+    from cldm.tables.writing import lines
+    from ldm.files import write_text
 
     seen = {kind: told for kind, told in problems(spec, found).items() if told}
     refused = {kind: told for kind, told in seen.items() if kind not in args.allow}
@@ -190,8 +191,7 @@ def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out
     command = shlex.join(["python", "-m", "cldm", "table", *sys.argv[2:]])
     text = markdown(spec, made, found, command, [f"{kind}: {'; '.join(told)}" for kind, told in seen.items()])
     forms = {"md": text, "tex": latex(spec, made), "csv": to_csv(spec, made, found)}
-    out.mkdir(parents=True, exist_ok=True)
     for suffix, content in forms.items():
-        (out / f"table.{suffix}").write_text(content)
+        write_text(out / f"table.{suffix}", content)
     save_atomically(picture(spec, made), out / "table.png")
     print(f"\n{text}\n{out}/table.md, .tex, .csv, .png")

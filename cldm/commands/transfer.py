@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from cldm.interop import control_tensors, describe, transfer, understand_control
-from ldm.interop.files import atomic, write_tensors
+from cldm.branches.interop import control_tensors, describe, transfer, understand_control
+from ldm.files import whole
 from ldm.interop.published import read
 from ldm.interop.write import settings_metadata
+from ldm.weights import write_tensors
 
 SUMMARY = "Move a ControlNet to another base of the same family: control + (new base - old base)."
 EXAMPLES = """\
@@ -38,6 +39,6 @@ def run(args: argparse.Namespace) -> None:
         "base": args.to_base.name,
         "transferred_from": args.from_base.name,
     }
-    with atomic(args.dst) as partial:
+    with whole(args.dst, new=True) as partial:
         write_tensors(control_tensors(moved), partial, metadata)
     print(f"wrote {args.dst}")

@@ -57,7 +57,9 @@ class Condition(ABC):
     binary: ClassVar[bool] = False  # True where every pixel of a map is black or white, so that files are kept crisp
     needs_weights: ClassVar[bool] = False  # True where a model file must be at hand
     mirrors: ClassVar[bool] = True  # True where a flipped map is the map of the flipped image
+    reads_alpha: ClassVar[bool] = False  # True where transparency is a hole to paint in, which the hint has as -1
     nearest: ClassVar[bool] = False  # True where colours are codes: maps are resized without mixing them
+    version: ClassVar[int] = 1  # counted up with every change of what it makes: part of every key of its maps
 
     @property
     def computable(self) -> bool:
@@ -130,6 +132,17 @@ def apply_batch(condition: Condition, images: Tensor) -> Tensor:
     if not bool(torch.isfinite(images).all()):
         raise ValueError("images contain values that are not finite (NaN or infinity)")
     return condition.batch(((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+
+
+def apply_like(condition: Condition, images: Tensor, hints: Tensor) -> Tensor:
+    """Maps of images to be compared with the hints that they should obey: as `apply_batch`, on the images' device.
+
+    A hole is the hint's own: what was to be painted there is free.
+    """
+    found, hints = apply_batch(condition, images), hints.to(images.device)
+    if not condition.reads_alpha:
+        return found
+    return torch.where(hints < 0, hints, ((images.float() + 1) * 127.5).round().clamp(0, 255) / 255)
 
 
 def warn_if_blank(hint: Tensor, polarity: Polarity = "white_on_black", what: str = "hint") -> tuple[str, ...]:

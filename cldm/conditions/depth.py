@@ -30,36 +30,54 @@ class Depth(Condition):
     needs_weights: ClassVar[bool] = True
 
     def extract(self, image: np.ndarray) -> np.ndarray:
+        return np.repeat(_eight_bits(self.nearness(image))[:, :, None], 3, axis=2)
+
+    def nearness(self, image: np.ndarray) -> np.ndarray:
+        """The map of an image (h, w, 3) uint8 before it is rounded: (h, w) float32 in [0, 1], near = 1."""
         values, metric = _predict(self.folder, image)
         metric = metric if self.metric is None else self.metric
-        grey = near_white_from_metric(values) if metric else near_white(values)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return nearness_from_metric(values) if metric else nearness(values)
 
 
-def near_white(values: np.ndarray) -> np.ndarray:
-    """Inverse depth or disparity (h, w), near = large, any unit -> uint8, stretched; a constant map gives 0.
+def nearness(values: np.ndarray) -> np.ndarray:
+    """Inverse depth or disparity (h, w), near = large, any unit -> float32 in [0, 1], stretched.
 
-    Values that are not finite (a stereo pair's holes) become 0, far.
+    A constant map gives 0. Values that are not finite (a stereo pair's holes) become 0, far.
     """
     values = np.asarray(values, dtype=np.float32)
     known = np.isfinite(values)
     if not known.any():
-        return np.zeros(values.shape, dtype=np.uint8)
+        return np.zeros(values.shape, dtype=np.float32)
     low, high = float(values[known].min()), float(values[known].max())
-    scaled = (values - low) / max(high - low, 1e-12)
-    return (np.where(known, scaled, 0.0).clip(0, 1) * 255).astype(np.uint8)
+    scaled = (np.where(known, values, low) - low) / max(high - low, 1e-12)
+    return scaled.clip(0, 1).astype(np.float32)
 
 
-def near_white_from_metric(metres: np.ndarray) -> np.ndarray:
-    """Depth in metres (h, w), near = small -> uint8, near = white, between the percentiles `NEAR_AND_FAR`."""
+def nearness_from_metric(metres: np.ndarray) -> np.ndarray:
+    """Depth in metres (h, w), near = small -> float32 in [0, 1], near = 1, between the percentiles `NEAR_AND_FAR`."""
     metres = np.asarray(metres, dtype=np.float32)
     known = np.isfinite(metres)
     if not known.any():
-        return np.zeros(metres.shape, dtype=np.uint8)
+        return np.zeros(metres.shape, dtype=np.float32)
     near, far = np.percentile(metres[known], NEAR_AND_FAR)
     if far <= near:
-        return np.zeros(metres.shape, dtype=np.uint8)
-    return (np.where(known, 1 - (metres - near) / (far - near), 0.0).clip(0, 1) * 255).astype(np.uint8)
+        return np.zeros(metres.shape, dtype=np.float32)
+    return (1 - (np.where(known, metres, far) - near) / (far - near)).clip(0, 1).astype(np.float32)
+
+
+def near_white(values: np.ndarray) -> np.ndarray:
+    """`nearness` as uint8."""
+    return _eight_bits(nearness(values))
+
+
+def near_white_from_metric(metres: np.ndarray) -> np.ndarray:
+    """`nearness_from_metric` as uint8."""
+    return _eight_bits(nearness_from_metric(metres))
+
+
+def _eight_bits(unit: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] as uint8, cut off rather than rounded, as the published annotators do."""
+    return (unit * 255).astype(np.uint8)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Inpainting: the image in [0, 1] with masked pixels exactly -1, which no ordinary pixel can be."""
 
+import zlib
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,8 +14,9 @@ from cldm.conditions import Condition, Polarity
 class Inpaint(Condition):
     """The image with a hole. A map is (h, w, 4): alpha 0 marks the hole, also in PNG files of your own.
 
-    The one condition whose maps have a fourth channel, because 8 bits have no value for -1. The hole is drawn
-    from `seed`: strokes and boxes over about the share `area` of the image; `vary` draws one for every sample.
+    The one condition whose maps have a fourth channel, because 8 bits have no value for -1. The hole is strokes and
+    boxes over about the share `area` of the image, drawn from `seed` and the image itself: every image has its own,
+    always the same. `vary` draws one for every sample.
     """
 
     area: float = 0.3
@@ -22,13 +24,15 @@ class Inpaint(Condition):
 
     name: ClassVar[str] = "inpaint"
     polarity: ClassVar[Polarity] = "color"
+    reads_alpha: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.area < 1:
             raise ValueError(f"inpaint needs area between 0 and 1, got {self.area}")
 
     def extract(self, image: np.ndarray) -> np.ndarray:
-        return with_mask(image, random_mask(image.shape[:2], self.area, np.random.default_rng(self.seed)))
+        rng = np.random.default_rng([self.seed, zlib.crc32(image.tobytes())])
+        return with_mask(image, random_mask(image.shape[:2], self.area, rng))
 
     def to_hint(self, pixels: np.ndarray) -> np.ndarray:
         hint = pixels[:, :, :3].astype(np.float32) / 255

@@ -1,24 +1,9 @@
 """Maps of other programs: renderers and game engines write depth and normals by other rules. Bring them to ours."""
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 
 from cldm.conditions.depth import near_white, near_white_from_metric
 from cldm.conditions.normal import Order
-
-
-def read_values(path: str | Path) -> np.ndarray:
-    """A map as its file holds it: (h, w) or (h, w, 3) RGB; uint8, uint16 or float32. PNG, TIFF, .npy and what
-    OpenCV reads. Raises ValueError if it cannot be read."""
-    path = Path(path)
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    pixels = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
-    if pixels is None:
-        raise ValueError(f"{path} is missing or not a readable map (PNG, TIFF, .npy)")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if pixels.ndim == 3 else pixels
 
 
 def import_depth(values: np.ndarray, *, invert: bool = False, metric: bool = False) -> np.ndarray:

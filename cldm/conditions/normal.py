@@ -36,8 +36,9 @@ class Normal(Condition):
             raise ValueError(f"normal needs order bae or midas and strength > 0, got {self.order}, {self.strength}")
 
     def extract(self, image: np.ndarray) -> np.ndarray:
-        depth = Depth(self.folder, self.metric)(image)[:, :, 0]
-        return normals_from_depth(depth.astype(np.float32) / 255, self.strength, self.order, self.background)
+        # of the unrounded map: 8 bits have steps, whose slopes are rings
+        depth = Depth(self.folder, self.metric).nearness(image)
+        return normals_from_depth(depth, self.strength, self.order, self.background)
 
 
 def normals_from_depth(

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,17 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from cldm.conditions import Condition, HintWarning, warn_if_blank
-from cldm.conditions.files import HintFileError, read_image
+from cldm.data.decoding import PictureError, decode, on_white, read_photo
+from cldm.data.hints import ORIGIN, Origin, map_tensor
 from cldm.data.listing import Item
-from cldm.data.whole import json_lines, remove_partial, whole, write_json, write_text
+from cldm.data.transforms import Size, cover
 from cldm.pictures import grid, save_atomically
+from ldm.files import json_lines, locked, remove_partial, whole, write_json, write_text
+from ldm.identity import decisive
 
 JOURNAL, PROMPTS, SKIPPED = "journal.jsonl", "prompt.json", "skipped.jsonl"
 PARAMS, REPORT, PREVIEW = "params.json", "report.json", "preview.png"
@@ -43,13 +47,15 @@ digest, warning."""
 class Annotation:
     """What is done with every picture.
 
-    resolution: the short side of map and picture in pixels, or None for the picture's own. min_side: smaller
-    pictures are skipped. link: hard-link pictures that need no change instead of copying them.
+    size: pictures are cropped and resized to it, as training and sampling do at that size, or None. resolution: the
+    short side of map and picture in pixels instead, or None for the picture's own. min_side: smaller pictures are
+    skipped. link: hard-link pictures that need no change instead of copying them.
     """
 
     condition: Condition
     out: Path
     resolution: int | None = None
+    size: Size | None = None
     min_side: int = 64
     link: bool = False
 
@@ -57,21 +63,21 @@ class Annotation:
         """What the output depends on, for params.json."""
         return {
             "condition": self.condition.name,
-            "params": json.loads(json.dumps(asdict(self.condition), default=repr)),
+            "params": decisive(self.condition),
             "polarity": self.condition.polarity,
             "resolution": self.resolution,
+            "size": None if self.size is None else [*self.size],
             "min_side": self.min_side,
         }
 
     def __call__(self, item: Item) -> Record:
         """Write source and target of one item; its journal line. Never raises for a bad picture."""
         try:
-            image = read_image(item.image, self.min_side)
-        except HintFileError as error:
+            picture = decode(item.image, min_side=self.min_side)
+        except PictureError as error:
             return {"name": item.name, "skipped": str(error)}
-        untouched = self.resolution is None or min(image.shape[:2]) == self.resolution
-        if self.resolution is not None and not untouched:
-            image = short_side(image, self.resolution)
+        image = self._sized(on_white(picture))
+        untouched = picture.plain and image.shape[:2] == picture.rgb.shape[:2]
         try:
             found = self.condition(image)
         except (cv2.error, RuntimeError, ValueError) as error:
@@ -80,7 +86,10 @@ class Annotation:
         source = f"source/{_as_png(item.name)}"
         target = self._write_target(item, image, untouched)
         plain = found.shape[2] == 3 and np.array_equal(found[:, :, :2], found[:, :, 1:])
-        _write_png(found[:, :, 0] if plain else found, self.out / source)  # three equal planes: one says it all
+        info = PngInfo()
+        info.add_text(ORIGIN, Origin.of(self.condition, (image.shape[0], image.shape[1])).text())
+        # three equal planes: one says it all
+        _write_png(found[:, :, 0] if plain else found, self.out / source, info)
         return {
             "name": item.name,
             "source": source,
@@ -93,8 +102,13 @@ class Annotation:
             "warning": _warning(found, self.condition),
         }
 
+    def _sized(self, image: np.ndarray) -> np.ndarray:
+        if self.size is not None:
+            return cover(image, self.size)
+        return image if self.resolution is None else short_side(image, self.resolution)
+
     def _write_target(self, item: Item, image: np.ndarray, untouched: bool) -> str:
-        if untouched and _is_plain(item.image):
+        if untouched:
             target = f"target/{item.name}" if Path(item.name).suffix else f"target/{item.name}{item.image.suffix}"
             _copy(item.image, self.out / target, self.link)
             return target
@@ -107,17 +121,22 @@ def annotate(items: Sequence[Item], job: Annotation, workers: int = 0, preview: 
     """Annotate all items that the journal does not have yet; returns the closing report.
 
     workers: processes beside this one; 0 works in this one. Raises ValueError if the folder was made with other
-    settings. Writes params.json, prompt.json, skipped.jsonl, report.json and, for `preview` items, preview.png.
+    settings, or another process works in it. Writes params.json, prompt.json, skipped.jsonl, report.json and, for
+    `preview` items, preview.png.
     """
-    job.out.mkdir(parents=True, exist_ok=True)
+    with locked(job.out):
+        return _annotate(items, job, workers, preview)
+
+
+def _annotate(items: Sequence[Item], job: Annotation, workers: int, preview: int) -> dict[str, Any]:
     _check_settings(job)
     job.condition(np.zeros((64, 64, 3), dtype=np.uint8))  # missing weights are better found now
     clashes = [name for name, count in Counter(_as_png(item.name) for item in items).items() if count > 1]
     if clashes:
         raise ValueError(f"two pictures would both be written as {clashes[0]}; rename one of them")
     done = read_journal(job.out / JOURNAL)
-    for folder in ("source", "target"):
-        remove_partial(job.out / folder)
+    below = [path for name in ("source", "target") for path in (job.out / name).rglob("*") if path.is_dir()]
+    remove_partial(job.out, job.out / "source", job.out / "target", *below)
     todo = [item for item in items if item.name not in done]
     with (
         open(job.out / JOURNAL, "a", encoding="utf-8") as journal,
@@ -152,7 +171,7 @@ def _check_settings(job: Annotation) -> None:
             told = "; ".join(f"{key} is {there.get(key)!r} there, {facts[key]!r} now" for key in differing)
             raise ValueError(f"{job.out} was annotated with other settings ({told}); choose another output folder")
     else:
-        write_json(path, facts, indent=2)
+        write_json(path, facts)
 
 
 def _run(items: Sequence[Item], job: Annotation, workers: int) -> Iterator[Record]:
@@ -196,6 +215,8 @@ def _start_worker() -> None:
 def short_side(image: np.ndarray, resolution: int) -> np.ndarray:
     """(h, w, c) uint8 with its short side at `resolution`, aspect ratio kept."""
     height, width = image.shape[:2]
+    if min(height, width) == resolution:
+        return image
     scale = resolution / min(height, width)
     size = (max(round(width * scale), resolution), max(round(height * scale), resolution))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -211,19 +232,7 @@ def is_grey(image: np.ndarray) -> bool:
     return float(cv2.absdiff(red, green).mean() + cv2.absdiff(green, blue).mean()) < 2
 
 
-def _is_plain(path: Path) -> bool:
-    """Whether the file is what every program reads the same way: RGB, 8 bits, upright."""
-    with Image.open(path) as picture:
-        return (
-            picture.format in ("PNG", "JPEG", "WEBP")
-            and picture.mode == "RGB"
-            and picture.getexif().get(0x0112, 1) == 1
-            and "transparency" not in picture.info
-        )
-
-
 def _copy(source: Path, target: Path, link: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     with whole(target) as partial:
         if link:
             os.link(source.resolve(), partial)
@@ -231,14 +240,12 @@ def _copy(source: Path, target: Path, link: bool) -> None:
             shutil.copyfile(source, partial)
 
 
-def _write_png(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
-        Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+def _write_png(pixels: np.ndarray, path: Path, info: PngInfo | None = None) -> None:
+    save_atomically(Image.fromarray(pixels), path, compress_level=1, pnginfo=info)
 
 
 def _warning(found: np.ndarray, condition: Condition) -> str:
-    hint = torch.from_numpy(condition.to_hint(found)).permute(2, 0, 1)
+    hint = map_tensor(condition.to_hint(found))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HintWarning)
         return "; ".join(warn_if_blank(hint, condition.polarity, "map"))
@@ -251,7 +258,7 @@ def _close(records: Sequence[Record], job: Annotation, preview: int) -> dict[str
     write_text(job.out / SKIPPED, json_lines({"file": r["name"], "reason": r["skipped"]} for r in skipped))
     write_text(job.out / PROMPTS, json_lines(lines))
     report = make_report(records)
-    write_json(job.out / REPORT, report, indent=2)
+    write_json(job.out / REPORT, report)
     if preview and kept:
         save_atomically(contact_sheet(kept, job.out, preview, job.condition), job.out / PREVIEW)
     return report
@@ -280,7 +287,7 @@ def contact_sheet(
     """Pictures and maps of `count` items, spread evenly over all."""
     chosen = [records[i * len(records) // min(count, len(records))] for i in range(min(count, len(records)))]
     columns = {
-        name: torch.stack([_fit(np.asarray(Image.open(out / r[key]).convert("RGB")), side) for r in chosen])
+        name: torch.stack([_fit(read_photo(out / r[key], min_side=1), side) for r in chosen])
         for name, key in (("picture", "target"), (condition.name, "source"))
     }
     return grid(columns, [record["prompt"] or record["name"] for record in chosen])

@@ -1,7 +1,8 @@
 """What the locked model makes of a data set, once: VAE moments and text contexts in safetensors shards.
 
     index.json             the key, the captions, where each item lies; written last: without it the cache is unfinished
-    moments-00000.safetensors   moments (n, 2c, h/f, w/f) float16 and hint (n, 3, h, w) uint8 of n items of one size
+    moments-00000.safetensors   moments (n, 2c, h/f, w/f) float16 and hint (n, 3, h, w), as cldm.data.hints.stored
+                                has it, of n items of one size
     contexts-00000.safetensors  context (m, tokens, width) float16 of m different captions
     validation.safetensors      the held-out items as they are
 
@@ -9,7 +10,6 @@ Moments are mean and log-variance, not one sample. Prompts are dropped after the
 beyond what was asked for. Every file is written whole or not at all; a killed run goes on with the next one.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -25,14 +24,16 @@ from tqdm import tqdm
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
-from cldm.data.scenes.datamodule import encoder_fingerprint
-from cldm.data.whole import remove_partial, whole, write_json
+from cldm.data.hints import restored, stored
+from cldm.data.transforms import check_size
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import fingerprint
+from ldm.files import locked, remove_partial, write_json
+from ldm.identity import decisive, key
+from ldm.weights import encoder_fingerprint, fingerprint, write_tensors
 
 INDEX, KEY, VALIDATION = "index.json", "key.json", "validation.safetensors"
-VERSION = 1  # of reading, cropping and resizing in cldm.data.folder; a cache of another version is refused
+VERSION = 2  # of reading, cropping and resizing in cldm.data.folder; a cache of another version is refused
 
 REASONS = {
     "vae": "the VAE's encoder has other weights (`base`, `model`)",
@@ -51,19 +52,16 @@ def model_key(model: LatentDiffusion, condition: Condition) -> dict[str, str]:
     return {
         "vae": encoder_fingerprint(model.autoencoder),
         "text_encoder": f"{fingerprint(text)}-{text.pad}",
-        "condition": repr(condition),
+        "condition": ", ".join(f"{name}={value}" for name, value in decisive(condition).items()),
         "preprocessing": str(VERSION),
     }
 
 
 def data_key(dataset: FolderDataset) -> dict[str, str]:
     """What a cache that is being built must agree on with what lies there already."""
-    digest = hashlib.blake2b(digest_size=8)
-    for item in dataset.items:
-        paths = [path for path in (item.image, item.hint) if path]
-        digest.update(repr((item.name, item.caption, [path.stat().st_size for path in paths])).encode())
+    items = [(item.name, item.caption, item.image, item.hint) for item in dataset.items]
     sizes = dataset.buckets if dataset.groups else dataset.size
-    return {"resolution": repr(sizes), "items": digest.hexdigest() + ("-on_the_fly" if dataset.on_the_fly else "")}
+    return {"resolution": repr(sizes), "items": key(items, dataset.on_the_fly)}
 
 
 def check_key(there: dict[str, str], now: dict[str, str], folder: Path) -> None:
@@ -85,10 +83,21 @@ def build_cache(
 ) -> Path:
     """Encode both data sets into `folder`; goes on where a killed run stopped. Returns the folder.
 
-    Raises ValueError for augmented data, and if `folder` holds a cache with another key.
+    Raises ValueError for augmented data, and if `folder` holds a cache with another key or another process works there.
     """
-    folder = Path(folder)
-    key = _open(folder, train, model)
+    with locked(Path(folder)):
+        return _build(train, validation, model, Path(folder), batch_size, shard_size)
+
+
+def _build(
+    train: FolderDataset,
+    validation: FolderDataset,
+    model: LatentDiffusion,
+    folder: Path,
+    batch_size: int,
+    shard_size: int,
+) -> Path:
+    found = _open(folder, train, model)
     device = model.schedule.betas.device
     captions = [item.caption for item in train.items]
     texts = list(dict.fromkeys(captions))
@@ -97,7 +106,7 @@ def build_cache(
     def encode(indices: Sequence[int]) -> dict[str, Tensor]:
         batch = train.__getitems__(indices)
         moments = model.autoencoder.moments(batch["image"].to(device))
-        return {"moments": moments.half().cpu(), "hint": _stored(batch["hint"])}
+        return {"moments": moments.half().cpu(), "hint": stored(batch["hint"])}
 
     def read(indices: Sequence[int]) -> dict[str, Tensor]:
         return {"context": model.context([texts[i] for i in indices]).half().cpu()}
@@ -106,7 +115,8 @@ def build_cache(
     _write_shards(folder / "moments", shards, encode, batch_size)
     _write_shards(folder / "contexts", _plan([0] * len(texts), shard_size)[0], read, batch_size)
     index = {
-        "key": key,
+        "key": found,
+        "size": list(train.size),
         "shard_size": shard_size,
         "place": place,
         "groups": list(train.groups) if train.groups else None,
@@ -114,22 +124,21 @@ def build_cache(
         "captions": [numbers[caption] for caption in captions],
         "validation": _write_validation(folder, validation),
     }
-    write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index, indent=None)
     return folder
 
 
 def _open(folder: Path, train: FolderDataset, model: LatentDiffusion) -> dict[str, str]:
-    """Make the folder, or find it begun with the same key; returns the key."""
+    """Find the folder new, or begun with the same key; returns the key."""
     if train.varies:
         raise ValueError("a cache holds each item once: set data.augment.flip=0, random_crop=false and vary=false")
-    key = {**model_key(model, train.condition), **data_key(train)}
-    folder.mkdir(parents=True, exist_ok=True)
+    now = {**model_key(model, train.condition), **data_key(train)}
     remove_partial(folder)
     if (folder / KEY).exists():
-        check_key(json.loads((folder / KEY).read_text()), key, folder)
+        check_key(json.loads((folder / KEY).read_text()), now, folder)
     else:
-        write_json(folder / KEY, key)
-    return key
+        write_json(folder / KEY, now)
+    return now
 
 
 def _plan(groups: Sequence[int], shard_size: int) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -155,7 +164,7 @@ def _write_shards(
             file = path.with_name(f"{path.name}-{number:05d}.safetensors")
             if not file.exists():
                 parts = [make(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-                _write_tensors(file, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+                write_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, file)
             bar.update(len(indices))
 
 
@@ -163,22 +172,8 @@ def _write_validation(folder: Path, validation: FolderDataset) -> list[str]:
     """The held-out images and hints into one file; returns their captions."""
     batch = validation.__getitems__(range(len(validation)))
     image = ((batch["image"] + 1) * 127.5).round().byte()
-    _write_tensors(folder / VALIDATION, {"image": image, "hint": _stored(batch["hint"])})
+    write_tensors({"image": image, "hint": stored(batch["hint"])}, folder / VALIDATION)
     return batch["caption"]
-
-
-def _stored(hint: Tensor) -> Tensor:
-    """Hints as 8 bits, which is what they were; inpainting hints, which have -1, as float16."""
-    return hint.half() if bool((hint < 0).any()) else (hint * 255).round().byte()
-
-
-def _hint(stored: Tensor) -> Tensor:
-    return stored.float() / 255 if stored.dtype == torch.uint8 else stored.float()
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with whole(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 class CachedDataset(Dataset):
@@ -193,6 +188,7 @@ class CachedDataset(Dataset):
             raise FileNotFoundError(f"data.path={folder}: {found} (`python -m cldm cache`)")
         index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         self.key: dict[str, str] = index["key"]
+        self.size = tuple(index.get("size", ()))
         self.groups: list[int] | None = index["groups"]
         self.place, self.texts, self.captions = index["place"], index["texts"], index["captions"]
         self.shard_size, self.validation = index["shard_size"], index["validation"]
@@ -207,7 +203,7 @@ class CachedDataset(Dataset):
         contexts = [divmod(number, self.shard_size) for number in numbers]
         return Batch(
             moments=torch.cat([self._row("moments", shard, row, "moments") for shard, row in places]).float(),
-            hint=torch.cat([_hint(self._row("moments", shard, row, "hint")) for shard, row in places]),
+            hint=torch.cat([restored(self._row("moments", shard, row, "hint")) for shard, row in places]),
             context=torch.cat([self._row("contexts", shard, row, "context") for shard, row in contexts]).float(),
             caption=[self.texts[n] for n in numbers],
             id=torch.as_tensor([int(i) for i in indices]),
@@ -241,16 +237,25 @@ class CachedValidation(Dataset):
         rows = torch.as_tensor(list(indices))
         return Batch(
             image=self.image[rows].float() / 127.5 - 1,
-            hint=_hint(self.hint[rows]),
+            hint=restored(self.hint[rows]),
             caption=[self.captions[int(i)] for i in indices],
             id=rows,
         )
 
 
 def cached_data(
-    condition: Condition, model: LatentDiffusion, path: str, batch_size: int, seed: int = 0, workers: int = 0
+    condition: Condition,
+    model: LatentDiffusion,
+    path: str,
+    batch_size: int,
+    size: int | Sequence[int],
+    seed: int = 0,
+    workers: int = 0,
 ) -> DataModule:
-    """A finished cache at `path`, refused if it was made with another VAE, text encoder or condition."""
+    """A finished cache at `path`, refused if it was made with another VAE, text encoder, condition or size."""
     train = CachedDataset(path)
     check_key(train.key, model_key(model, condition), train.folder)
+    if train.size != check_size(size, "size"):
+        raise ValueError(f"the cache in {path} was made with size={list(train.size)}, size is {size} now; "
+                         "set size to that, or build another cache")  # fmt: skip
     return DataModule(train, CachedValidation(train), batch_size, seed, workers, condition)

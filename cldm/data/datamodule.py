@@ -1,7 +1,9 @@
 """One data module for every source: endless training batches whose order is a function of (seed, rank, step)."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -71,12 +73,24 @@ class StepSampler(Sampler[list[int]]):
         return batches[torch.randperm(self.per_epoch, generator=generator(self.seed, "buckets", epoch))]
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where training stands in its data after a whole number of optimizer steps."""
+
+    steps: int = 0
+    epoch: int = 0
+    examples: int = 0  # of the epoch that the processes have trained on, all together
+
+
 class DataModule(pl.LightningDataModule):
     """A training set behind an endless loader, and a validation set that callbacks and reports index directly.
 
     A data set's `__getitems__(indices)` returns a whole ldm.batch.Batch, so there is nothing left to collate. It may
     have `groups` and `varies`, see StepSampler's groups and numbered. A data set without numbers (shards) has
     `batches(batch_size, rank, world, start)` instead, which returns an iterable data set of batches.
+
+    Checkpoints hold its Position: training goes on there with another batch size, number of processes or
+    accumulation too.
     """
 
     def __init__(
@@ -91,14 +105,32 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.train, self.validation, self.condition = train, validation, condition
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.began = Position()  # of this attempt
+        self.per_epoch = sys.maxsize  # batches of a process; of shards without end
+
+    def state_dict(self) -> dict[str, Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        epoch, batches = divmod(self._batches(), self.per_epoch)
+        return asdict(Position(trainer.global_step, epoch, batches * self.batch_size * trainer.world_size))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.began = Position(**state_dict)
+
+    def _batches(self) -> int:
+        """Batches that each process has trained on, as this attempt counts them."""
+        trainer, began = self.trainer, self.began
+        assert trainer is not None
+        within = min(began.examples // (self.batch_size * trainer.world_size), self.per_epoch)
+        since = (trainer.global_step - began.steps) * trainer.accumulate_grad_batches
+        return began.epoch * self.per_epoch + within + since
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
         rank, world = trainer.global_rank, trainer.world_size
-        start = trainer.global_step * trainer.accumulate_grad_batches
         if hasattr(self.train, "batches"):
-            batches = self.train.batches(self.batch_size, rank, world, start)
+            batches = self.train.batches(self.batch_size, rank, world, self._batches())
             return DataLoader(batches, batch_size=None, num_workers=self.workers)
         sampler = StepSampler(
             len(self.train),
@@ -106,10 +138,11 @@ class DataModule(pl.LightningDataModule):
             self.seed,
             rank,
             world,
-            start,
-            getattr(self.train, "groups", None),
-            getattr(self.train, "varies", False),
+            groups=getattr(self.train, "groups", None),
+            numbered=getattr(self.train, "varies", False),
         )
+        self.per_epoch = sampler.per_epoch
+        sampler.start = self._batches()
         return DataLoader(self.train, batch_sampler=sampler, num_workers=self.workers, collate_fn=_already_a_batch)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cldm.data.whole import json_lines, write_text
 from cldm.pictures import save_atomically
+from ldm.files import json_lines, write_text
 from ldm.random import stable_seed
 
 SIDE = 512

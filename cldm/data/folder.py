@@ -7,15 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cldm.conditions import Condition
-from cldm.conditions.files import HintFileError, read_image, read_map
 from cldm.data.datamodule import DataModule
+from cldm.data.decoding import PictureError, Source, decode, picture_size, read_photo
+from cldm.data.hints import Notify, image_tensor, made_hint, map_tensor, silent, training_map
 from cldm.data.listing import Item, list_items
-from cldm.data.transforms import Augment, Size, bucket_sizes, check_size, cover, may_flip, nearest_bucket
+from cldm.data.transforms import (
+    Augment,
+    Size,
+    bucket_sizes,
+    check_alike,
+    check_size,
+    cover,
+    cover_map,
+    may_flip,
+    nearest_bucket,
+)
 from ldm.batch import Batch
 from ldm.random import stable_seed
 
@@ -49,6 +59,7 @@ class FolderDataset(Dataset):
         self.buckets = [check_size(bucket) for bucket in buckets] if buckets else [self.size]
         self.groups = [self._bucket(item) for item in self.items] if buckets else None
         self.varies = self.augment.active
+        self._told: set[str] = set()
         self._refuse_what_cannot_be()
 
     def _refuse_what_cannot_be(self) -> None:
@@ -62,12 +73,9 @@ class FolderDataset(Dataset):
 
     def _bucket(self, item: Item) -> int:
         try:
-            with Image.open(item.image) as picture:
-                turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                width, height = picture.size[::-1] if turned else picture.size
-        except (OSError, SyntaxError, ValueError):
+            return nearest_bucket(picture_size(item.image), self.buckets)
+        except PictureError:
             return 0  # replaced when it is its turn
-        return nearest_bucket((height, width), self.buckets)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -92,54 +100,59 @@ class FolderDataset(Dataset):
             item = self.items[(number + step) % len(self)]
             try:
                 return self._read(item, size, stable_seed(self.seed, "augment", index))
-            except HintFileError as error:
+            except PictureError as error:
                 warnings.warn(f"{error}; the next item takes its place", stacklevel=2)
         raise ValueError(f"{TRIES} pictures in a row cannot be read, from {self.items[number].image} on; run "
                          "`python -m cldm annotate` on them, it sorts out what is broken")  # fmt: skip
 
     def _read(self, item: Item, size: Size, seed: int) -> Sample:
-        ready = item.hint is not None and not self.on_the_fly
-        hint = read_map(item.hint) if ready and item.hint else None
-        return prepare(read_image(item.image), hint, item.caption, size, self.condition, self.augment, seed,
-                       str(item.image))  # fmt: skip
+        hint = None if self.on_the_fly else item.hint
+        return read_sample(item.image, hint, item.caption, size, self.condition, self.augment, seed, str(item.image),
+                           self._note)  # fmt: skip
+
+    def _note(self, line: str) -> None:
+        """Say once for all maps what is done to one of them."""
+        kind = line.partition(": ")[2]
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(f"{line}; the same for others like it", stacklevel=2)
 
 
-def prepare(
-    image: np.ndarray,
-    hint: np.ndarray | None,
+def read_sample(
+    image: Source,
+    ready: Source | None,
     caption: str,
     size: Size,
     condition: Condition,
     augment: Augment,
     seed: int,
     name: str,
+    notify: Notify = silent,
 ) -> Sample:
-    """A picture and its ready-made hint, or None to make it here -> one sample at `size`.
+    """A picture and its ready map, or None to make it here -> one sample at `size`.
 
-    What is random is a function of `seed`. `name` says in errors which sample it was.
+    What is random is a function of `seed`. `name` says in errors which sample it was, `notify` hears what is done to a
+    map. Raises PictureError for what cannot be used.
     """
     rng = np.random.default_rng(seed)
     flip, at = rng.random() < augment.flip, (float(rng.random()), float(rng.random()))
+    at = at if augment.random_crop else (0.5, 0.5)
+    pixels = read_photo(image, name=name)
+    found = None
+    if ready is not None:
+        found = training_map(decode(ready, "hint", name), condition, size, notify)
+    if found is not None:
+        check_alike({name: pixels.shape[:2], "its hint": found.shape[:2]})
+        found = cover_map(found, size, condition, at)
+    pixels = cover(pixels, size, at)
+    if flip and (augment.flip_all or may_flip(caption, condition, found is not None)):
+        pixels, found = np.ascontiguousarray(pixels[:, ::-1]), None if found is None else found[:, ::-1]
+    if found is not None:
+        return image_tensor(pixels), map_tensor(found), caption
     try:
-        image, hint = cover(image, hint, size, condition, at if augment.random_crop else (0.5, 0.5))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if flip and (augment.flip_all or may_flip(caption, condition, hint is not None)):
-        image, hint = image[:, ::-1], None if hint is None else hint[:, ::-1]
-    image = np.ascontiguousarray(image)
-    if hint is None:
-        hint = (condition.vary(rng) if augment.vary else condition)(image)
-    return _image_tensor(image), hint_tensor(hint, condition), caption
-
-
-def _image_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1.0
-
-
-def hint_tensor(pixels: np.ndarray, condition: Condition) -> Tensor:
-    """A map (h, w, c) uint8 as a hint (3, h, w)."""
-    hint = condition.to_hint(np.ascontiguousarray(pixels))[:, :, :3]
-    return torch.from_numpy(np.ascontiguousarray(hint.transpose(2, 0, 1)))
+        return image_tensor(pixels), made_hint(pixels, condition.vary(rng) if augment.vary else condition), caption
+    except PictureError as error:
+        raise PictureError(f"cannot use image {name}: {error}") from error
 
 
 def split(items: Sequence[Item], held_out: int) -> tuple[list[Item], list[Item]]:
@@ -148,13 +161,6 @@ def split(items: Sequence[Item], held_out: int) -> tuple[list[Item], list[Item]]
         raise ValueError(f"data.val_count={held_out} must be at least 1 and below the {len(items)} items there are")
     chosen = {item.name for item in sorted(items, key=lambda item: stable_seed("held out", item.name))[:held_out]}
     return [item for item in items if item.name not in chosen], [item for item in items if item.name in chosen]
-
-
-def refuse(others: dict[str, Any]) -> None:
-    """ValueError for settings that pictures do not have: those that the stages of a base model give to scenes."""
-    if others:
-        raise ValueError(f"pictures know no {', '.join(f'data.{key}' for key in others)}: stage=diffusion and "
-                         "stage=autoencoder train on data=scenes, this source trains stage=control")  # fmt: skip
 
 
 def folder_data(
@@ -171,14 +177,12 @@ def folder_data(
     bucket_step: int = 64,
     seed: int = 0,
     workers: int = 0,
-    **others: Any,
 ) -> DataModule:
     """Training and held-out items of `path` (see cldm.data.listing.list_items); validation is never augmented.
 
     val_path: held-out items from there instead. The autoencoder encodes the images in every step: `python -m cldm
     cache` does it once.
     """
-    refuse(others)
     check_size(size)
     if not Path(path).expanduser().exists():
         raise FileNotFoundError(f"data.path={path}: there is nothing there; make it with `python -m cldm annotate`")

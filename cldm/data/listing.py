@@ -1,15 +1,23 @@
 """What is in a folder or a file list: pictures, their captions, and ready-made hints, in a fixed order."""
 
+import csv
+import io
 import json
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cldm.data.text import read_text
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-IMAGE_KEYS = ("target", "image", "file_name", "path")
+IMAGE_KEYS = ("target", "image", "file_name", "path", "image_file_name")
 CAPTION_KEYS = ("prompt", "text", "caption")
-HINT_KEYS = ("source", "hint", "conditioning_image", "conditioning_image_file_name")
+HINT_KEYS = ("source", "hint", "conditioning_image", "hint_file_name", "source_file_name",
+             "conditioning_image_file_name")  # fmt: skip
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Names of the lists in Hugging Face's image folders; they also allow metadata.parquet, which is refused here."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +34,21 @@ def list_items(path: str | Path) -> list[Item]:
     """The samples at `path`, which is one of
 
     - a folder in the layout of fill50k: prompt.json with lines of source, target, prompt;
-    - a JSON-lines file with such lines, or with image / file_name and text / caption; paths are relative to it;
-    - any folder of pictures, searched through its subfolders, with captions from metadata.jsonl files (Hugging
-      Face's image folder) or from a .txt file beside each picture;
+    - a list: a JSON-lines file with such lines, or with image / file_name and text / caption, or a JSON array of such
+      objects, or a .csv with such columns; paths are relative to it;
+    - any folder of pictures, searched through its subfolders, with captions from metadata.jsonl or metadata.csv
+      (Hugging Face's image folder) or from a .txt file beside each picture;
     - one picture.
 
-    Raises ValueError if there is nothing.
+    Raises ValueError if there is nothing, and for what it cannot read, with the file and the line.
     """
     path = Path(path).expanduser()
     if path.is_dir() and (path / "prompt.json").is_file():
         path = path / "prompt.json"
     if path.is_dir():
         items = _from_folder(path)
-    elif path.suffix in (".json", ".jsonl"):
-        items = _from_lines(path)
+    elif path.suffix in (".json", ".jsonl", ".csv"):
+        items = _from_list(path)
     elif path.is_file():
         items = [Item(path.name, path, _sidecar(path))]
     else:
@@ -49,50 +58,99 @@ def list_items(path: str | Path) -> list[Item]:
     return items
 
 
-def read_lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects of a JSON-lines file. Raises ValueError that names the line that is none."""
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                content = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is no JSON object: {error}") from error
-            if not isinstance(content, dict):
-                raise ValueError(f"{path}, line {number} must be a JSON object, got {type(content).__name__}")
-            yield number, content
+def read_list(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a list: JSON lines, a JSON array, CSV. ValueError names the line that is none."""
+    text = read_text(path)
+    if path.suffix == ".csv":
+        yield from _csv_rows(path, text)
+        return
+    entries: Iterable[tuple[int, Any]]
+    if text.lstrip().startswith("["):
+        entries = enumerate(_json(text, str(path)), start=1)
+    else:
+        lines = ((i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip())
+        entries = ((i, _json(line, f"{path}, line {i}")) for i, line in lines)
+    for number, content in entries:
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}, line {number} must be a JSON object, got {type(content).__name__}")
+        yield number, content
 
 
-def _from_lines(path: Path) -> list[Item]:
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is no JSON object: {error}") from error
+
+
+def _csv_rows(path: Path, text: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"{path}, line {reader.line_num} has another number of columns than its first line")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num} is no CSV: {error}") from error
+
+
+def caption_of(line: Mapping[str, Any]) -> str:
+    """The caption of an object, "" where it has none. ValueError for one that is no text."""
+    return _first(line, CAPTION_KEYS) or ""
+
+
+def _from_list(path: Path) -> list[Item]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    items, seen = [], dict[str, int]()
-    for number, line in read_lines(path):
-        image = _first(line, IMAGE_KEYS)
-        if not image:
-            raise ValueError(f"{path}, line {number} names no picture; it needs one of {', '.join(IMAGE_KEYS)}")
-        hint, caption = _first(line, HINT_KEYS), _first(line, CAPTION_KEYS)
+    items, seen, lines = [], dict[str, int](), [*read_list(path)]
+    for number, line in lines:
+        image, caption, hint = _entry(path, number, line)
         name = _plain(image)
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:  # one picture with several captions
             plain = Path(name)
             name = plain.with_name(f"{plain.stem}-{seen[name]}{plain.suffix}").as_posix()
-        items.append(Item(name, path.parent / image, caption or "", path.parent / hint if hint else None))
+        items.append(Item(name, _beside(path, image), caption, _beside(path, hint) if hint else None))
+    _tell_of_lost_captions(path, [line for _, line in lines])
     return items
+
+
+def _entry(path: Path, number: int, line: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """Picture, caption and hint that a line names."""
+    try:
+        image = _first(line, IMAGE_KEYS)
+        if not image:
+            raise ValueError(f"names no picture; it needs one of {', '.join(IMAGE_KEYS)}")
+        return image, caption_of(line), _first(line, HINT_KEYS)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number} {error}") from error
+
+
+def _tell_of_lost_captions(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Warn where no line has a caption but some have text under a name that is not read."""
+    if any(caption_of(line) for line in lines):
+        return
+    known = {*IMAGE_KEYS, *CAPTION_KEYS, *HINT_KEYS}
+    others = sorted({str(k) for line in lines for k, v in line.items() if k not in known and isinstance(v, str)})
+    if others:
+        warnings.warn(f"{path} has no captions: none of {', '.join(CAPTION_KEYS)} among its keys; others are "
+                      f"{', '.join(others[:5])}", stacklevel=2)  # fmt: skip
 
 
 def _from_folder(folder: Path) -> list[Item]:
     captions, hints = {}, {}
-    for file in sorted(folder.rglob("metadata.jsonl")):
-        for number, line in read_lines(file):
-            name = _first(line, IMAGE_KEYS)
-            if not name:
-                raise ValueError(f"{file}, line {number} names no picture; it needs file_name")
-            captions[file.parent / name] = _first(line, CAPTION_KEYS) or ""
-            if hint := _first(line, HINT_KEYS):
-                hints[file.parent / name] = file.parent / hint
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    for file in _metadata_files(folder):
+        lines = [*read_list(file)]
+        for number, line in lines:
+            name, caption, hint = _entry(file, number, line)
+            captions[_beside(file, name)] = caption
+            if hint:
+                hints[_beside(file, name)] = _beside(file, hint)
+        _tell_of_lost_captions(file, [line for _, line in lines])
+        missing = [path for path in captions if path.is_relative_to(file.parent) and not path.is_file()]
+        if missing:
+            warnings.warn(f"{file} names {len(missing)} pictures that are not there, {missing[0]} first", stacklevel=2)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and _shown(p, folder))
     used_as_hint = {*hints.values()}
     return [
         Item(
@@ -106,8 +164,40 @@ def _from_folder(folder: Path) -> list[Item]:
     ]
 
 
-def _first(line: dict[str, Any], keys: tuple[str, ...]) -> str | None:
-    return next((str(line[key]) for key in keys if line.get(key)), None)
+def _metadata_files(folder: Path) -> list[Path]:
+    """The lists of an image folder, at most one in each folder."""
+    found: dict[Path, Path] = {}
+    for file in sorted(path for path in folder.rglob("metadata.*") if _shown(path, folder)):
+        if file.name == "metadata.parquet":
+            raise ValueError(f"{file} is not read; write it as metadata.jsonl (file_name, text) beside the pictures")
+        if file.name in METADATA and found.setdefault(file.parent, file) != file:
+            raise ValueError(f"{file.parent} has both {' and '.join(METADATA)}; remove one of them")
+    return [*found.values()]
+
+
+def _shown(path: Path, folder: Path) -> bool:
+    """Whether no part of a path is hidden; archives of macOS have a broken twin ._NAME of every file."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+
+
+def _beside(file: Path, name: str) -> Path:
+    """The file that a list names. ValueError for web addresses."""
+    if name.startswith(("http://", "https://", "s3://", "gs://")):
+        raise ValueError(f"{file} names {name}; nothing is downloaded: name files")
+    path = file.parent / Path(name).expanduser()
+    other = file.parent / name.replace("\\", "/")  # as Windows writes them
+    return other if "\\" in name and not path.is_file() else path
+
+
+def _first(line: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    """The first of these that is there and not empty. ValueError for what is neither text nor a number."""
+    for key in keys:
+        value = line.get(key)
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise ValueError(f"has {key} of type {type(value).__name__}, expected text")
+        if value is not None and str(value).strip():
+            return str(value)
+    return None
 
 
 def _plain(path: str) -> str:
@@ -118,4 +208,4 @@ def _plain(path: str) -> str:
 
 def _sidecar(path: Path) -> str:
     text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else ""
+    return read_text(text).strip() if text.is_file() else ""

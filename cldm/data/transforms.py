@@ -1,19 +1,21 @@
-"""Image and hint to one size, together: the aspect ratio is kept, and what moves one moves the other."""
+"""Pictures and maps to one size: the aspect ratio is kept, and what moves a picture moves its map."""
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from cldm.conditions import Condition
-from cldm.conditions.files import resize_map
+from cldm.data.decoding import PictureError
 
 Size = tuple[int, int]
 """(h, w) in pixels."""
 
+PALETTE_COLORS = 256  # a colour map with no more colours than this is a label map: its colours must not be mixed
+MOST_APART = 0.02  # share by which the aspect ratios of pictures that lie over each other may differ
 MULTIPLE = 8  # an autoencoder halves three times
 SIDES = re.compile(
     r"\b(left|right|text|words?|letters?|lettering|writing|sign|logo|caption|clockwise)\b", re.IGNORECASE
@@ -83,32 +85,71 @@ def may_flip(caption: str, condition: Condition, ready_made: bool) -> bool:
     return not SIDES.search(caption) and (condition.mirrors or not ready_made)
 
 
-def cover(
-    image: np.ndarray, hint: np.ndarray | None, size: Size, condition: Condition, at: tuple[float, float] = (0.5, 0.5)
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Crop both to the aspect ratio of `size` and resize them to it: (h, w, c) uint8 -> (*size, c).
+def cover(image: np.ndarray, size: Size, at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """Crop a picture (h, w, c) to the aspect ratio of `size` and resize it to it: (*size, c).
 
-    `at` says where the crop lies, each of (down, right) from 0 to 1; the centre is 0.5. The hint may have another
-    resolution than the image but not another shape. Raises ValueError if it has.
+    `at` says where the crop lies, each of (down, right) from 0 to 1; the centre is 0.5.
     """
-    if hint is not None:
-        a, b = image.shape[1] / image.shape[0], hint.shape[1] / hint.shape[0]
-        if abs(a / b - 1) > 0.02:
-            raise ValueError(
-                f"a hint of {hint.shape[1]}x{hint.shape[0]} pixels does not lie over its picture of "
-                f"{image.shape[1]}x{image.shape[0]}: their shapes differ"
+    cut = _crop(image, size, at)
+    if cut.shape[:2] == size:
+        return cut
+    return cv2.resize(cut, size[::-1], interpolation=cv2.INTER_AREA if _shrinks(cut, size) else cv2.INTER_CUBIC)
+
+
+def cover_map(pixels: np.ndarray, size: Size, condition: Condition, at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """As `cover`, for a map (h, w, 3) float32: no new colours in label maps and holes, no gaps in thin lines, no grey
+    in binary maps."""
+    cut = _crop(pixels, size, at)
+    if cut.shape[:2] == size:
+        return cut
+    shrinks = _shrinks(cut, size)
+    if condition.binary and shrinks:
+        return _shrink_lines(cut, size)
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    codes = condition.nearest or condition.reads_alpha or (condition.polarity == "color" and _is_palette(cut))
+    if condition.binary or codes:
+        method = cv2.INTER_NEAREST
+    return cv2.resize(cut, size[::-1], interpolation=method)
+
+
+def check_alike(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """PictureError unless pictures that lie over each other have one shape; (h, w) by what the picture is called."""
+    (first, (height, width)), *others = shapes.items()
+    for name, (h, w) in others:
+        if abs((width / height) / (w / h) - 1) > MOST_APART:
+            raise PictureError(
+                f"{name} of {w}x{h} pixels does not lie over {first} of {width}x{height}: their shapes differ"
             )
-        hint = resize_map(_crop(hint, size, at), size, condition)
-    image = _crop(image, size, at)
-    if image.shape[:2] != size:
-        method = cv2.INTER_AREA if image.shape[0] > size[0] else cv2.INTER_CUBIC
-        image = cv2.resize(image, size[::-1], interpolation=method)
-    return image, hint
 
 
 def _crop(pixels: np.ndarray, size: Size, at: tuple[float, float]) -> np.ndarray:
     height, width = pixels.shape[:2]
     scale = max(size[0] / height, size[1] / width)
-    h, w = min(round(size[0] / scale), height), min(round(size[1] / scale), width)
+    h, w = max(min(round(size[0] / scale), height), 1), max(min(round(size[1] / scale), width), 1)
     top, left = round((height - h) * at[0]), round((width - w) * at[1])
-    return pixels[top : top + h, left : left + w]
+    return np.ascontiguousarray(pixels[top : top + h, left : left + w])
+
+
+def _shrinks(pixels: np.ndarray, size: Size) -> bool:
+    return pixels.shape[0] > size[0] or pixels.shape[1] > size[1]
+
+
+def _shrink_lines(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """Binary (h, w, 3) -> binary (*size, 3): white where the centre of any white pixel falls.
+
+    So no line gets a gap, however thin. Averaging would fade thin lines, and a threshold after it would break
+    them where they cross the corners of the new pixels.
+    """
+    (height, width), small = pixels.shape[:2], np.zeros((*size, 3), dtype=np.float32)
+    rows, columns = np.nonzero(pixels[:, :, 0] > 0.5)
+    small[(2 * rows + 1) * size[0] // (2 * height), (2 * columns + 1) * size[1] // (2 * width)] = 1
+    return small
+
+
+def _is_palette(pixels: np.ndarray) -> bool:
+    """Whether (h, w, 3) in [0, 1] holds so few colours that they must be labels. Shades of grey are none."""
+    if np.array_equal(pixels[:, :, 0], pixels[:, :, 1]) and np.array_equal(pixels[:, :, 1], pixels[:, :, 2]):
+        return False
+    codes = np.rint(pixels.reshape(-1, 3) * 255).astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
+    few = len(np.unique(codes[:: max(len(codes) // 4096, 1)])) <= PALETTE_COLORS  # a photo is told by a few pixels
+    return few and len(np.unique(codes)) <= PALETTE_COLORS

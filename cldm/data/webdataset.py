@@ -15,10 +15,11 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cldm.conditions import Condition
-from cldm.conditions.files import HintFileError, read_image, read_map
 from cldm.data.datamodule import DataModule
-from cldm.data.folder import Sample, prepare, refuse
-from cldm.data.listing import CAPTION_KEYS
+from cldm.data.decoding import PictureError
+from cldm.data.folder import Sample, read_sample
+from cldm.data.listing import caption_of
+from cldm.data.text import decode_text
 from cldm.data.transforms import Augment, check_size
 from ldm.batch import Batch
 from ldm.random import generator, stable_seed
@@ -73,15 +74,14 @@ class ShardDataset:
                     yield {"url": self.urls[shard]}
 
     def decode(self, raw: Raw, draw: int) -> Sample:
-        """Image, hint and caption. Raises HintFileError for what is broken or not there."""
+        """Image, hint and caption. Raises PictureError for what is broken or not there."""
         name = f"{raw.get('__url__', '')}:{raw['__key__']}"
         image = next((raw[ending] for ending in IMAGE_ENDINGS if ending in raw), None)
         if image is None:
-            raise HintFileError(f"cannot use sample {name}: none of its files ends in {', '.join(IMAGE_ENDINGS)}")
+            raise PictureError(f"cannot use sample {name}: none of its files ends in {', '.join(IMAGE_ENDINGS)}")
         ready = None if self.on_the_fly else next((raw[ending] for ending in HINT_ENDINGS if ending in raw), None)
-        hint = None if ready is None else read_map(name, ready)
-        return prepare(read_image(name, content=image), hint, _caption(raw), self.size, self.condition, self.augment,
-                       stable_seed(self.seed, "augment", raw["__key__"], draw), name)  # fmt: skip
+        seed = stable_seed(self.seed, "augment", raw["__key__"], draw)
+        return read_sample(image, ready, _caption(raw, name), self.size, self.condition, self.augment, seed, name)
 
     def collate(self, raws: Sequence[Raw], draw: int) -> Batch:
         """A batch; what cannot be decoded is replaced by others of the same batch, with a warning."""
@@ -89,7 +89,7 @@ class ShardDataset:
         for raw in raws:
             try:
                 samples.append(self.decode(raw, draw))
-            except HintFileError as error:
+            except PictureError as error:
                 warnings.warn(f"{error}; another sample of the batch takes its place", stacklevel=2)
         if not samples:
             raise ValueError(f"no sample of a whole batch could be read, from {raws[0]['__key__']} on; check data.urls")
@@ -156,13 +156,14 @@ def expand(urls: str | Sequence[str]) -> list[str]:
     return found
 
 
-def _caption(raw: Raw) -> str:
-    if "txt" in raw:
-        return raw["txt"].decode("utf-8", errors="replace").strip()
-    if "json" in raw:
-        content = json.loads(raw["json"])
-        return next((str(content[key]) for key in CAPTION_KEYS if content.get(key)), "")
-    return ""
+def _caption(raw: Raw, name: str) -> str:
+    """The caption of a sample; PictureError for one that cannot be read."""
+    try:
+        if "txt" in raw:
+            return decode_text(raw["txt"], "its caption").strip()
+        return caption_of(json.loads(decode_text(raw["json"], "its caption"))) if "json" in raw else ""
+    except (ValueError, RecursionError) as error:
+        raise PictureError(f"cannot use sample {name}: {error}") from error
 
 
 def _library() -> Any:
@@ -186,10 +187,8 @@ def webdataset_data(
     shuffle: int = 1000,
     seed: int = 0,
     workers: int = 0,
-    **others: Any,
 ) -> DataModule:
     """Training samples of `urls`; the first `val_count` samples of `val_urls` are held out."""
-    refuse(others)
     train = ShardDataset(urls, size, condition, on_the_fly, augment, shuffle, seed)
     held_out = ShardItems(ShardDataset(val_urls, size, condition, on_the_fly), val_count)
     return DataModule(train, held_out, batch_size, seed, workers, condition)

@@ -3,20 +3,22 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cldm.data.decoding import read_photo
+from cldm.data.hints import image_tensor
 from cldm.evaluation.protocol import Shot
 from cldm.pictures import save_atomically, to_pil
+from ldm.files import write_json
 
 KEY = "key.json"
 
 
-def claim(folder: Path, key: Mapping[str, str], overwrite: bool) -> None:
+def claim(folder: Path, key: Mapping[str, Any], overwrite: bool) -> None:
     """Reserve `folder` for images of this key; ValueError if it holds those of another and may not be overwritten."""
     path = folder / KEY
     there = json.loads(path.read_text()) if path.is_file() else None
@@ -27,11 +29,9 @@ def claim(folder: Path, key: Mapping[str, str], overwrite: bool) -> None:
                              "overwrite=true to lose it")  # fmt: skip
         for image in folder.glob("images/*/*.png"):
             image.unlink()
-        (folder / "results.json").unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dict(key), indent=2) + "\n")
-    partial.replace(path)
+        for name in ("results.json", "per_sample.npz"):
+            (folder / name).unlink(missing_ok=True)
+    write_json(path, dict(key))
 
 
 def draw_missing(
@@ -54,5 +54,4 @@ def draw_missing(
 
 def read_images(folder: Path, shots: Sequence[Shot]) -> Tensor:
     """The images (n, 3, h, w) in [-1, 1], of 8 bits."""
-    pixels = [np.asarray(Image.open(folder / shot.file).convert("RGB")) for shot in shots]
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.stack([image_tensor(read_photo(folder / shot.file)) for shot in shots])

@@ -1,51 +1,62 @@
-"""The figures of each training stage: pictures of held-out scenes -> named numbers. One contract:
+"""The figures of each training stage: pictures of held-out items -> named numbers. One contract:
 
-    metrics(pictures, batch, scenes, condition) -> dict[str, float]
+    metrics(pictures, batch, known, condition) -> dict[str, float]
 
-pictures: images (b, 3, h, w) in [-1, 1] by name; batch: what they were made from; scenes: the batch's scenes, or
-None where it holds photographs.
+pictures: images (b, 3, h, w) in [-1, 1] by name; batch: what they were made from; known: the truths of the batch's
+items and the judge of their world, or None where it holds photographs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
-from cldm.conditions import Condition, apply_batch
-from cldm.data.scenes import Scene
-from cldm.evaluation.captions import caption_fidelity, scene_fidelity
+from cldm.conditions import Condition, apply_batch, apply_like
 from cldm.evaluation.fidelity import edge_fidelity, psnr
+from cldm.worlds import Known, pooled
+from cldm.worlds.agreement import structural_similarity
 from ldm.batch import Batch
 
 
 def autoencoder_metrics(
-    pictures: Mapping[str, Tensor], batch: Batch, scenes: Sequence[Scene] | None, condition: Condition
+    pictures: Mapping[str, Tensor], batch: Batch, known: Known | None, condition: Condition
 ) -> dict[str, float]:
-    """PSNR in dB of the reconstructions, and how well their edges agree with the originals'."""
+    """PSNR in dB and SSIM of the reconstructions, how well their edges agree with the originals', and, where truths
+    are known, whether the judge still sees them: `truth_*`."""
     x, y = pictures["image"], pictures["reconstruction"]
-    return {"psnr": psnr(y, x).mean().item(), **edge_fidelity(y, apply_batch(condition, x), condition)}
+    ssim = structural_similarity((y + 1) / 2, (x + 1) / 2).mean().item()
+    scores = {"psnr": psnr(y, x).mean().item(), "ssim": ssim}
+    scores |= edge_fidelity(y, apply_batch(condition, x), condition)
+    if known is not None:
+        scores |= pooled(known.judge.scores(known.judge.read(y), known.truths), "truth_")
+    return scores
 
 
 def diffusion_metrics(
-    pictures: Mapping[str, Tensor], batch: Batch, scenes: Sequence[Scene] | None, condition: Condition
+    pictures: Mapping[str, Tensor], batch: Batch, known: Known | None, condition: Condition
 ) -> dict[str, float]:
-    """How well samples show their captions."""
-    return caption_fidelity(pictures["sample"], batch["caption"])
+    """How well samples show their captions, where a world can tell."""
+    if known is None:
+        return {}
+    return pooled(known.judge.prompt_scores(known.judge.read(pictures["sample"]), batch["caption"]))
 
 
 def control_metrics(
-    pictures: Mapping[str, Tensor], batch: Batch, scenes: Sequence[Scene] | None, condition: Condition
+    pictures: Mapping[str, Tensor], batch: Batch, known: Known | None, condition: Condition
 ) -> dict[str, float]:
-    """How well controlled samples obey their hints, and whether they show the scene and colours asked for."""
-    return control_scores(pictures["controlled"], batch["hint"], scenes, condition)
+    """How well controlled samples obey their hints, and whether they show the truth behind them."""
+    return control_scores(pictures["controlled"], batch["hint"], batch["caption"], known, condition)
 
 
 def control_scores(
-    images: Tensor, hints: Tensor, scenes: Sequence[Scene] | None, condition: Condition
+    images: Tensor, hints: Tensor, captions: Sequence[str], known: Known | None, condition: Condition
 ) -> dict[str, float]:
-    """Scores of images against hints (b, 3, h, w) in [0, 1], and against the known scenes if there are any."""
+    """Scores of images against hints (b, 3, h, w) in [0, 1]; where truths are known, against these and the captions."""
     scores = hint_fidelity(images, hints, condition)
-    return scores if scenes is None else {**scores, **scene_fidelity(images, scenes)}
+    if known is None:
+        return scores
+    reading = known.judge.read(images)
+    told = pooled(known.judge.prompt_scores(reading, captions), "caption_")
+    return scores | pooled(known.judge.scores(reading, known.truths)) | told
 
 
 def hint_fidelity(images: Tensor, hints: Tensor, condition: Condition) -> dict[str, float]:
@@ -55,9 +66,4 @@ def hint_fidelity(images: Tensor, hints: Tensor, condition: Condition) -> dict[s
         return {}
     if condition.polarity == "white_on_black":
         return edge_fidelity(images, hints, condition)
-    return {"hint_error": (apply_batch(condition, images) - hints.to(images.device)).abs().mean().item()}
-
-
-def scenes_of(dataset: Any, items: Sequence[int]) -> list[Scene] | None:
-    """The known scenes behind the items of a rendered data set; None for photographs."""
-    return [dataset.scenes[i] for i in items] if hasattr(dataset, "scenes") else None
+    return {"hint_error": (apply_like(condition, images, hints) - hints.to(images.device)).abs().mean().item()}

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cldm.data.scenes.captions import CaptionObject, CaptionSpec, format_caption, parse_caption
-from cldm.data.scenes.world import BACKGROUNDS, COLORS, KINDS
+from cldm.worlds import World
 from ldm.random import stable_seed
 
 SETTINGS = ("none", "insufficient", "conflicting", "perfect")
@@ -37,7 +36,9 @@ class Shot:
         return f"{self.setting}/item_{self.item:05d}_noise_{self.noise}.png"
 
 
-def shots(captions: Sequence[str], settings: Sequence[str], noise_seeds: Sequence[int], in_grammar: bool) -> list[Shot]:
+def shots(
+    captions: Sequence[str], settings: Sequence[str], noise_seeds: Sequence[int], world: World | None
+) -> list[Shot]:
     """All images of a protocol in their order: by setting, noise seed, item."""
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown or not settings or len({*settings}) < len(settings):
@@ -48,42 +49,23 @@ def shots(captions: Sequence[str], settings: Sequence[str], noise_seeds: Sequenc
         Shot(item, setting, noise, prompt)
         for setting in settings
         for noise in noise_seeds
-        for item, prompt in enumerate(prompts(setting, captions, in_grammar))
+        for item, prompt in enumerate(prompts(setting, captions, world))
     ]
 
 
-def prompts(setting: str, captions: Sequence[str], in_grammar: bool) -> list[str]:
+def prompts(setting: str, captions: Sequence[str], world: World | None) -> list[str]:
     """The prompt of each item in a setting.
 
-    none: "". perfect: the item's caption. insufficient: says nothing of the objects: the paper's generic prompt, or,
-    for captions of the scenes' grammar, their background alone. conflicting: contradicts the hint: the caption
-    of another item, or, in the grammar, the caption with other kinds, colours and background (see `contradicted`).
+    none: "". perfect: the item's caption. insufficient: says nothing of the objects: the paper's generic prompt.
+    conflicting: contradicts the hint: the caption of another item. A world says the last two in its own grammar.
     """
     if setting == "none":
         return [""] * len(captions)
     if setting == "perfect":
         return [*captions]
-    if in_grammar:
-        specs = [parse_caption(caption) for caption in captions]
-        if setting == "conflicting":
-            return [format_caption(contradicted(spec)) for spec in specs]
-        return [f"a {spec.background} background" for spec in specs]
+    if world is not None:
+        return world.prompts(setting, captions)
     return [INSUFFICIENT] * len(captions) if setting == "insufficient" else _others(captions)
-
-
-def contradicted(spec: CaptionSpec) -> CaptionSpec:
-    """The caption with kinds, colours and background that the scene does not have; sizes and relation stay."""
-    kinds = [kind for kind in KINDS if kind not in {o.kind for o in spec.objects}]
-    colors = [color for color in COLORS if color not in {o.color for o in spec.objects}]
-    names = [*BACKGROUNDS]
-    objects = tuple(
-        CaptionObject(colors[(i + [*COLORS].index(o.color)) % len(colors)], kinds[i % len(kinds)], o.size)
-        if len(spec.objects) == 1
-        else CaptionObject(colors[i], kinds[i], o.size)
-        for i, o in enumerate(spec.objects)
-    )
-    background = names[(names.index(spec.background) + 1) % len(names)]
-    return CaptionSpec(objects, background, spec.relation)
 
 
 def _others(captions: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
-"""What a finished run says of itself: figures on held-out scenes, a grid of pictures, the convergence curve."""
+"""What a finished run says of itself: figures on held-out items, and a grid of pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
-from cldm.control import ControlUnit
-from cldm.controlnet import ControlNet
-from cldm.data.scenes import Scene
-from cldm.evaluation.captions import caption_fidelity
-from cldm.evaluation.metrics import autoencoder_metrics, control_scores, scenes_of
+from cldm.conditions.plain import Unchanged
+from cldm.evaluation.metrics import autoencoder_metrics, control_scores, diffusion_metrics
 from cldm.pictures import grid, save_atomically
+from cldm.sampling.control import ControlUnit
+from cldm.worlds import Known, get_world, known, world_of
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
@@ -23,17 +23,17 @@ Sampling = Callable[..., Tensor]
 CHUNK = 32  # images sampled at a time
 
 
-def batches(dataset: Any, count: int) -> list[tuple[Batch, Sequence[Scene] | None]]:
-    """The first `count` held-out items in chunks, each with its scenes if they are known."""
+def batches(dataset: Any, count: int) -> list[tuple[Batch, Known | None]]:
+    """The first `count` held-out items in chunks, each with its truths if they are known."""
     count = min(count, len(dataset))
     ranges = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-    return [(dataset.__getitems__(r), scenes_of(dataset, r)) for r in ranges]
+    return [(dataset.__getitems__(r), known(dataset, r)) for r in ranges]
 
 
 @torch.no_grad()
 def control_report(
     diffusion: LatentDiffusion,
-    control: ControlNet,
+    control: Branch,
     dataset: Any,
     sampling: Sampling,
     condition: Condition,
@@ -41,13 +41,13 @@ def control_report(
     count: int = 64,
     shown: int = 16,
 ) -> dict[str, dict[str, float]]:
-    """{metric: {"base", "control", "ceiling"}} over `count` held-out scenes; writes grid.png into `folder`.
+    """{metric: {"base", "control", "ceiling"}} over `count` held-out items; writes grid.png into `folder`.
 
     base: the locked model without control, same prompts and seeds. ceiling: the real image through the autoencoder.
     """
     images: dict[str, list[Tensor]] = {"hint": [], "base": [], "controlled": [], "real": [], "ceiling": []}
     captions: list[str] = []
-    for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out scenes", unit="batch"):
+    for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out items", unit="batch"):
         size, seeds, prompts = tuple(batch["image"].shape[-2:]), batch["id"].tolist(), batch["caption"]
         device = diffusion.schedule.betas.device
         unit = ControlUnit(control, batch["hint"].to(device))
@@ -61,12 +61,9 @@ def control_report(
     columns = {name: sheets[name][:shown] for name in ("base", "controlled", "real")}
     columns = {"hint": 2.0 * sheets["hint"][:shown] - 1.0, **columns}
     save_atomically(grid(columns, captions[:shown]), folder / "grid.png")
-    scenes = scenes_of(dataset, range(len(captions)))
+    truth = known(dataset, range(len(captions)))
     scores = {
-        name: {
-            **control_scores(sheets[images_of], sheets["hint"], scenes, condition),
-            **({f"caption_{k}": v for k, v in caption_fidelity(sheets[images_of], captions).items()} if scenes else {}),
-        }
+        name: control_scores(sheets[images_of], sheets["hint"], captions, truth, condition)
         for name, images_of in (("base", "base"), ("control", "controlled"), ("ceiling", "ceiling"))
     }
     return {metric: {name: scores[name][metric] for name in scores} for metric in scores["base"]}
@@ -86,21 +83,19 @@ def table(fidelity: dict[str, dict[str, float]], rows: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-CONTROL_ROWS = {
-    "edge_f1_1px": "edge F1, 1 px",
-    "edge_f1_2px": "edge F1, 2 px",
-    "hint_error": "hint error",
-    "shape_iou": "shape IoU",
-    "shape": "shape correct",
-    "color_binding": "colour binding",
-    "background": "background",
-}
+HINT_ROWS = {"edge_f1_1px": "edge F1, 1 px", "edge_f1_2px": "edge F1, 2 px", "hint_error": "hint error"}
+
+
+def control_rows(dataset: Any) -> dict[str, str]:
+    """The scores to print of a control stage, and what they are called."""
+    world = world_of(dataset)
+    return HINT_ROWS | ({name: world.titles[name] for name in world.headlines} if world else {})
 
 
 def base_report(
     diffusion: LatentDiffusion, dataset: Any, sampling: Sampling, folder: Path, count: int = 512
 ) -> dict[str, Any]:
-    """Caption fidelity of the base over `count` held-out captions; writes grid.png into `folder`."""
+    """Whether samples of the base show `count` held-out captions; writes grid.png into `folder`."""
     samples, captions = [], []
     for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out captions", unit="batch"):
         size = tuple(batch["image"].shape[-2:])
@@ -108,46 +103,32 @@ def base_report(
         captions += batch["caption"]
     images = torch.cat(samples)
     save_atomically(grid({"sample": images[:24]}, captions[:24], pairs=6), folder / "grid.png")
-    return dict(getattr(dataset, "caption_scores", caption_fidelity)(images, captions))
+    truth = known(dataset, range(len(captions)))
+    return diffusion_metrics({"sample": images}, Batch(caption=captions), truth, Unchanged())
 
 
 @torch.no_grad()
 def autoencoder_report(autoencoder: AutoencoderKL, dataset: Any, condition: Condition) -> dict[str, float]:
-    """PSNR in dB and edge scores of the reconstructions of every held-out scene."""
+    """PSNR in dB and edge scores of the reconstructions of every held-out item."""
     found = []
-    for batch, scenes in batches(dataset, len(dataset)):
+    for batch, truth in batches(dataset, len(dataset)):
         x = batch["image"]
         y = autoencoder.decode(autoencoder.encode(x.to(autoencoder.scale.device))).clamp(-1.0, 1.0).cpu()
-        scores = autoencoder_metrics({"image": x, "reconstruction": y}, batch, scenes, condition)
+        scores = autoencoder_metrics({"image": x, "reconstruction": y}, batch, truth, condition)
         found.append((len(x), scores))
     total = sum(count for count, _ in found)
     return {name: sum(count * s[name] for count, s in found) / total for name in found[0][1]}
 
 
-RESULT_ROWS = {
-    "edge_f1_1px": "edge F1, 1 px",
-    "edge_f1_2px": "edge F1, 2 px",
-    "hint_error": "hint error",
+RESULT_ROWS = HINT_ROWS | {
     "hint_color": "hint colour distance",
     "hint_miou": "hint mIoU",
     "hint_angle": "hint angle, degrees",
     "hint_rmse": "hint RMSE",
-    "shape_iou": "shape IoU",
-    "shape": "shape correct",
-    "seg_miou": "segmentation mIoU",
-    "segmenter_miou": "mIoU by the segmenter",
-    "depth_delta1": "depth delta 1",
-    "normal_angle": "normal angle, degrees",
-    "keypoint_error_px": "keypoint error, px",
-    "keypoint_found": "keypoints found",
-    "color_binding": "colour binding",
     "clip_caption": "CLIP score, caption",
     "fid": "FID",
     "kid": "KID",
-    "fid_scenes": "FID (segmenter features)",
     "nearest_training": "nearest training image",
-    "caption_binding": "caption: colour and shape",
-    "prompt_binding": "prompt: colour and shape",
 }
 
 
@@ -160,10 +141,11 @@ def results_table(results: dict[str, Any]) -> str:
         f"scale {p['scale']}, {p['precision']}"
     )
     columns = [*results["metrics"]]
-    titles = RESULT_ROWS | {
+    known = RESULT_ROWS | (get_world(p["world"]).titles if p.get("world") else {})
+    titles = known | {
         f"{branch['condition']}_{name}": f"{branch['condition']}: {title}"
         for branch in p.get("more", ())
-        for name, title in RESULT_ROWS.items()
+        for name, title in known.items()
     }
     rows = [name for name in titles if any(name in results["metrics"][setting] for setting in columns)]
     if not rows:

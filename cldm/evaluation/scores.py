@@ -8,15 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldm.conditions import Condition, apply_batch
+from cldm.conditions import Condition, apply_like
 from cldm.conditions.segmentation import colors_to_labels
-from cldm.data.scenes import Scene, read_scenes
-from cldm.evaluation.captions import caption_rows, scene_rows
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.fidelity import edge_scores
-from cldm.evaluation.geometry import geometry_rows
-from cldm.evaluation.maps import class_scores, color_difference, depth_scores, normal_angle, structural_similarity
-from cldm.evaluation.segmenter import Segmenter, kind_labels
+from cldm.worlds import Known, rows
+from cldm.worlds.agreement import class_scores, color_difference, depth_scores, normal_angle, structural_similarity
 
 Rows = dict[str, np.ndarray]
 """A column (n,) float64 for each score; nan where an image has no such score."""
@@ -24,72 +21,63 @@ Rows = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Target:
-    """What n images are measured against: (n, 3, h, w) hints, captions, prompts, and scenes where they are known."""
+    """What n images are measured against: (n, 3, h, w) hints, captions, prompts, and truths where they are known."""
 
     hints: Tensor
     captions: Sequence[str]
     prompts: Sequence[str]
-    scenes: Sequence[Scene] | None = None
+    known: Known | None = None
 
 
-def score(
-    images: Tensor,
-    target: Target,
-    condition: Condition,
-    segmenter: Segmenter | None = None,
-    clip: ClipScore | None = None,
-) -> Rows:
-    """All scores of images (n, 3, h, w) in [-1, 1]. segmenter and clip: judges, where there are some."""
-    rows = hint_scores(images, target.hints, condition)
-    if target.scenes is not None:
-        rows |= scene_scores(images, target.scenes, target.captions, target.prompts)
-        if segmenter is not None:
-            found = class_scores(segmenter.labels(images), kind_labels(target.scenes))
-            rows |= _numpy({"segmenter_miou": found.miou, "segmenter_accuracy": found.accuracy})
+def score(images: Tensor, target: Target, condition: Condition, clip: ClipScore | None = None) -> Rows:
+    """All scores of images (n, 3, h, w) in [-1, 1]."""
+    found = hint_scores(images, target.hints, condition)
+    if target.known is not None:
+        found |= world_scores(images, target.known, target.captions, target.prompts)
     if clip is not None:
-        rows |= _numpy({"clip_caption": clip(images, target.captions)})
+        found |= _numpy({"clip_caption": clip(images, target.captions)})
         if all(target.prompts):
-            rows |= _numpy({"clip_prompt": clip(images, target.prompts)})
-    return rows
+            found |= _numpy({"clip_prompt": clip(images, target.prompts)})
+    return found
 
 
-def scene_scores(images: Tensor, scenes: Sequence[Scene], captions: Sequence[str], prompts: Sequence[str]) -> Rows:
-    """What the exact reader says: of the scene, of its caption, and of a prompt that says something else."""
-    reads = read_scenes(images)
-    rows = columns(scene_rows(images, scenes)) | geometry_rows(reads, scenes, images.shape[-1])
-    rows |= columns(caption_rows(reads, captions), "caption_")
+def world_scores(images: Tensor, known: Known, captions: Sequence[str], prompts: Sequence[str]) -> Rows:
+    """What the judge says: of the truth, of its caption, and of a prompt that says something else."""
+    judge = known.judge
+    reading = judge.read(images)
+    found = rows(judge.scores(reading, known.truths)) | rows(judge.prompt_scores(reading, captions), "caption_")
     if all(prompts) and tuple(prompts) != tuple(captions):
         with contextlib.suppress(ValueError):  # a prompt outside of the grammar
-            rows |= columns(caption_rows(reads, prompts), "prompt_")
-    return rows
+            found |= rows(judge.prompt_scores(reading, prompts), "prompt_")
+    return found
 
 
 def hint_scores(images: Tensor, hints: Tensor, condition: Condition) -> Rows:
     """How well each image obeys its hint, by the condition of the image itself; nothing where that is impossible."""
     if not condition.computable:
         return {}
-    found, hints = apply_batch(condition, images).cpu(), hints.cpu()
+    maps, hints = apply_like(condition, images, hints).cpu(), hints.cpu()
     if condition.name == "segmentation":
-        classes = class_scores(_classes(found), _classes(hints))
+        classes = class_scores(_classes(maps), _classes(hints))
         return _numpy({"hint_miou": classes.miou, "hint_accuracy": classes.accuracy})
     if condition.name == "normal":
-        return _numpy({"hint_angle": normal_angle(found * 2 - 1, hints * 2 - 1)})
-    rows: dict[str, Tensor] = {}
+        return _numpy({"hint_angle": normal_angle(maps * 2 - 1, hints * 2 - 1)})
+    found: dict[str, Tensor] = {}
     if condition.polarity == "white_on_black":
-        ours, theirs = ((maps > 0.5).any(dim=1) for maps in (found, hints))
+        ours, theirs = ((m > 0.5).any(dim=1) for m in (maps, hints))
         for px in (1, 2):
             edges = edge_scores(ours, theirs, px)
-            rows |= {f"edge_f1_{px}px": edges.f1, f"edge_precision_{px}px": edges.precision,
+            found |= {f"edge_f1_{px}px": edges.f1, f"edge_precision_{px}px": edges.precision,
                      f"edge_recall_{px}px": edges.recall}  # fmt: skip
     if condition.polarity == "near_white":
-        depth = depth_scores(found.mean(1), hints.mean(1))
-        rows |= {"hint_rmse": depth.rmse, "hint_absrel": depth.absrel, "hint_delta1": depth.delta1}
+        depth = depth_scores(maps.mean(1), hints.mean(1))
+        found |= {"hint_rmse": depth.rmse, "hint_absrel": depth.absrel, "hint_delta1": depth.delta1}
     if not condition.binary:
-        rows["hint_error"] = (found - hints).abs().mean(dim=(1, 2, 3))
-        rows["hint_ssim"] = structural_similarity(found.clamp(0, 1), hints.clamp(0, 1))
+        found["hint_error"] = (maps - hints).abs().mean(dim=(1, 2, 3))
+        found["hint_ssim"] = structural_similarity(maps.clamp(0, 1), hints.clamp(0, 1))
     if condition.polarity == "color":
-        rows["hint_color"] = color_difference(found.clamp(0, 1), hints.clamp(0, 1))
-    return _numpy(rows)
+        found["hint_color"] = color_difference(maps.clamp(0, 1), hints.clamp(0, 1))
+    return _numpy(found)
 
 
 def _classes(maps: Tensor) -> Tensor:
@@ -98,13 +86,8 @@ def _classes(maps: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([colors_to_labels(image) for image in pixels]))
 
 
-def _numpy(rows: Mapping[str, Tensor]) -> Rows:
-    return {name: values.double().cpu().numpy() for name, values in rows.items()}
-
-
-def columns(rows: Sequence[Mapping[str, float]], prefix: str = "") -> Rows:
-    """Rows of one set of names as columns."""
-    return {f"{prefix}{name}": np.array([row[name] for row in rows]) for name in rows[0]}
+def _numpy(found: Mapping[str, Tensor]) -> Rows:
+    return {name: values.double().cpu().numpy() for name, values in found.items()}
 
 
 def join(parts: Sequence[Rows]) -> Rows:

@@ -1,20 +1,14 @@
-"""Tensors from and to files: safetensors, pickles (tensors only), shards. What a file is, is read from its bytes."""
+"""Tensors from files: safetensors, pickles (tensors only), shards. What a file is, is read from its bytes."""
 
 import json
 import pickle
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-
-from ldm.weights import make_readable
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")  # stems of the weights in diffusers' folders
 
@@ -121,36 +115,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
     return content
-
-
-@contextmanager
-def atomic(target: Path) -> Iterator[Path]:
-    """A path to write a file or folder at, which becomes `target` if the block succeeds and vanishes if it fails."""
-    if target.exists():
-        raise FileExistsError(f"{target} exists; remove it or choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    _remove(partial)  # of a run that was killed
-    try:
-        yield partial
-        partial.rename(target)
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def write_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], dtype: torch.dtype | None = None
-) -> None:
-    """Write a safetensors file, floating tensors cast to `dtype` if given. See `atomic`."""
-    cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in tensors.items()}
-    save_file({name: t.contiguous() for name, t in cast.items()}, path, {"format": "pt", **metadata})
-    make_readable(path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` with two spaces of indent, as diffusers does."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """Published checkpoints: a file, or a folder in diffusers' form, as the parts it holds.
 
 The parts are "unet", "autoencoder", "text" and "control"; ldm.interop.layouts tells them by their keys, and
-ldm.interop.understand turns one into a module and its state dict. Control branches are understood by cldm.interop.
+ldm.interop.understand turns one into a module and its state dict. Control branches are understood by
+cldm.branches.interop.
 """
 
 import json

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder import AutoencoderKL
+from ldm.files import write_json, write_text
 from ldm.interop import names
-from ldm.interop.files import write_json, write_tensors
 from ldm.interop.published import SETTINGS, UNUSED_TEXT
 from ldm.interop.understand import Understood
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
+from ldm.weights import write_tensors
 
 DIFFUSERS_VERSION = "0.30.0"  # the oldest whose config.json has these keys; see pyproject.toml
 
@@ -161,7 +162,6 @@ def write_diffusers_part(
     part: Understood, folder: Path, metadata: Mapping[str, str], dtype: torch.dtype | None, prediction: str | None
 ) -> None:
     """One model's folder: config.json and weights, of a U-Net, autoencoder or text encoder."""
-    folder.mkdir(parents=True, exist_ok=True)
     module = part.module
     if isinstance(module, TextEncoder):
         write_json(folder / "config.json", _text_folder(module))
@@ -200,9 +200,7 @@ def write_pipeline(folder: Path, schedule: NoiseSchedule, pad: str, length: int,
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(folder / "model_index.json", index)
-    (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(schedule))
-    (folder / "tokenizer").mkdir()
     write_tokenizer(folder / "tokenizer", pad, length)
 
 
@@ -230,10 +228,8 @@ def write_tokenizer(folder: Path, pad: str, length: int) -> None:
     merges = _merges()
     letters = [*_bytes_to_letters()]
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(m.split()) for m in merges), START, END]
-    (folder / "vocab.json").write_text(
-        json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False), encoding="utf-8"
-    )
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocabulary)}, indent=None)
+    write_text(folder / "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
     tokens = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": "!" if pad == "zero" else END}
     write_json(folder / "special_tokens_map.json", tokens)
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **tokens}

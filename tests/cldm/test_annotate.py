@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cldm import cli
+from cldm.commands import cli
 from cldm.conditions import get_condition
-from cldm.conditions.files import read_image
+from cldm.data.decoding import read_photo
 from cldm.data.folder import FolderDataset
 from cldm.data.listing import list_items
 
@@ -181,7 +181,7 @@ def test_one_picture_with_several_captions_gives_several_items(tmp_path):
 def test_reading_agrees_with_plain_decoding(tmp_path):
     image = photo(3)
     image.save(tmp_path / "a.png")
-    assert np.array_equal(read_image(tmp_path / "a.png"), np.asarray(image))
+    assert np.array_equal(read_photo(tmp_path / "a.png"), np.asarray(image))
 
 
 def test_fill50k_is_drawn_by_the_command(tmp_path, capsys):

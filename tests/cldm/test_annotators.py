@@ -24,13 +24,14 @@ from cldm.conditions import segmentation as segmentation_module
 from cldm.conditions.depth import Depth, near_white, near_white_from_metric
 from cldm.conditions.inpaint import Inpaint, random_mask, with_mask
 from cldm.conditions.lines import LineartStandard, LineSegments
-from cldm.conditions.maps import import_depth, import_normals, read_values
+from cldm.conditions.maps import import_depth, import_normals
 from cldm.conditions.normal import Normal, encode_normals, normals_from_depth
 from cldm.conditions.plain import Threshold
 from cldm.conditions.pose import BODY_COLORS, Person, Pose, read_openpose, render_pose, write_openpose
 from cldm.conditions.scribble import Scribble, ScribbleXDoG, ridges
 from cldm.conditions.segmentation import ADE20K, Segmentation, colors_to_labels, labels_to_colors
 from cldm.conditions.softedge import HED, Sobel, SoftEdge
+from cldm.data.decoding import read_values
 
 WITH_FILES = {"depth", "normal", "segmentation", "softedge"}
 FREE = sorted({*known_conditions()} - WITH_FILES - {"pose"})

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from cldm import cli
+from cldm.branches.controlnet import ControlNet
+from cldm.commands import cli
 from cldm.conditions import get_condition
 from cldm.conditions.canny import Canny
-from cldm.control_ldm import ControlLDM
-from cldm.controlnet import ControlNet
 from cldm.data import cache as cache_module
 from cldm.data.cache import CachedDataset, build_cache, cached_data
 from cldm.data.fill50k import write_fill50k
 from cldm.data.folder import FolderDataset, folder_data
 from cldm.data.transforms import Augment
+from cldm.training.control_ldm import ControlLDM
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def folder(plain, make_diffusion, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:the model does not know")
 def test_a_cached_batch_holds_what_the_model_would_make(plain, folder, diffusion):
-    cached = cached_data(Canny(), diffusion, str(folder), 4)
+    cached = cached_data(Canny(), diffusion, str(folder), 4, 64)
     one, other = plain.train.__getitems__([5, 0, 7]), cached.train.__getitems__([5, 0, 7])
     assert other.keys() == {"moments", "hint", "context", "caption", "id"}
     assert one["caption"] == other["caption"]
@@ -67,7 +67,7 @@ def test_training_on_the_cache_has_the_same_losses(plain, folder, diffusion, fil
     """Within 1e-3: moments and contexts are rounded to float16, nothing else differs."""
     control = ControlNet.from_unet(diffusion.unet, hint_widths=(4, 4, 8, 8))
     fill_zeros(control)
-    cached = cached_data(Canny(), diffusion, str(folder), 4)
+    cached = cached_data(Canny(), diffusion, str(folder), 4, 64)
     batches = [[0, 5, 2, 7], [1, 3, 4, 6], [7, 0, 1, 2]]
     one, other = (losses(data, diffusion, control, batches) for data in (plain, cached))
     assert one.std() > 0
@@ -113,11 +113,11 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_reason(plain, folder, mak
         model = make_diffusion()
         perturbed(model.autoencoder.encoder if part == "autoencoder" else model.conditioner)
         with pytest.raises(ValueError, match=reason):
-            cached_data(Canny(), model, str(folder), 4)
+            cached_data(Canny(), model, str(folder), 4, 64)
         with pytest.raises(ValueError, match=reason):
             build_cache(plain.train, plain.validation, model, folder, 4, 3)
     with pytest.raises(ValueError, match=r"condition or its parameters differ.*low=100.*low=50"):
-        cached_data(Canny(low=50), make_diffusion(), str(folder), 4)
+        cached_data(Canny(low=50), make_diffusion(), str(folder), 4, 64)
     other = FolderDataset(plain.train.items, 128, Canny())
     with pytest.raises(ValueError, match=r"resolution or the buckets differ.*\(64, 64\) there, \(128, 128\) now"):
         build_cache(other, plain.validation, make_diffusion(), folder, 4, 3)
@@ -128,8 +128,22 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_reason(plain, folder, mak
     with pytest.raises(ValueError, match=r"data\.augment\.flip=0"):
         build_cache(flipped, plain.validation, make_diffusion(), tmp_path, 4, 3)
     with pytest.raises(FileNotFoundError, match="no cache"):
-        cached_data(Canny(), make_diffusion(), str(tmp_path / "none"), 4)
+        cached_data(Canny(), make_diffusion(), str(tmp_path / "none"), 4, 64)
+    with pytest.raises(ValueError, match=r"was made with size=\[64, 64\], size is 128 now"):
+        cached_data(Canny(), make_diffusion(), str(folder), 4, 128)
     assert json.loads((folder / cache_module.KEY).read_text())["vae"]
+
+
+def test_a_picture_that_was_edited_is_another_one_though_its_file_has_the_same_size(make_diffusion, tmp_path):
+    write_fill50k(4, tmp_path / "fill", side=64)
+    data = folder_data(Canny(), None, str(tmp_path / "fill"), 64, batch_size=2, val_count=1)
+    build_cache(data.train, data.validation, make_diffusion(), tmp_path / "cache", 2)
+    pictures = [item.hint for item in data.train.items]
+    edited = bytearray(pictures[0].read_bytes())
+    edited[-1] ^= 1
+    pictures[0].write_bytes(edited)
+    with pytest.raises(ValueError, match="pictures or captions differ"):
+        build_cache(data.train, data.validation, make_diffusion(), tmp_path / "cache", 2)
 
 
 def test_buckets_and_holes_go_through_the_cache(plain, make_diffusion, tmp_path):

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cldm.callbacks import EMA, Checkpoints, Export, Watch, averaged, save_checkpoint
 from cldm.data.datamodule import DataModule
+from cldm.training.callbacks import EMA, Checkpoints, Export, Watch, averaged, save_checkpoint
 from ldm.batch import Batch
-from ldm.training import Stage
+from ldm.training.stage import Stage
 from ldm.weights import read_metadata
 
 
@@ -144,6 +144,48 @@ def test_accumulated_batches_count_once_also_after_a_resume(random_items, tmp_pa
     assert all(torch.equal(resumed.average[name], straight.average[name]) for name in straight.average)
 
 
+class Seen(Toy):
+    """Notes what it was shown in each micro-batch, at which optimizer step, with which noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        noise = torch.rand(1, generator=self.step_generator(batch_idx)).item()
+        self.seen.append((self.global_step, batch["id"].tolist(), noise))
+        return super().training_step(batch, batch_idx)
+
+
+def seen_by(steps, accumulate, batch_size, items, ckpt_path=None, save=None):
+    module = Seen()
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=accumulate,
+    )  # fmt: skip
+    data = DataModule(items, Pictures(), batch_size=batch_size)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+    if save:
+        trainer.save_checkpoint(save)
+    return module.seen
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (2, 1), (1, 4), (2, 3), (2, 2)])
+def test_another_accumulation_or_batch_goes_on_at_the_right_samples_and_steps(
+    random_items, tmp_path, batch_size, accumulate
+):
+    items = random_items(12)
+    straight = [i for _, ids, _ in seen_by(9, 2, 2, items) for i in ids]
+    seen_by(2, 2, 2, items, save=tmp_path / "two.ckpt")  # eight samples
+    found = seen_by(4, accumulate, batch_size, items, tmp_path / "two.ckpt", tmp_path / "four.ckpt")
+    assert [step for step, _, _ in found] == [2] * accumulate + [3] * accumulate
+    samples = [i for _, ids, _ in found for i in ids]
+    assert samples == straight[8 : 8 + 2 * accumulate * batch_size]
+    assert len({noise for *_, noise in found}) == len(found)
+    again = seen_by(5, 2, 2, items, tmp_path / "four.ckpt")  # and back
+    assert [i for _, ids, _ in again for i in ids] == straight[8 + len(samples) :][:4]
+
+
 def watched(tmp_path, random_items, steps=5, metrics=None, **options):
     looks = []
 
@@ -244,9 +286,9 @@ def test_the_last_and_the_best_state_are_kept_and_nothing_else(random_items, tmp
 def test_checkpoints_are_written_after_so_many_steps_or_minutes(random_items, tmp_path, monkeypatch):
     written = []
     note = lambda trainer, path: written.append(trainer.global_step)  # noqa: E731
-    monkeypatch.setattr("cldm.callbacks.checkpoints.save_checkpoint", note)
+    monkeypatch.setattr("cldm.training.callbacks.checkpoints.save_checkpoint", note)
     clock = iter(range(0, 10_000, 40))  # seconds: every look at the clock is 40 later
-    monkeypatch.setattr("cldm.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("cldm.training.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: next(clock)))
     checkpointed(tmp_path, random_items, [0.0] * 9, steps=7, every_n_train_steps=3)
     assert written == [3, 6, 7]
     written.clear()

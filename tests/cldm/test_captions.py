@@ -6,10 +6,19 @@ import math
 import pytest
 import torch
 
-from cldm.data.scenes import Scene, SceneObject, caption, render, sample_scene
-from cldm.evaluation.captions import caption_fidelity, relation_holds, scene_fidelity
+from cldm.worlds import pooled
+from cldm.worlds.scenes import Scene, SceneObject, caption, read_scenes, render, sample_scene
+from cldm.worlds.scenes.judge import caption_scores, relation_holds, scene_scores
 
 SEED = 7
+
+
+def caption_fidelity(images, captions):
+    return pooled(caption_scores(read_scenes(images), captions))
+
+
+def scene_fidelity(images, scenes):
+    return pooled(scene_scores(images, scenes, render(scenes, images.shape[-1]).labels))
 
 
 @pytest.fixture(autouse=True)

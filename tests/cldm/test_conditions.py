@@ -18,7 +18,8 @@ from cldm.conditions import (
     warn_if_blank,
 )
 from cldm.conditions.canny import Canny
-from cldm.conditions.files import HintFileError, load_hint
+from cldm.data.decoding import PictureError
+from cldm.data.hints import load_hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,7 +374,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
 
 def test_an_unusable_file_is_refused_in_one_sentence_that_names_it(tmp_path):
     for words, path in bad_files(tmp_path).items():
-        with pytest.raises(HintFileError, match=words) as caught:
+        with pytest.raises(PictureError, match=words) as caught:
             load_hint(path, notify=lambda line: None)
         assert path.name in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -381,6 +382,6 @@ def test_an_unusable_file_is_refused_in_one_sentence_that_names_it(tmp_path):
 
 def test_a_long_picture_is_refused_only_for_a_shape_it_does_not_fit(save):
     path = save(drawing(64, 320))
-    with pytest.raises(HintFileError, match="too wide for 64x64"):
+    with pytest.raises(PictureError, match="too wide for 64x64"):
         quiet(path, 64)
     assert quiet(path, (64, 256)).shape == (3, 64, 256)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from cldm.branches.controlnet import ControlNet
 from cldm.conditions import get_condition
-from cldm.control import ControlUnit, PreparedUnit, inpaint_hint
-from cldm.controlnet import ControlNet
-from cldm.generation import Sampling
+from cldm.sampling.control import ControlUnit, PreparedUnit, inpaint_hint
+from cldm.sampling.generation import Sampling
 from ldm.samplers import ddim
 
 PROMPTS, SEEDS, SIZE = ["a red star", "a blue ring"], [3, 4], (64, 64)

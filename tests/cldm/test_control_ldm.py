@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 
-from cldm.callbacks import Export
-from cldm.control_ldm import LOCKING, ControlLDM
-from cldm.controlnet import ControlNet
+from cldm.branches.controlnet import ControlNet
 from cldm.data.datamodule import DataModule
+from cldm.training.callbacks import Export
+from cldm.training.control_ldm import LOCKING, ControlLDM
 from ldm.unet import UNet
 from ldm.weights import load_weights, read_metadata
 
@@ -190,7 +190,7 @@ def test_prompts_are_dropped_at_their_rate(module, random_items, rate, monkeypat
 
 def test_half_of_the_prompts_are_dropped_unless_told_otherwise(composed):
     cfg = composed("model=tiny")
-    assert cfg.stage.module._target_ == "cldm.control_ldm.ControlLDM"
+    assert cfg.stage.module._target_ == "cldm.training.control_ldm.ControlLDM"
     assert cfg.stage.module.prompt_dropout == 0.5
     assert ControlLDM.__init__.__defaults__[0] == 0.5
 
@@ -222,6 +222,30 @@ def test_unlocked_parts_are_in_train_mode_and_in_the_checkpoint(stage, fit, tmp_
     fresh = stage(locking=locking)
     fit(fresh, 2, ckpt_path=tmp_path / "a.ckpt")  # nothing left to do: weights as loaded
     assert digest(fresh) == digest(module)
+
+
+@pytest.mark.parametrize(("locking", "rates"), [("locked", [1]), ("decoder", [1, 0.2]), ("unlocked", [1, 0.2]),
+                                                ("scratch", [1, 1])])  # fmt: skip
+def test_pretrained_weights_that_are_unlocked_train_at_a_rate_of_their_own(stage, fit, locking, rates):
+    module = stage(locking=locking)
+    fit(module, 2)
+    [optimizer] = module.trainer.optimizers
+    lr = optimizer.param_groups[0]["lr"]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate * lr for rate in rates])
+    unlocked = {id(p) for part in module._unlocked() for p in part.parameters()}
+    assert all({id(p) for p in group["params"]} == unlocked for group in optimizer.param_groups[1:])
+
+
+def test_hint_use_is_zero_for_a_silent_branch_and_tells_an_own_hint_from_anothers(stage, random_items):
+    module = stage()
+    batch = random_items(4).__getitems__(range(4))
+    batch["image"] = torch.rand(batch["hint"].shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert module.hint_use(batch) == 0
+    assert module.hint_use(batch) == 0
+    with torch.no_grad():  # a branch that draws what its hint shows: each item's hint is its own target
+        for conv in (*module.control.zero_convs, module.control.zero_conv_middle, module.control.hint_encoder[-1]):
+            conv.weight.normal_(generator=torch.Generator().manual_seed(0))
+    assert module.hint_use(batch) == module.hint_use(batch) != 0
 
 
 def test_a_locking_that_does_not_exist_is_refused(stage):
@@ -286,6 +310,7 @@ def test_noise_is_a_function_of_the_step_and_not_of_what_was_drawn_before(module
     monkeypatch.setattr(module.diffusion, "loss", lambda z0, c, t, eps, b: drawn.append((z0, t, eps)) or z0.mean())
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     batch = random_items(4).__getitems__(range(4))
+    batch["image"] = torch.rand(batch["hint"].shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
     for i in (0, 1, 0):
         torch.randn(3)
         module.training_step(batch, i)

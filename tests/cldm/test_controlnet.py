@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from cldm.control import ControlUnit, PreparedUnit
-from cldm.controlnet import ControlNet, HintEncoder
-from cldm.generation import Sampling
+from cldm.branches.controlnet import ControlNet, HintEncoder
+from cldm.sampling.control import ControlUnit, PreparedUnit
+from cldm.sampling.generation import Sampling
 from ldm.samplers import ddim
 
 HINTS = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cldm.evaluation.convergence import convergence_step
+from cldm.tables.convergence import Moment, convergence_step, moment
 
 STEPS = list(range(0, 1000, 50))
 
@@ -37,6 +37,19 @@ def test_the_jump_that_counts_can_be_chosen():
     values = [0.3] * 10 + [0.45] * 10
     assert convergence_step(STEPS, values) == 500
     assert convergence_step(STEPS, values, jump=0.2) is None
+
+
+def test_a_moment_tells_its_resolution_and_what_happened_before_the_first_look():
+    steps, jump = [0, 10, 20, 30, 40], [0.0, 0.0, 0.01, 0.6, 0.6]
+    found = moment({"hint_use": (steps, jump), "edge_f1_1px": ([0, 40], [0.1, 0.8])})
+    assert found == Moment("hint_use", 30, 10)
+    assert str(found) == "sudden convergence: steps 20 to 30 (hint_use)"
+    high = moment({"hint_use": (steps, [0.6] * 5)})
+    assert high.early
+    assert "before the first look, at step 0" in str(high)
+    assert moment({"hint_use": (steps, [0.0] * 5)}) == Moment("hint_use", None)
+    assert moment({"edge_f1_1px": ([0, 40], [0.1, 0.8])}) == Moment("edge_f1_1px", 40, 40)
+    assert moment({}) is None
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -10,10 +10,12 @@ import torch
 from cldm.conditions import apply_batch
 from cldm.conditions.canny import Canny
 from cldm.data.datamodule import DataModule, StepSampler
-from cldm.data.scenes import dataset as dataset_module
-from cldm.data.scenes.datamodule import encoder_fingerprint, scenes_data
-from cldm.data.scenes.dataset import ScenesDataset
-from cldm.data.scenes.world import COLORS, HELD_OUT_KINDS, HELD_OUT_PAIRS, KINDS
+from cldm.runs.building import instantiate
+from cldm.worlds import get_world
+from cldm.worlds.datamodule import world_data
+from cldm.worlds.dataset import WorldDataset
+from cldm.worlds.scenes.world import COLORS, HELD_OUT_KINDS, HELD_OUT_PAIRS, KINDS
+from ldm.weights import encoder_fingerprint
 
 
 def take(sampler: StepSampler, count: int) -> list[list[int]]:
@@ -78,13 +80,20 @@ def test_the_loader_goes_on_where_the_trainer_stands_and_gives_each_rank_its_own
 # ------------------------------------------------------------------ scenes
 
 
+SCENES = get_world("scenes")
+
+
+def scenes_set(count: int, size: int = 64, family: str = "base", **options) -> WorldDataset:
+    return WorldDataset(SCENES, count, size, family, **options)
+
+
 @pytest.fixture(scope="module")
-def six() -> ScenesDataset:
-    return ScenesDataset(6, 64, keep=("image", "hint"), condition=Canny())
+def six() -> WorldDataset:
+    return scenes_set(6, 64, keep=("image", "hint"), condition=Canny())
 
 
 def test_a_scene_does_not_depend_on_the_set_it_is_in(six):
-    other = ScenesDataset(2, 64, start=3, keep=("image", "hint"), condition=Canny())
+    other = scenes_set(2, 64, start=3, keep=("image", "hint"), condition=Canny())
     whole, part = six.__getitems__([4, 3]), other.__getitems__([1, 0])
     assert whole["caption"] == part["caption"]
     assert torch.equal(whole["image"], part["image"])
@@ -108,7 +117,7 @@ def test_items_keep_the_batch_contract_and_the_hint_is_that_of_the_image(six):
 
 def test_kept_moments_are_those_of_the_image(diffusion):
     encode = diffusion.autoencoder.moments
-    kept = ScenesDataset(3, 64, keep=("image", "moments"), encode=encode)
+    kept = scenes_set(3, 64, keep=("image", "moments"), encode=encode)
     batch = kept.__getitems__(range(3))
     with torch.no_grad():
         expected = encode(batch["image"])
@@ -118,7 +127,7 @@ def test_kept_moments_are_those_of_the_image(diffusion):
 
 
 def test_kept_labels_name_the_kind_and_colour_that_are_seen_there():
-    batch = ScenesDataset(24, 64, keep=("image", "labels")).__getitems__(range(24))
+    batch = scenes_set(24, 64, keep=("image", "labels")).__getitems__(range(24))
     kinds, colors = batch["labels"].unbind(1)
     assert batch["labels"].shape == (24, 2, 8, 8)
     assert torch.equal(kinds > 0, colors > 0)
@@ -136,19 +145,19 @@ def test_kept_labels_name_the_kind_and_colour_that_are_seen_there():
 
 def test_keeping_what_cannot_be_made_is_refused():
     with pytest.raises(ValueError, match="needs the autoencoder"):
-        ScenesDataset(1, 64, keep=("moments",))
+        scenes_set(1, 64, keep=("moments",))
     with pytest.raises(ValueError, match="needs a condition"):
-        ScenesDataset(1, 64, keep=("hint",))
+        scenes_set(1, 64, keep=("hint",))
 
 
 def test_a_second_construction_reads_the_cache(tmp_path, monkeypatch):
     options = {"size": 64, "keep": ("image", "hint"), "condition": Canny(), "cache": tmp_path}
-    first = ScenesDataset(2, **options)
+    first = scenes_set(2, **options)
     assert len([*tmp_path.glob("*.pt")]) == 1
     assert not [*tmp_path.glob("*.partial")]
     rendered = []
-    monkeypatch.setattr(dataset_module, "render", lambda *_: rendered.append(1) or 1 / 0)
-    second = ScenesDataset(2, **options)
+    monkeypatch.setattr(WorldDataset, "_draw_all", lambda *_: rendered.append(1) or 1 / 0)
+    second = scenes_set(2, **options)
     assert not rendered
     assert first.__getitems__([1, 0])["caption"] == second.__getitems__([1, 0])["caption"]
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in ("image", "hint"))
@@ -158,7 +167,7 @@ def test_a_second_construction_reads_the_cache(tmp_path, monkeypatch):
     ]  # fmt: skip
     for change in changes:  # each of these would be wrong to read from that file
         with pytest.raises(ZeroDivisionError):
-            ScenesDataset(2, **{**options, **change})
+            scenes_set(2, **{**options, **change})
     assert len(rendered) == len(changes)
 
 
@@ -177,27 +186,41 @@ def test_the_fingerprint_names_the_encoder_and_nothing_else(make_diffusion):
 @pytest.fixture(scope="module")
 def data(make_diffusion) -> DataModule:
     # no hint or moments of the training scenes: rendering them is not what is looked at
-    return scenes_data(Canny(), make_diffusion(), 64, "control", 40, 12, 4, keep=["image"], seed=2)
+    return world_data(Canny(), make_diffusion(), "scenes", 64, "control", 40, 12, 4, keep=["image"], seed=2)
 
 
 def test_training_and_validation_scenes_are_disjoint(data):
-    assert len(set(data.train.scenes)) == 40
-    assert len(set(data.validation.scenes)) == 12
-    assert not set(data.train.scenes) & set(data.validation.scenes)
+    assert len(set(data.train.truths)) == 40
+    assert len(set(data.validation.truths)) == 12
+    assert not set(data.train.truths) & set(data.validation.truths)
     assert data.validation.__getitems__([0]).keys() == {"image", "hint", "caption", "id"}
 
 
 def test_the_control_family_holds_out_what_it_promises(data, monkeypatch):
-    monkeypatch.setattr(ScenesDataset, "_load", lambda *_: {})  # scenes only
-    control = ScenesDataset(400, family="control").scenes
-    base = {(o.kind, o.color) for scene in ScenesDataset(400).scenes for o in scene.objects}
-    seen = {(o.kind, o.color) for scene in [*control, *data.train.scenes] for o in scene.objects}
+    monkeypatch.setattr(WorldDataset, "_load", lambda *_: {})  # scenes only
+    control = scenes_set(400, family="control").truths
+    base = {(o.kind, o.color) for scene in scenes_set(400).truths for o in scene.objects}
+    seen = {(o.kind, o.color) for scene in [*control, *data.train.truths] for o in scene.objects}
     assert base >= HELD_OUT_PAIRS
     assert not seen & HELD_OUT_PAIRS
     assert not {kind for kind, _ in seen} & HELD_OUT_KINDS
     assert {kind for kind, _ in base} >= HELD_OUT_KINDS
 
 
+def test_the_training_seed_orders_the_examples_and_the_data_seed_makes_them(make_diffusion, composed):
+    def order(*overrides):
+        cfg = composed("model=tiny", "data.train_count=24", "data.val_count=1", "data.cache=null", "data.keep=[image]",
+                       *overrides)  # fmt: skip
+        data = instantiate(cfg.data, _convert_="all")(condition=Canny(), model=make_diffusion())
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, accumulate_grad_batches=1)
+        first = next(iter(data.train_dataloader()))["id"].tolist()
+        return first, data.train.truths
+
+    (first, scenes), (second, same), (_, others) = (order("seed=0"), order("seed=1"), order("data.seed=1"))
+    assert first != second
+    assert scenes == same != others
+
+
 def test_a_training_set_that_would_run_into_the_validation_scenes_is_refused(make_diffusion):
     with pytest.raises(ValueError, match=r"data\.train_count must be below 10000000"):
-        scenes_data(Canny(), make_diffusion(), 64, "base", 10_000_000, 1, 1)
+        world_data(Canny(), make_diffusion(), "scenes", 64, "base", 10_000_000, 1, 1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from cldm.controlnet import ControlNet
-from cldm.interop import control_table
+from cldm.branches.controlnet import ControlNet
+from cldm.branches.interop import control_table
 from ldm.interop.names import Spelling, to_ours, unet_table
 from ldm.unet import UNet, UNetConfig, UNetEncoder
 

@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 import torch
 
-from cldm.control import ControlUnit
-from cldm.controlnet import ControlNet
-from cldm.generation import Sampling
-from cldm.variants import concat
+from cldm.branches.controlnet import ControlNet
+from cldm.branches.variants import concat
+from cldm.sampling.control import ControlUnit
+from cldm.sampling.generation import Sampling
 from ldm.reuse import compiled
 from ldm.samplers import ddim, ddpm, dpmpp_2m, pndm, unipc
 from ldm.unet import UNet, UNetConfig

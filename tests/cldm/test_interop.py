@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cldm.cli import main
-from cldm.controlnet import ControlNet
-from cldm.interop import control_table, control_tensors, load_control, understand_control
+from cldm.branches.controlnet import ControlNet
+from cldm.branches.interop import control_table, control_tensors, load_control, understand_control
+from cldm.commands.cli import main
 from ldm.autoencoder import AutoencoderKL
 from ldm.interop.published import read
 from ldm.interop.understand import Understood, understand
@@ -283,7 +283,7 @@ def test_a_write_that_fails_leaves_nothing(folders, tmp_path, monkeypatch, capsy
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("ldm.interop.files.save_file", full)
+    monkeypatch.setattr("ldm.weights.save_file", full)
     for dst, to in (("a.safetensors", "original"), ("a", "diffusers")):
         assert convert(folders["sd1"], tmp_path / dst, "--to", to) == 1
     assert "No space left" in capsys.readouterr().err

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from cldm.conditions import get_condition
-from cldm.jobs import load_image, load_mask, make_job, read_jobs
-from cldm.ledger import MANIFEST, Ledger, batches, draw_in_batches
+from cldm.sampling.jobs import load_image, load_mask, make_job, read_jobs
+from cldm.sampling.ledger import MANIFEST, Ledger, batches, draw_in_batches
 
 DEFAULTS = {
     "hint": "docs/hint.png", "photo": None, "prompt": "a star", "negative": "", "count": 2, "seed": 5, "size": 64,

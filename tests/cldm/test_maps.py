@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cldm.conditions import get_condition
-from cldm.data.scenes import Scene, SceneObject, read_scenes, render, sample_scene
-from cldm.evaluation.geometry import geometry_rows
-from cldm.evaluation.maps import (
+from cldm.evaluation.scores import hint_scores
+from cldm.worlds import rows as columns
+from cldm.worlds.agreement import (
     class_scores,
     color_difference,
     depth_scores,
@@ -16,7 +16,8 @@ from cldm.evaluation.maps import (
     normal_angle,
     structural_similarity,
 )
-from cldm.evaluation.scores import hint_scores
+from cldm.worlds.scenes import Scene, SceneObject, read_scenes, render, sample_scene
+from cldm.worlds.scenes.geometry import geometry_scores
 from ldm.random import generator
 
 
@@ -94,9 +95,14 @@ def scenes() -> list[Scene]:
     return [sample_scene(3, index) for index in range(12)]
 
 
+def geometry_rows(images, scenes):
+    true = render(scenes, images.shape[-1], ("depth", "normals"))
+    return columns(geometry_scores(read_scenes(images), scenes, true))
+
+
 def test_the_geometry_of_real_renders_is_read_almost_exactly(scenes: list[Scene]):
     images = render(scenes, 128).image
-    rows = geometry_rows(read_scenes(images), scenes, 128)
+    rows = geometry_rows(images, scenes)
     means = {name: values.mean() for name, values in rows.items()}
     assert means["depth_rmse"] < 0.06
     assert means["depth_delta1"] > 0.95
@@ -109,7 +115,7 @@ def test_a_moved_and_a_missing_object_are_seen():
     star = SceneObject("star", "red", "large", -0.3, 0.0, 0.45, 0.0, 0.5)
     moved = SceneObject("star", "red", "large", 0.2, 0.0, 0.45, 0.0, 0.5)
     images = render([Scene((star,), "mint"), Scene((moved,), "mint"), Scene((), "mint")], 128).image
-    rows = geometry_rows(read_scenes(images), [Scene((star,), "mint")] * 3, 128)
+    rows = geometry_rows(images, [Scene((star,), "mint")] * 3)
     assert rows["keypoint_error_px"][1] == pytest.approx(0.5 * 64, abs=1.5)
     assert rows["keypoint_found"].tolist() == [1.0, 0.0, 0.0]
     assert rows["depth_rmse"][0] < 0.05 < rows["depth_rmse"][1]

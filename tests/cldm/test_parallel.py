@@ -6,9 +6,9 @@ import sys
 import time
 
 import pytest
+from cldm.runs.checkout import REPOSITORY
 
-from cldm.parallel import Task, run_all
-from cldm.tracking import REPOSITORY
+from cldm.runs.parallel import Task, run_all
 
 
 def python(title, code, folder):
@@ -32,7 +32,7 @@ def test_cores_are_shared_between_jobs(tmp_path):
     code = f"import os; open({str(tmp_path / 'threads')!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("OMP_NUM_THREADS", raising=False)
-        patch.setattr("cldm.parallel._cores", lambda: 8)
+        patch.setattr("cldm.runs.parallel._cores", lambda: 8)
         run_all([python("one", code, tmp_path)], 4)
     assert (tmp_path / "threads").read_text() == "2"
 
@@ -43,7 +43,7 @@ def test_stopping_the_parent_stops_what_it_started(tmp_path):
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(REPOSITORY)!r})
-from cldm.parallel import Task, run_all
+from cldm.runs.parallel import Task, run_all
 run_all([Task(str(i), (sys.executable, "-c", {child!r}), Path({str(tmp_path)!r}) / str(i)) for i in range(4)], 2)
 """
     process = subprocess.Popen([sys.executable, "-c", parent])

@@ -74,7 +74,7 @@ def test_a_plot_shows_its_mark_in_every_panel(tmp_path):
     fidelity = Panel("fidelity", {"edge F1": (steps, [0.2, float("nan"), 0.9]), "shape IoU": (steps, [0.1, 0.5, 0.8])})
     losses = Panel("loss", {"training": ([*range(100)], [0.5] * 100)}, log=True)
     plot(tmp_path / "plain.png", [fidelity, losses], None)
-    plot(tmp_path / "marked.png", [fidelity, losses], 50)
+    plot(tmp_path / "marked.png", [fidelity, losses], (50, "sudden convergence"))
     plain, marked = (np.asarray(Image.open(tmp_path / name)) for name in ("plain.png", "marked.png"))
     assert plain.shape == marked.shape
     changed = (plain != marked).any(axis=(0, 2))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cldm.control import ControlUnit, inpaint_hint
-from cldm.generation import Sampling
+from cldm.sampling.control import ControlUnit, inpaint_hint
+from cldm.sampling.generation import Sampling
 from ldm.samplers import ddim, dpmpp_2m, euler, heun, initial_noise, pndm, unipc
 
 pytest.importorskip("diffusers")

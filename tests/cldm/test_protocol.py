@@ -2,9 +2,12 @@
 
 import pytest
 
-from cldm.data.scenes import caption, parse_caption, sample_scene
-from cldm.evaluation.protocol import INSUFFICIENT, contradicted, prompts, protocol_hash, shots
+from cldm.evaluation.protocol import INSUFFICIENT, prompts, protocol_hash, shots
+from cldm.worlds import get_world
+from cldm.worlds.scenes import caption, parse_caption, sample_scene
+from cldm.worlds.scenes.prompts import contradicted
 
+SCENES = get_world("scenes")
 CAPTIONS = [caption(sample_scene(0, i), 0, i) for i in range(60)]
 
 
@@ -25,17 +28,17 @@ def test_conflicting_prompts_of_single_objects_vary():
 
 
 def test_prompts_of_the_four_settings():
-    assert prompts("none", CAPTIONS[:2], True) == ["", ""]
-    assert prompts("perfect", CAPTIONS[:2], True) == CAPTIONS[:2]
-    assert prompts("insufficient", CAPTIONS[:1], True) == [f"a {parse_caption(CAPTIONS[0]).background} background"]
-    assert prompts("insufficient", ["a cat"], False) == [INSUFFICIENT]
-    assert prompts("conflicting", ["a cat", "a cat", "a dog"], False) == ["a dog", "a dog", "a cat"]
+    assert prompts("none", CAPTIONS[:2], SCENES) == ["", ""]
+    assert prompts("perfect", CAPTIONS[:2], SCENES) == CAPTIONS[:2]
+    assert prompts("insufficient", CAPTIONS[:1], SCENES) == [f"a {parse_caption(CAPTIONS[0]).background} background"]
+    assert prompts("insufficient", ["a cat"], None) == [INSUFFICIENT]
+    assert prompts("conflicting", ["a cat", "a cat", "a dog"], None) == ["a dog", "a dog", "a cat"]
     with pytest.raises(ValueError, match="all alike"):
-        prompts("conflicting", ["a cat", "a cat"], False)
+        prompts("conflicting", ["a cat", "a cat"], None)
 
 
 def test_noise_is_shared_by_settings_and_by_nothing_else():
-    found = shots(["a cat", "a dog"], ["none", "perfect"], [0, 1], False)
+    found = shots(["a cat", "a dog"], ["none", "perfect"], [0, 1], None)
     assert len(found) == len({shot.file for shot in found}) == 8
     seeds = {(shot.item, shot.noise): set() for shot in found}
     for shot in found:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cldm.data.scenes import (
+from cldm.worlds.scenes import (
     BACKGROUNDS,
     BASE,
     COLORS,
@@ -29,10 +29,10 @@ from cldm.data.scenes import (
     render,
     sample_scene,
 )
-from cldm.data.scenes.captions import describe, format_caption
-from cldm.data.scenes.maps import DOT_COLORS, PALETTE, keypoint_positions, ranks
-from cldm.data.scenes.shapes import sdf
-from cldm.data.scenes.world import CLOSENESS, COUNT_SHARES, HELD_OUT_KINDS, HELD_OUT_PAIRS, MARGIN, RADII
+from cldm.worlds.scenes.captions import describe, format_caption
+from cldm.worlds.scenes.maps import DOT_COLORS, PALETTE, keypoint_positions, ranks
+from cldm.worlds.scenes.shapes import sdf
+from cldm.worlds.scenes.world import CLOSENESS, COUNT_SHARES, HELD_OUT_KINDS, HELD_OUT_PAIRS, MARGIN, RADII
 
 SEED = 2024
 FAMILIES = (BASE, CONTROL, HELD_OUT)

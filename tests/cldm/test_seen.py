@@ -9,15 +9,16 @@ from PIL import Image
 
 from cldm.conditions.plain import Unchanged
 from cldm.data.folder import folder_data
-from cldm.data.scenes.dataset import ScenesDataset
-from cldm.data.seen import training_images
+from cldm.evaluation.seen import training_images
+from cldm.worlds import get_world
+from cldm.worlds.dataset import WorldDataset
 
-SCENES = {"_target_": "cldm.data.scenes.datamodule.scenes_data", "train_count": 3, "size": 64, "family": "control",
-          "seed": 5}  # fmt: skip
+SCENES = {"_target_": "cldm.worlds.datamodule.world_data", "world": "scenes", "train_count": 3, "size": 64,
+          "family": "control", "seed": 5}  # fmt: skip
 
 
 def test_scenes_are_those_of_the_training_set_at_most_as_many_as_asked_for() -> None:
-    trained = ScenesDataset(3, 64, "control", 5).__getitems__(range(3))["image"]
+    trained = WorldDataset(get_world("scenes"), 3, 64, "control", 5).__getitems__(range(3))["image"]
     assert torch.equal(training_images(SCENES, 100), trained)
     assert torch.equal(training_images(SCENES, 2), trained[:2])
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cldm.cli import main
-from cldm.data.scenes import KINDS, Scene, SceneObject
-from cldm.evaluation.segmenter import CLASSES, Segmenter, kind_labels, load_segmenter
+from cldm.commands.cli import main
+from cldm.worlds.scenes import KINDS, Scene, SceneObject
+from cldm.worlds.scenes.segmenter import CLASSES, Segmenter, kind_labels, load_segmenter
 from ldm.weights import read_metadata
 
 

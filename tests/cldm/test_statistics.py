@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cldm.evaluation.statistics import bootstrap_interval, mean_and_std, means_by, t_interval
+from cldm.tables.statistics import bootstrap_interval, mean_and_std, means_by, t_interval
 
 KNOWN = [0.1, 0.4, 0.35, 0.2, 0.55, 0.3]
 

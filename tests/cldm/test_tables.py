@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 
-from cldm.cli import main
+from cldm.commands.cli import main
 from cldm.commands.table import TABLES, added, plan, training
-from cldm.evaluation.rendering import latex, markdown, picture, to_csv
-from cldm.evaluation.table_records import problems, records
-from cldm.evaluation.table_spec import evaluation_folder, read_spec
-from cldm.evaluation.tables import lines
-from cldm.tracking import REPOSITORY
+from cldm.tables.records import problems, records
+from cldm.tables.rendering import latex, markdown, picture, to_csv
+from cldm.tables.spec import evaluation_folder, read_spec
+from cldm.tables.writing import lines
 
 FILES = sorted(path.stem for path in TABLES.glob("*.yaml"))
 

@@ -1,14 +1,15 @@
 """Promises of the record: offline without a key, JSON for every reader, a commit that tells the truth."""
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from cldm.runs.checkout import REPOSITORY as ROOT
+from cldm.runs.checkout import commit, commit_of
 
-from cldm import tracking
-from cldm.tracking import commit, csv_logger, has_wandb_key, wandb_logger, write_json
+from cldm.runs import checkout
+from cldm.runs.tracking import csv_logger, has_wandb_key, wandb_logger
 
 
 @pytest.fixture
@@ -67,38 +68,6 @@ def test_metrics_lie_in_the_run_folder_and_earlier_ones_are_kept(tmp_path):
     assert [found[name].split()[1].split(",")[0] for name in sorted(found)] == ["1.0", "2.0", "3.0"]
 
 
-# ------------------------------------------------------------------ JSON
-
-
-def test_numbers_that_do_not_exist_become_null_at_any_depth(tmp_path):
-    nan, inf = float("nan"), float("inf")
-    write_json(tmp_path / "new" / "a.json", {"a": nan, "b": [1.5, nan, (nan, 2)], "c": {"d": -inf}, "e": None})
-
-    def refuse(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    found = json.loads((tmp_path / "new" / "a.json").read_text(), parse_constant=refuse)
-    assert found == {"a": None, "b": [1.5, None, [None, 2]], "c": {"d": None}, "e": None}
-
-
-def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-
-    def fail(self, text):
-        with open(self, "w") as file:
-            file.write(text[:3])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
-
-
 # ------------------------------------------------------------------ commit
 
 
@@ -109,23 +78,35 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_the_commit_says_whether_files_differ_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert commit() == "unknown"
+    assert commit_of(tmp_path) == "unknown"
     git(tmp_path, "init", "-q")
-    assert commit() == "unknown"  # no commit yet
+    assert commit_of(tmp_path) == "unknown"  # no commit yet
     (tmp_path / "a").write_text("1")
     git(tmp_path, "add", "a")
     git(tmp_path, "commit", "-qm", "first")
     head = git(tmp_path, "rev-parse", "HEAD")
     assert re.fullmatch(r"[0-9a-f]{40}", head)
-    assert commit() == head
+    assert commit_of(tmp_path) == head
     (tmp_path / "untracked").write_text("1")
-    assert commit() == head
+    assert commit_of(tmp_path) == head
     (tmp_path / "a").write_text("2")
-    assert commit() == head + "+changes"
+    assert commit_of(tmp_path) == head + "+changes"
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit() == "unknown"
+    assert commit_of(ROOT) == "unknown"
+
+
+def test_what_is_committed_while_a_process_runs_is_not_its_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(checkout, "REPOSITORY", tmp_path)
+    commit.cache_clear()
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-qm", "first", "--allow-empty")
+    before = commit()
+    git(tmp_path, "commit", "-qm", "second", "--allow-empty")
+    now = commit()
+    commit.cache_clear()
+    assert now == before != commit_of(tmp_path)

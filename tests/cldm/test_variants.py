@@ -7,10 +7,10 @@ import torch
 from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
-from cldm.control import ControlUnit
-from cldm.interop import load_control
-from cldm.tracking import control_cost, flops, parts_table
-from cldm.variants import concat, gaussian, lite, mlp, random_copy
+from cldm.branches.interop import load_control
+from cldm.branches.variants import concat, gaussian, lite, mlp, random_copy
+from cldm.runs.tracking import control_cost, flops, parts_table
+from cldm.sampling.control import ControlUnit, PreparedUnit
 from ldm.unet import UNet, UNetConfig
 from ldm.weights import save_weights
 
@@ -39,14 +39,51 @@ def test_a_fresh_branch_changes_nothing_bit_for_bit(diffusion, inputs, name):
         assert torch.equal(controlled(diffusion, branch, inputs), diffusion.unet(*inputs[:3]))
 
 
-def test_a_gaussian_branch_speaks_at_once_and_its_loudness_is_the_standard_deviation(diffusion, inputs):
+def test_a_gaussian_branch_speaks_at_once_and_its_loudness_is_the_gain(diffusion, inputs):
     with torch.no_grad():
         silent = diffusion.unet(*inputs[:3])
     changes = [
-        (controlled(diffusion, gaussian(diffusion.unet, std, hint_widths=WIDTHS), inputs) - silent).abs().mean()
-        for std in (0.0, 0.02, 0.2)
+        (controlled(diffusion, gaussian(diffusion.unet, gain, hint_widths=WIDTHS), inputs) - silent).abs().mean()
+        for gain in (0.0, 0.05, 0.5)
     ]
     assert changes[0] == 0 < 5 * changes[1] < changes[2]
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+def test_a_gaussian_convolution_passes_on_the_gain_times_its_input_at_any_width(channels):
+    config = UNetConfig(channels=channels, channel_mult=(1, 2), attention=(True, True), context_channels=16, groups=8)
+    conv = gaussian(UNet(config), 0.5).zero_conv_middle
+    x = torch.randn(64, 2 * channels, 4, 4)
+    assert conv(x).std().item() == pytest.approx(0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_hint_of_thin_lines_reaches_the_last_layer_of_every_hint_encoder_alike(diffusion, name):
+    hint = torch.zeros(1, 3, 64, 64)
+    hint[:, :, 20::24] = 1
+    encoder = ALL[name](diffusion.unet).hint_encoder
+    with torch.no_grad():
+        told = torch.nn.Sequential(*[*encoder][:-1])(hint).std()
+    assert 0.005 < told < 0.5  # PyTorch's own initialisation leaves 0.0005
+
+
+def test_concat_keeps_the_halves_of_guidance_apart_whether_the_hint_is_shared_or_not(diffusion):
+    branch = concat(diffusion.unet, hint_widths=WIDTHS)
+    torch.nn.init.normal_(branch.hint_encoder[-1].weight)
+    hint, z = torch.rand(1, 3, 64, 64), torch.randn(3, 4, 8, 8)
+    context, negative = torch.randn(3, 24, 16), torch.randn(3, 24, 16)
+    mask = torch.rand(3, 1, 64, 64)
+    found = []
+    for hints in (hint, hint.repeat(3, 1, 1, 1)):
+        unit = ControlUnit(branch, hints, mode="control", mask=mask)
+        prepared = PreparedUnit(unit, context, negative, torch.tensor([500]))
+        residuals = prepared.residuals(z, 0)
+        assert residuals.input.shape[0] == 6
+        assert not residuals.input[:3].any()
+        found.append(diffusion.unet(z, torch.tensor([500]), torch.cat([negative, context]), residuals))
+    torch.testing.assert_close(found[0], found[1])
+    plain = diffusion.unet(z, torch.tensor([500]), negative)
+    torch.testing.assert_close(found[0][:3], plain)
 
 
 def test_a_random_copy_has_the_shapes_of_the_copy_and_none_of_its_weights(diffusion):
@@ -151,7 +188,7 @@ def test_the_table_of_parts_shows_flops_where_they_are_known():
 
 
 def test_only_the_middle_of_a_branch_without_one_is_refused(diffusion):
-    from cldm.control_ldm import ControlLDM
+    from cldm.training.control_ldm import ControlLDM
 
     with pytest.raises(ValueError, match="middle_only"):
         ControlLDM(diffusion, concat(diffusion.unet, hint_widths=WIDTHS), torch.optim.SGD, middle_only=True)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cldm.cli import main
+from cldm.commands.cli import main
 from ldm.autoencoder import AutoencoderKL
 from ldm.interop import load_base, pretrained
 from ldm.interop.files import read_tensors

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ldm.precision
-from cldm.generation import Sampling
+from cldm.sampling.generation import Sampling
 from ldm.precision import WideProducts, emulates_bf16, fast_products
 from ldm.samplers import ddim
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm.random import generator, stable_seed
-from ldm.training import drop_prompts, stratified_timesteps
+from ldm.training.diffusion import drop_prompts, stratified_timesteps
 
 ROOT = Path(__file__).resolve().parents[2]
 

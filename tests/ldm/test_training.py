@@ -2,6 +2,9 @@
 
 import functools
 import math
+import multiprocessing
+import os
+import socket
 
 import pytest
 import pytorch_lightning as pl
@@ -11,7 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.autoencoder import AutoencoderKL
 from ldm.losses import AutoencoderLoss, LabelProbe, PatchDiscriminator
-from ldm.training import AutoencoderTraining, DiffusionTraining, Stage, set_latent_scale
+from ldm.training.autoencoder import AutoencoderTraining, set_latent_scale
+from ldm.training.clock import Clock
+from ldm.training.diffusion import DiffusionTraining
+from ldm.training.stage import Stage
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -82,8 +88,8 @@ class Rates(pl.Callback):
 
 
 class Toy(Stage):
-    def __init__(self, **options):
-        super().__init__(SGD, **options)
+    def __init__(self, optimizer=SGD, **options):
+        super().__init__(optimizer, **options)
         self.layer = nn.Linear(1, 1)
 
     def training_step(self, batch, batch_idx):
@@ -114,6 +120,68 @@ def test_the_rate_ends_at_two_percent_and_stays():
 def test_without_cosine_the_rate_stays_and_without_warmup_it_starts_there():
     assert rates(5, warmup_steps=2, cosine=False) == pytest.approx([0.5, 1, 1, 1, 1])
     assert rates(2, warmup_steps=0, cosine=False) == pytest.approx([1, 1])
+
+
+# ------------------------------------------------------------------ going on from a checkpoint
+
+
+def resumed(folder, steps: int, first, second, **options) -> tuple[Toy, pl.Trainer]:
+    """Three steps with the optimizer `first`, then up to `steps` with `second`."""
+    module, run = Toy(optimizer=first, warmup_steps=0, cosine=False), trainer(3)
+    run.fit(module, data(4))
+    run.save_checkpoint(folder / "three.ckpt")
+    module, run = Toy(optimizer=second, warmup_steps=0, cosine=False), trainer(steps, **options)
+    run.fit(module, data(4), ckpt_path=folder / "three.ckpt", weights_only=True)
+    return module, run
+
+
+def test_what_the_configuration_says_of_an_optimizer_holds_after_a_resume_and_its_moments_stay(tmp_path):
+    first = functools.partial(torch.optim.AdamW, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
+    told = {"lr": 1e-4, "betas": (0.5, 0.6), "weight_decay": 0.3, "eps": 1e-3, "amsgrad": False}
+    seen = Rates()
+    second = functools.partial(torch.optim.AdamW, **told)
+    _, run = resumed(tmp_path, 5, first, second, callbacks=[seen])
+    (group,) = run.optimizers[0].param_groups
+    assert {name: group[name] for name in told} == told
+    assert run.lr_scheduler_configs[0].scheduler.base_lrs == [1e-4]
+    assert seen.seen[0] == [1e-4] * 2
+    assert {state["step"].item() for state in run.optimizers[0].state.values()} == {5}  # not begun anew
+    _, again = resumed(tmp_path, 3, first, second)  # nothing left to do: state and moments as they were saved
+    saved = torch.load(tmp_path / "three.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    for held, kept in zip(again.optimizers[0].state.values(), saved.values(), strict=True):
+        assert torch.equal(held["exp_avg_sq"], kept["exp_avg_sq"])
+
+
+def test_a_resumed_rate_follows_the_schedule_of_now(tmp_path):
+    seen = Rates()
+    run = trainer(4)
+    run.fit(Toy(warmup_steps=2, cosine=True), data(4))
+    run.save_checkpoint(tmp_path / "four.ckpt")
+    trainer(6, (seen,)).fit(Toy(warmup_steps=8, cosine=True), data(4), ckpt_path=tmp_path / "four.ckpt")
+    assert seen.seen[0] == pytest.approx([0.1 * 5 / 8, 0.1 * 6 / 8])
+
+
+def test_moments_of_another_optimizer_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"moments of SGD, which optimizer\._target_ \(Adam\) cannot use"):
+        resumed(tmp_path, 5, SGD, ADAM)
+
+
+def test_seconds_of_training_are_summed_over_attempts_and_pauses_do_not_count(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock()
+    now[0] += 50  # set-up
+    assert clock.seconds == 0
+    clock.start()
+    now[0] += 3
+    with clock.paused():
+        now[0] += 20
+    now[0] += 4
+    assert clock.seconds == 7
+    clock.stop()
+    now[0] += 5
+    assert clock.seconds == 7
+    assert clock.first == 150
 
 
 # ------------------------------------------------------------------ the autoencoder
@@ -285,6 +353,31 @@ def test_a_gan_resumed_half_way_is_the_run_that_never_stopped(tmp_path):
     run(2, resume=False)
     whole, resumed = run(4, resume=False), run(4, resume=True)
     assert changed(resumed, snapshot(whole)) == set()
+
+
+def in_ddp(rank: int, port: int) -> None:
+    torch.set_num_threads(1)  # threads do not survive a fork
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    module = gan(discriminator_start=2)
+    before = snapshot(module)
+    trainer(4, strategy="ddp", devices=2).fit(module, data(4))
+    moved = changed(module, before)
+    assert any(name.startswith("discriminator.") for name in moved)
+    assert any(name.startswith("autoencoder.decoder") for name in moved)
+
+
+def test_a_gan_trains_in_two_processes():
+    """Neither network's backward pass reaches the other: DDP would wait for its gradients, and end in step 2."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=in_ddp, args=(rank, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(240)
+    assert [process.exitcode for process in ranks] == [0, 0]
 
 
 def test_without_a_discriminator_lightning_optimizes_by_itself():

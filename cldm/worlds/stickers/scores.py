@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cldm.worlds import Scores
 from cldm.worlds.stickers.captions import CaptionSpec, parse_caption
 from cldm.worlds.stickers.composer import render
 from cldm.worlds.stickers.concepts import CLASSES, CONCEPTS, get_concept
@@ -18,6 +20,7 @@ from cldm.worlds.stickers.world import GROUNDS, Composition
 
 MIN_SHARE = 0.02  # of the picture, that a concept must cover to count as shown
 BLUR = 5  # pixels over which colours are averaged before they are compared: an outline may be a pixel off
+CAPTION_SCORES = ("concept", "concept_one", "concept_two", "concept_two_sides", "relation", "objects", "ground")
 DIRECTIONS: dict[str, tuple[float, float]] = {
     "left of": (-1.0, 0.0),
     "right of": (1.0, 0.0),
@@ -25,84 +28,85 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
     "below": (0.0, 1.0),
 }
 
-Row = dict[str, float]
+
+@dataclass(frozen=True)
+class Reading:
+    """What the judge sees: images (n, 3, h, w) in [-1, 1], log-probabilities (n, CLASSES, ., .), grounds (n)."""
+
+    images: Tensor
+    log_p: Tensor
+    grounds: list[str]
 
 
-def scores(
-    judge: Judge, images: Tensor, compositions: Sequence[Composition], prompts: Sequence[str] | None = None
-) -> list[Row]:
-    """For each image (b, 3, h, w) in [-1, 1], against the composition whose places it should keep:
+def read(judge: Judge, images: Tensor) -> Reading:
+    """Look once at images (n, 3, h, w) in [-1, 1]."""
+    log_p = judge.log_probabilities(images)
+    return Reading(images, log_p, _grounds(log_p, images))
 
-    concept, category  shares of its stickers that the judge names right at their true places
+
+def scores(reading: Reading, compositions: Sequence[Composition]) -> list[Scores]:
+    """For each image, against the composition whose places it should keep:
+
+    concept, category  for each sticker: does the judge name it right at its true place (wholly hidden ones left out)
     color_distance     CIE Lab (1976) between image and true picture inside the stickers, mean over their pixels
-    objects            1 where the judge sees as many concepts as there are
-    hint_followed      as `concept`
-    prompt_followed    share of stickers at whose place the judge sees a concept that the prompt names; these two only
-                       with prompts that name any: conflicting ones tell them apart
+    objects_off        how many concepts the judge sees, less the true number, absolute
+    ground             the ground's colour is the true one
 
-    Of 0 or nothing to average over: nan. ValueError if the counts differ.
+    ValueError if the counts differ.
     """
-    _same_length(images, compositions)
+    _same_length(reading.images, compositions)
     truth = render(compositions, SIZE, ("instances",))
-    seen = judge.log_probabilities(images)
-    distances = lab_distance(images, truth.image)
-    asked: list[set[int]] = [named_by(prompt) for prompt in prompts] if prompts else [set() for _ in compositions]
+    distances = lab_distance(reading.images, truth.image)
     rows = []
     for i, composition in enumerate(compositions):
-        instances, log_p = at_stride(truth.maps["instances"][i : i + 1])[0], seen[i]
+        instances, log_p = at_stride(truth.maps["instances"][i : i + 1])[0], reading.log_p[i]
         found = [at_place(log_p, instances == k) for k in range(1, 1 + len(composition.stickers))]
         true = [CONCEPTS[sticker.concept].number for sticker in composition.stickers]
-        row = _named_right(found, true)
-        inside = truth.maps["instances"][i] > 0
-        row["color_distance"] = float(distances[i][inside.numpy()].mean())
-        row["objects"] = float(len(shown(log_p)) == len(true))
-        if asked[i]:
-            row["hint_followed"] = row["concept"]
-            row["prompt_followed"] = _mean([float(f in asked[i]) for f, _ in found if f is not None])
-        rows.append(row)
+        inside = (truth.maps["instances"][i] > 0).numpy()
+        rows.append({
+            **_named_right(found, true),
+            "color_distance": [float(distances[i][inside].mean())] if inside.any() else [],
+            "objects_off": [float(abs(len(shown(log_p)) - len(true)))],
+            "ground": [float(reading.grounds[i] == composition.ground)],
+        })  # fmt: skip
     return rows
 
 
-def caption_rows(judge: Judge, images: Tensor, captions: Sequence[str]) -> list[Row]:
-    """For each image, whether it shows what its caption says; nan where the caption says nothing of the kind:
+def caption_scores(reading: Reading, captions: Sequence[str]) -> list[Scores]:
+    """For each image, whether it shows what its caption says; [] where the caption says nothing of the kind:
 
+    concept            for each named concept: it is shown
     concept_one        captions of one: the concept that covers most is the one named
-    concept_two        captions of two: share of the named concepts that are shown
-    concept_two_sides  captions of two with a relation: share of the named concepts shown, on their side of the middle
+    concept_two        captions of two: for each named concept, it is shown
+    concept_two_sides  captions of two with a relation: the same, on its side of the middle
     relation           the same: both are shown, the first in the stated direction from the second
     objects            as many concepts are shown as named
     ground             the ground's colour is the one named
     """
-    _same_length(images, captions)
-    seen, grounds = judge.log_probabilities(images), read_grounds(judge, images)
-    read = zip(seen, grounds, captions, strict=True)
+    _same_length(reading.images, captions)
+    read = zip(reading.log_p, reading.grounds, captions, strict=True)
     return [_caption_row(log_p, ground, parse_caption(text)) for log_p, ground, text in read]
 
 
-def _caption_row(log_p: Tensor, ground: str, spec: CaptionSpec) -> Row:
+def _caption_row(log_p: Tensor, ground: str, spec: CaptionSpec) -> Scores:
     found = shown(log_p)
     wanted = [get_concept(name).number for name in spec.concepts]
-    row = dict.fromkeys(("concept_one", "concept_two", "concept_two_sides", "relation", "objects"), float("nan"))
-    row["ground"] = float(ground == spec.ground)
+    row: Scores = {name: [] for name in CAPTION_SCORES}
+    row["ground"] = [float(ground == spec.ground)]
+    row["concept"] = [float(k in found) for k in wanted]
     if wanted:
-        row["objects"] = float(len(found) == len(wanted))
+        row["objects"] = [float(len(found) == len(wanted))]
     if len(wanted) == 1:
-        row["concept_one"] = float(bool(found) and max(found, key=lambda k: found[k][0]) == wanted[0])
+        row["concept_one"] = [float(bool(found) and max(found, key=lambda k: found[k][0]) == wanted[0])]
     if len(wanted) == 2:
-        row["concept_two"] = _mean([float(k in found) for k in wanted])
+        row["concept_two"] = row["concept"]
         if spec.relation:
             dx, dy = DIRECTIONS[spec.relation]
             along = [found[k][1] * dx + found[k][2] * dy if k in found else None for k in wanted]
             sides = [v is not None and (v > 0) == first for v, first in zip(along, (True, False), strict=True)]
-            row["concept_two_sides"] = _mean([float(side) for side in sides])
-            row["relation"] = float(along[0] is not None and along[1] is not None and along[0] > along[1])
+            row["concept_two_sides"] = [float(side) for side in sides]
+            row["relation"] = [float(along[0] is not None and along[1] is not None and along[0] > along[1])]
     return row
-
-
-def pooled(rows: Sequence[Mapping[str, float]]) -> Row:
-    """The mean of each score over the rows that have it; nan where none has."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: _mean([row[name] for row in rows if name in row and row[name] == row[name]]) for name in names}
 
 
 def at_place(log_p: Tensor, place: Tensor) -> tuple[int | None, int | None]:
@@ -128,24 +132,16 @@ def shown(log_p: Tensor) -> dict[int, tuple[float, float, float]]:
     return found
 
 
-def read_grounds(judge: Judge, images: Tensor) -> list[str]:
+def _grounds(log_p: Tensor, images: Tensor) -> list[str]:
     """The ground of each picture: the named colour nearest to the median of where the judge sees no sticker."""
     names, known = list(GROUNDS), _lab(torch.tensor([*GROUNDS.values()]).reshape(1, -1, 1, 3).permute(0, 3, 1, 2))
-    free = judge.log_probabilities(images).argmax(dim=1) == 0
+    free = log_p.argmax(dim=1) == 0
     small = F.interpolate(images.float().cpu(), free.shape[-2:], mode="area").add(1.0).mul(0.5).clamp(0, 1)
     grounds = []
     for lab, where in zip(_lab(small), free.numpy(), strict=True):
         middle = np.median(lab[where] if where.any() else lab.reshape(-1, 3), axis=0)
         grounds.append(names[int(np.linalg.norm(known[0, :, 0] - middle, axis=1).argmin())])
     return grounds
-
-
-def named_by(prompt: str) -> set[int]:
-    """Classes of the concepts that a prompt names; none where it is outside of the grammar."""
-    try:
-        return {get_concept(name).number for name in parse_caption(prompt).concepts}
-    except ValueError:
-        return set()
 
 
 def lab_distance(images: Tensor, others: Tensor) -> np.ndarray:
@@ -164,17 +160,13 @@ def _lab(images: Tensor) -> np.ndarray:
     return np.stack([cv2.cvtColor(p, cv2.COLOR_RGB2LAB) for p in pixels])
 
 
-def _named_right(found: Sequence[tuple[int | None, int | None]], true: Sequence[int]) -> Row:
+def _named_right(found: Sequence[tuple[int | None, int | None]], true: Sequence[int]) -> Scores:
     """Stickers that are wholly hidden are left out."""
     pairs = [(seen, k) for seen, k in zip(found, true, strict=True) if seen[0] is not None]
     return {
-        "concept": _mean([float(seen[0] == k) for seen, k in pairs]),
-        "category": _mean([float(seen[1] == int(category_of_class()[k])) for seen, k in pairs]),
+        "concept": [float(seen[0] == k) for seen, k in pairs],
+        "category": [float(seen[1] == int(category_of_class()[k])) for seen, k in pairs],
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
 
 
 def _same_length(images: Tensor, others: Sequence) -> None:

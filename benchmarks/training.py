@@ -1,0 +1,326 @@
+"""Seconds, memory and operations of a training step: this project against diffusers' recipe and plain fine-tuning.
+
+    python benchmarks/training.py                                      the main job's sizes, fp32
+    python benchmarks/training.py --size sd15 --dtypes fp32 bf16       Stable Diffusion 1.5's sizes at 256 px, batch 1
+    python benchmarks/training.py --size sd15 --device cuda --batch 1 8 32 [--compile] [--checkpointing]       512 px
+
+    cached      ControlLDM on cached moments and contexts (data=cached), by Lightning's Trainer as train.py runs it
+    uncached    ControlLDM on images and prompts (data=folder)
+    diffusers   diffusers' modules in the loop of its train_controlnet script: VAE and text encoder in every step
+    finetune    all of the U-Net trained, no branch, cached: what the paper's overhead is measured against
+    decoder     the U-Net's decoder trained, no branch, cached
+
+The same random weights, images, batch, precision and AdamW. Each side runs in a process of its own, since two do not
+fit into 24 GiB; the sides take turns, round by round, so that a loaded machine slows all of them. Stated are medians
+over the steps of all rounds, their range, and the share of the matrix-product peak that was measured in the same
+process. The last line is ours (cached) against diffusers: `ratio R memory M`, above 1 and below 1 where ours is ahead.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SIDES = ("cached", "uncached", "diffusers", "finetune", "decoder")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROMPT = "a large red star left of a blue ring"
+LR = 1e-5
+MAIN_JOB: dict[str, Any] = {
+    "widths": (32, 64, 96, 96), "context": 128, "hint_widths": (8, 16, 32, 64), "autoencoder": (32, 32, 64, 64),
+}  # fmt: skip
+"""Sizes of the model that `python train.py` trains on (its autoencoder is another one of like size)."""
+
+
+def batches(pixels: int, batch: int) -> Iterator[dict[str, Any]]:
+    """Endless batches of random images in [-1, 1], hints in [0, 1] and prompts."""
+    rng = torch.Generator().manual_seed(0)
+    while True:
+        image = torch.rand(batch, 3, pixels, pixels, generator=rng) * 2 - 1
+        hint = (torch.rand(batch, 3, pixels, pixels, generator=rng) < 0.05).float()
+        yield {"image": image, "hint": hint, "caption": [PROMPT] * batch, "id": torch.arange(batch)}
+
+
+def optimizer(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=LR, fused=True)
+
+
+def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[float]]:
+    """steps -> the times of that many steps of Lightning's Trainer."""
+    import pytorch_lightning as pl
+
+    from cldm.training.control_ldm import ControlLDM
+    from ldm.training.diffusion import DiffusionTraining
+
+    diffusion = both.diffusion
+    options = {"optimizer": optimizer, "warmup_steps": 0, "cosine": False, "checkpointing": args.checkpointing}
+    if side in ("cached", "uncached"):
+        module: Any = ControlLDM(diffusion, both.controls[0], **options)
+    else:
+        module = DiffusionTraining(diffusion, train_text_encoder=False, **options)
+        if side == "decoder":
+            diffusion.unet.encoder.requires_grad_(False)
+    cached = side != "uncached"
+
+    @torch.no_grad()
+    def prepared(batch: dict[str, Any]) -> dict[str, Any]:
+        if not cached:
+            return batch
+        kept = {name: value for name, value in batch.items() if name != "image"}
+        image = batch["image"].to(next(diffusion.parameters()).device)
+        return {**kept, "moments": diffusion.autoencoder.moments(image).cpu(), "context": context}
+
+    context = diffusion.context([PROMPT] * args.batch_size).detach() if cached else None
+    items = [prepared(batch) for batch, _ in zip(batches(args.pixels, args.batch_size), range(4), strict=False)]
+    if args.compile:
+        diffusion.unet.compile()
+    precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[args.dtype]
+    module.hold_frozen_in(precision)
+    if cached:  # what a cached run does not need
+        diffusion.autoencoder.to("cpu")
+
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            while True:
+                yield from items
+
+    class Clock(pl.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.began = now(args.device)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            times.append(tuple(b - a for a, b in zip(self.began, now(args.device), strict=True)))
+
+    times: list[Any] = []
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
+
+    def run(steps: int) -> Iterator[float]:
+        times.clear()
+        trainer = pl.Trainer(
+            max_steps=steps, accelerator="cuda" if args.device == "cuda" else "cpu", devices=1, precision=precision,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            gradient_clip_val=1.0,
+        )  # fmt: skip
+        trainer.callbacks.append(Clock())
+        trainer.fit(module, loader)
+        yield from times
+
+    return run
+
+
+def theirs(both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[float]]:
+    """steps -> the times of that many steps of train_controlnet's loop."""
+    import diffusers
+
+    device, dtype = args.device, DTYPES[args.dtype]
+    vae, text, unet = (
+        both.parts[name].requires_grad_(False).to(device, dtype) for name in ("vae", "text_encoder", "unet")
+    )
+    control = both.controlnets[0].to(device).train()
+    if args.checkpointing:
+        control.enable_gradient_checkpointing()
+    if args.compile:
+        unet.compile()
+        control.compile()
+    scheduler = diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
+    adam = optimizer(control.parameters())
+    stream = batches(args.pixels, args.batch_size)
+    tokens = both.diffusion.conditioner.tokenize([PROMPT] * args.batch_size).to(device)
+
+    def step(batch: dict[str, Any]) -> Tensor:
+        latents = vae.encode(batch["image"].to(device, dtype)).latent_dist.sample() * 0.18215
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, 1000, (len(latents),), device=device)
+        noisy = scheduler.add_noise(latents.float(), noise.float(), t).to(dtype)
+        context = text(tokens, return_dict=False)[0]
+        hint = batch["hint"].to(device, dtype)
+        down, middle = control(noisy, t, context, controlnet_cond=hint, return_dict=False)
+        found = unet(
+            noisy, t, context, down_block_additional_residuals=[r.to(dtype) for r in down],
+            mid_block_additional_residual=middle.to(dtype), return_dict=False,
+        )[0]  # fmt: skip
+        return F.mse_loss(found.float(), noise.float())
+
+    def run(steps: int) -> Iterator[float]:
+        for _ in range(steps):
+            batch, began = next(stream), now(device)
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                loss = step(batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_(control.parameters(), 1.0)
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+            loss.detach().item()
+            yield tuple(b - a for a, b in zip(began, now(device), strict=True))  # type: ignore[misc]
+
+    return run
+
+
+def now(device: str) -> tuple[float, float]:
+    """Seconds, and seconds of CPU time."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def peak_gib(device: str) -> float:
+    """The most memory so far: of the GPU, or of the process; nan where the system hides it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    if platform.system() != "Linux":
+        return float("nan")
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
+def matmul_peak(device: str, dtype: torch.dtype) -> float:
+    """GFLOP/s of a large matrix product: the best of eight."""
+    side = 8192 if device == "cuda" else 1536
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        began = now(device)[0]
+        a @ b
+        best = min(best, now(device)[0] - began)
+    return 2 * side**3 / best / 1e9
+
+
+def work(args: argparse.Namespace) -> dict[str, Any]:
+    """One side's steps, in this process."""
+    from benchmarks.sampling import quiet
+    from tests.pipelines import SD15, Sizes, build
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    both = build(SD15 if args.size == "sd15" else Sizes(**MAIN_JOB), controls=1, randomise=quiet)
+    if args.side == "diffusers":
+        run = theirs(both, args)
+    else:
+        both.parts.clear()
+        both.controlnets.clear()
+        run = ours(args.side, both, args)
+    with FlopCounterMode(display=False) as counter:
+        [*run(1)]
+    flops = counter.get_total_flops()
+    [*run(args.warmup)]
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times: list[Any] = [*run(args.steps)]
+    return {
+        "seconds": [wall for wall, _ in times],
+        "cpu_seconds": [busy for _, busy in times],
+        "peak_gib": peak_gib(args.device),
+        "gflop": flops / 1e9,
+        "peak_gflops": matmul_peak(args.device, DTYPES[args.dtype]),
+    }
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every side, in turns, each time in a fresh process."""
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
+    given = ["--size", args.size, "--device", args.device, "--pixels", args.pixels, "--steps", args.steps,
+             "--warmup", args.warmup, "--batch", args.batch_size, "--dtypes", args.dtype,
+             *(f"--{flag}" for flag in ("compile", "checkpointing") if getattr(args, flag))]  # fmt: skip
+    for i in range(args.rounds):
+        for side in args.sides if i % 2 == 0 else list(reversed(args.sides)):
+            command = [sys.executable, "-m", "benchmarks.training", *map(str, given), "--side", side]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{side}: {done.stderr[-3000:]}")
+            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"round {i + 1}, {side}: {statistics.median(found[side][-1]['seconds']):.4f} s/step", file=sys.stderr)
+    return {side: summary(rounds, args.batch_size) for side, rounds in found.items()}
+
+
+def summary(rounds: list[dict[str, Any]], batch: int) -> dict[str, Any]:
+    """What the table says of a side."""
+    seconds = [s for one in rounds for s in one["seconds"]]
+    median = statistics.median(seconds)
+    return {
+        "seconds": median, "min": min(seconds), "max": max(seconds), "samples_per_second": batch / median,
+        "cpu_seconds": statistics.median(s for one in rounds for s in one["cpu_seconds"]),
+        "peak_gib": max(one["peak_gib"] for one in rounds), "gflop": rounds[0]["gflop"],
+        "share_of_peak": rounds[0]["gflop"] / median / max(one["peak_gflops"] for one in rounds),
+    }  # fmt: skip
+
+
+def table(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
+    """The results as Markdown."""
+    lines = [
+        f"{args.size}, {args.pixels} px, batch {args.batch_size}, {args.dtype}"
+        + ", compiled" * args.compile + ", checkpointing" * args.checkpointing + f"; {machine(args.device)}",
+        "",
+        "| side | s/step (min to max) | CPU s/step | samples/s | peak GiB | GFLOP/step | share of matmul peak |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for side, row in found.items():
+        lines.append(
+            f"| {side} | {row['seconds']:.3f} ({row['min']:.3f} to {row['max']:.3f}) | {row['cpu_seconds']:.3f} "
+            f"| {row['samples_per_second']:.2f} | {row['peak_gib']:.2f} | {row['gflop']:.0f} "
+            f"| {row['share_of_peak']:.0%} |"
+        )
+    if {"cached", "diffusers"} <= found.keys():
+        a, b = found["cached"], found["diffusers"]
+        ratios = b["seconds"] / a["seconds"], b["cpu_seconds"] / a["cpu_seconds"], a["peak_gib"] / b["peak_gib"]
+        lines.append("\nCPU time ratio {1:.2f}\nratio {0:.2f} memory {2:.2f}".format(*ratios))
+    return "\n".join(lines)
+
+
+def machine(device: str) -> str:
+    """What it ran on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+PIXELS = {("small", "cpu"): 128, ("small", "cuda"): 128, ("sd15", "cpu"): 256, ("sd15", "cuda"): 512}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("small", "sd15"), default="small")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtypes", nargs="+", choices=[*DTYPES], default=["fp32"])
+    parser.add_argument("--batch", nargs="+", type=int, help="default: 16 small, 1 sd15")
+    parser.add_argument("--pixels", type=int, help="side of the images: 128 small, 256 sd15, 512 on a GPU")
+    parser.add_argument("--steps", type=int, help="timed in each round: 10 small, 3 sd15, 10 on a GPU")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
+    parser.add_argument("--rounds", type=int, help="default: 3 small, 2 sd15")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON lines to add the results to")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    small, gpu = args.size == "small", args.device == "cuda"
+    args.pixels = args.pixels or PIXELS[args.size, args.device]
+    args.steps, args.rounds = args.steps or (10 if small or gpu else 3), args.rounds or (3 if small else 2)
+    for dtype, batch in itertools.product(args.dtypes, args.batch or [16 if small else 1]):
+        one = argparse.Namespace(**{**vars(args), "dtype": dtype, "batch_size": batch})
+        if args.side:
+            print(json.dumps(work(one)))
+            continue
+        found = measure(one)
+        print("\n" + table(found, one), flush=True)
+        if args.out:
+            told = {key: getattr(one, key) for key in ("size", "pixels", "batch_size", "dtype", "compile")}
+            with args.out.open("a") as file:
+                file.write(json.dumps({**told, "machine": machine(args.device), "sides": found}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is trained beside the base: ControlNet, the ablations' variants, and their published files."""

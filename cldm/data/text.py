@@ -1,0 +1,26 @@
+"""Text that people save: UTF-8, with or without the mark of an editor before it, or UTF-16 with it."""
+
+import codecs
+from pathlib import Path
+
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+"""What a file may begin with, and what follows then; the four bytes of UTF-32 begin like the two of UTF-16."""
+
+
+def decode_text(content: bytes, what: str) -> str:
+    """The text of a file, without a byte-order mark. ValueError, beginning with `what`, for any other encoding."""
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{what} is not text: it holds zero bytes")
+    return text
+
+
+def read_text(path: str | Path) -> str:
+    """The text in a file, as `decode_text`. ValueError names the file."""
+    path = Path(path).expanduser()
+    return decode_text(path.read_bytes(), str(path))

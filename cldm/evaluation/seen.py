@@ -1,0 +1,45 @@
+"""What a finished run was trained on, as images: to see whether generated ones are copies."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cldm.conditions.plain import Unchanged
+from cldm.data.folder import FolderDataset, split
+from cldm.data.listing import list_items
+from cldm.worlds import get_world
+from cldm.worlds.dataset import WorldDataset
+from ldm.random import generator
+
+
+def training_images(data: Mapping[str, Any], count: int) -> Tensor | None:
+    """At most `count` images (n, 3, h, w) in [-1, 1] of the training set that a run recorded under `data`.
+
+    None for sources whose images are not at hand (shards, caches). Nothing that the record names is built or fetched:
+    it chooses a reader of this file. OSError or ValueError if the pictures are no longer there.
+    """
+    reader = READERS.get(str(data.get("_target_")))
+    return None if reader is None else reader(data, count)
+
+
+def _world(data: Mapping[str, Any], count: int) -> Tensor:
+    world, shown = get_world(data["world"]), min(count, data["train_count"])  # the first ones: all are alike
+    shown = WorldDataset(world, shown, data["size"], data["family"], data["seed"])
+    return shown.__getitems__(range(len(shown)))["image"]
+
+
+def _pictures(data: Mapping[str, Any], count: int) -> Tensor:
+    items = list_items(data["path"])
+    if not data["val_path"]:
+        items, _ = split(items, data["val_count"])
+    chosen = torch.randperm(len(items), generator=generator("seen", len(items)))[:count].tolist()
+    shown = FolderDataset([items[i] for i in chosen], data["size"], Unchanged(), on_the_fly=True)
+    return shown.__getitems__(range(len(shown)))["image"]
+
+
+READERS: dict[str, Callable[[Mapping[str, Any], int], Tensor]] = {
+    "cldm.worlds.datamodule.world_data": _world,
+    "cldm.data.folder.folder_data": _pictures,
+}

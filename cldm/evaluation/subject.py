@@ -1,0 +1,302 @@
+"""What evaluate.py measures: branches that act together, on items and a protocol that are the same for every method."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from cldm.branches.controlnet import Branch
+from cldm.conditions import Condition, apply_batch
+from cldm.conditions.plain import Unchanged
+from cldm.evaluation.clip import ClipScore
+from cldm.evaluation.inception import Inception
+from cldm.evaluation.protocol import Shot, protocol_hash, shots
+from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
+from cldm.evaluation.scores import Rows, Target, as_files, by_setting, hint_scores, join, score, slices
+from cldm.evaluation.seen import training_images
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import code
+from cldm.runs.trained import (
+    PRECISIONS,
+    base_content,
+    checkpoints_of,
+    is_pooled,
+    load_branch,
+    load_model,
+    published,
+)
+from cldm.sampling.control import ControlUnit, check_settings
+from cldm.sampling.generation import Sampling
+from cldm.worlds import REFERENCE_START, Known, world_of
+from ldm.diffusion import LatentDiffusion
+from ldm.files import content
+from ldm.identity import decisive
+from ldm.weights import fingerprint
+
+PROTOCOL = ("name", "items", "noise_seeds", "prompts", "data", "size", "scale", "start", "end", "mode", "weighting",
+            "negative", "precision", "sampler", "clip", "reference", "nearest")  # fmt: skip
+"""Keys of the config that numbers of one table must share."""
+
+UNIT = {"scale": 1.0, "start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None}
+"""How a branch is applied, see ControlUnit: keys of the config for the first, of the entries of `more` for others."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A trained branch, and how it is applied: the keys of UNIT."""
+
+    path: Path
+    training: DictConfig
+    settings: dict[str, Any]
+
+    @cached_property
+    def condition(self) -> Condition:
+        return instantiate(self.training.condition, _convert_="all")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its file, or of the files of its folder."""
+        return content(self.path)
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        return published(self.path).metadata
+
+    def unit(self, net: Branch, hints: Tensor) -> ControlUnit:
+        """What is to be added while images of these hints are drawn."""
+        return ControlUnit(net, hints, pool=is_pooled(self.path), **self.settings)
+
+
+def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Applied]:
+    """The branch of a checkpoint, and those that `more` adds to it."""
+    given: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = [{key: given[key] for key in UNIT}]
+    for entry in given["more"]:
+        known = ("checkpoint", "condition", *UNIT)
+        if not isinstance(entry, dict) or not {"checkpoint"} <= {*entry} <= {*known}:
+            raise ValueError(f"an entry of more has a checkpoint and any of {', '.join(known[1:])}; got {entry}")
+        settings.append(UNIT | {key: value for key, value in entry.items() if key in UNIT})
+    for unit in settings:
+        check_settings(**{key: value for key, value in unit.items() if key != "scale"})
+    paths, trainings = checkpoints_of(checkpoint, cfg)
+    return [Applied(*parts) for parts in zip(paths, trainings, settings, strict=True)]
+
+
+@dataclass
+class Subject:
+    """Branches that act together, and what they are measured on. Weights are loaded when they are first needed.
+
+    Scores of the first branch's hint have plain names; those of another condition's begin with its name (`others`).
+    """
+
+    branches: list[Applied]
+    cfg: DictConfig
+    device: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        self.first = self.branches[0]
+        self.sampling: Sampling = instantiate(self.cfg.sampler, _convert_="all")
+        self.size = self.cfg.size or self.first.training.size
+        data = instantiate(self.cfg.data, _convert_="all")
+        self.data = data(condition=self.first.condition, size=self.size, count=self.cfg["items"])
+        self.items = self.data.__getitems__(range(self.cfg["items"]))
+        made = [apply_batch(branch.condition, self.items["image"]) for branch in self.branches[1:]]
+        self.hints: list[Tensor] = [self.items["hint"], *made]
+        self.world = world_of(self.data)
+        self.judge = self.world.judge(self.cfg.judge) if self.world else None
+        self.shots = shots(self.items["caption"], self.cfg.prompts, self.cfg.noise_seeds, self.world)
+        clip = self.cfg.clip
+        self.clip = ClipScore(clip.arch, clip.weights, self.device) if clip.weights else None
+        self.inception = Inception(self.cfg.inception, self.device) if self.cfg.inception else None
+
+    @cached_property
+    def others(self) -> dict[str, tuple[Condition, Tensor]]:
+        """Conditions of further branches with their hints, by name. A condition like the first's is measured there."""
+        found: dict[str, tuple[Condition, Tensor]] = {}
+        for branch, hints in zip(self.branches[1:], self.hints[1:], strict=True):
+            if decisive(branch.condition) == decisive(self.first.condition):
+                continue
+            known, _ = found.setdefault(branch.condition.name, (branch.condition, hints))
+            if decisive(known) != decisive(branch.condition):
+                raise ValueError(f"two branches of more have condition {known.name} with other settings: "
+                                 f"{known} and {branch.condition}; their scores could not be told apart")  # fmt: skip
+        return found
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the images: nothing drawn under another one is taken for them."""
+        return {
+            "protocol": protocol_hash(self.protocol),
+            "checkpoint": "+".join(branch.sha256 for branch in self.branches),
+            "base": base_content(self.first.path, self.first.training),
+            "conditions": [decisive(branch.condition) for branch in self.branches],
+            "code": code(),
+        }
+
+    def load(self) -> None:
+        """Read the weights."""
+        _ = self.models
+
+    @cached_property
+    def models(self) -> tuple[LatentDiffusion, list[Branch]]:
+        """The base and the branches, on the device."""
+        diffusion, net = load_model(self.first.path, self.first.training)
+        nets = [net, *(load_branch(branch.path, branch.training, diffusion) for branch in self.branches[1:])]
+        self.fingerprint = fingerprint(diffusion)
+        for module in (diffusion, *nets):
+            module.to(self.device, PRECISIONS[self.precision]).to(memory_format=torch.channels_last)
+        return diffusion, nets
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """Everything that is fixed, with a digest of the items themselves."""
+        given: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(as_files(self.items["image"]).numpy().tobytes())
+        digest.update("\n".join(self.items["caption"]).encode())
+        fixed = {key: given[key] for key in PROTOCOL}
+        fixed |= {"size": self.size, "precision": self.precision, "items_digest": digest.hexdigest()}
+        fixed |= {"world": self.world and self.world.name, "judge": self.judge and self.judge.facts()}
+        fixed["clip"] = {"arch": given["clip"]["arch"], "weights": fingerprint(self.clip.model)} if self.clip else None
+        fixed["inception"] = fingerprint(self.inception.model) if self.inception else None
+        fixed |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        fixed["more"] = [{"condition": branch.condition.name, **branch.settings} for branch in self.branches[1:]]
+        return json.loads(json.dumps(fixed))
+
+    def target(self, chosen: Sequence[Shot]) -> Target:
+        """What the images of these shots are measured against."""
+        items = [shot.item for shot in chosen]
+        return Target(
+            self.items["hint"][items],
+            [self.items["caption"][i] for i in items],
+            [shot.prompt for shot in chosen],
+            Known(self.judge, [self.data.truths[i] for i in items]) if self.judge else None,
+        )
+
+    def draw(self, chosen: Sequence[Shot], controlled: bool) -> Tensor:
+        """The images (n, 3, h, w) in [-1, 1] of these shots."""
+        diffusion, nets = self.models
+        items = [shot.item for shot in chosen]
+        units = [
+            branch.unit(net, hints[items].to(self.device))
+            for branch, net, hints in zip(self.branches, nets, self.hints, strict=True)
+        ]
+        return self.sampling(
+            diffusion,
+            [shot.prompt for shot in chosen],
+            [shot.seed for shot in chosen],
+            tuple(self.items["image"].shape[-2:]),
+            units if controlled else None,
+            self.cfg.negative,
+        )
+
+    @torch.no_grad()
+    def reconstructions(self) -> Tensor:
+        """The real images through the autoencoder: what no control can surpass."""
+        autoencoder = self.models[0].autoencoder
+        dtype = PRECISIONS[self.precision]
+        images = self.items["image"]
+        return torch.cat([
+            autoencoder.decode(autoencoder.encode(images[part].to(self.device, dtype))).float().cpu()
+            for part in slices(len(images), 16)
+        ])  # fmt: skip
+
+    def measure(self, images: Tensor, chosen: Sequence[Shot]) -> Rows:
+        """The scores of these images, with the columns that say which image a row is about."""
+        parts = [self._scores(images[part], chosen[part]) for part in chunks(chosen)]
+        ids = {
+            "item": np.array([shot.item for shot in chosen]),
+            "setting": np.array([shot.setting for shot in chosen]),
+            "noise": np.array([shot.noise for shot in chosen]),
+        }
+        return ids | join(parts)
+
+    def _scores(self, images: Tensor, chosen: Sequence[Shot]) -> Rows:
+        rows = score(images, self.target(chosen), self.first.condition, self.clip)
+        items = [shot.item for shot in chosen]
+        for name, (condition, hints) in self.others.items():
+            found = hint_scores(images, hints[items], condition)
+            rows |= {f"{name}_{score}": values for score, values in found.items()}
+        return rows
+
+    @cached_property
+    def networks(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Networks whose features tell sets of images apart, by the end of the names of their numbers."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {"": self.inception} if self.inception else {}
+        if self.world and self.judge and self.judge.features:
+            found[f"_{self.world.name}"] = self.judge.features
+        return found
+
+    @cached_property
+    def real_features(self) -> dict[str, Tensor]:
+        """Features of real images: of a world's that are no items, or of the items where there are no others."""
+        images = self.items["image"]
+        if self.world is not None:
+            data = instantiate(self.cfg.data, _convert_="all", start=REFERENCE_START)
+            others = data(condition=Unchanged(), size=self.size, count=self.cfg.reference)
+            images = others.__getitems__(range(len(others)))["image"]
+        return {name: self.features(name, images) for name in self.networks}
+
+    def features(self, name: str, images: Tensor) -> Tensor:
+        """The features (n, d) of a network."""
+        return torch.cat([self.networks[name](images[part]) for part in slices(len(images), 64)])
+
+    def quality(self, images: Tensor, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
+        """Numbers of whole sets of images, by prompt setting.
+
+        Distances between sets fall with their size, so every set has one image of each item: with several noise seeds
+        the mean of their distances, never the distance of all their images together.
+        """
+        found = {}
+        for setting in dict.fromkeys(shot.setting for shot in chosen):
+            rows = [i for i, shot in enumerate(chosen) if shot.setting == setting]
+            items = torch.tensor([chosen[i].item for i in rows])
+            found[setting] = {"diversity_pixels": diversity(images[rows], items)}
+            noises = [[i for i in rows if chosen[i].noise == noise] for noise in {chosen[i].noise for i in rows}]
+            for name in self.networks if len(noises[0]) > 1 else ():
+                sets, real = [self.features(name, images[one]) for one in noises], self.real_features[name]
+                found[setting][f"fid{name}"] = float(np.mean([frechet_distance(one, real) for one in sets]))
+                found[setting][f"kid{name}"] = float(np.mean([kernel_distance(one, real) for one in sets]))
+        return found
+
+    @cached_property
+    def seen(self) -> Tensor | None:
+        """Thumbnails of images that the first branch was trained on; None if they are not at hand."""
+        record = self.first.path.parent / "config.yaml"
+        if not self.cfg.nearest or not record.is_file():
+            return None
+        run = OmegaConf.load(record)
+        OmegaConf.resolve(run)
+        try:
+            images = training_images(OmegaConf.to_container(run).get("data") or {}, self.cfg.nearest)  # type: ignore
+        except (OSError, ValueError, KeyError) as error:
+            print(f"note: nearest_training is left out; {record}: {error!r}")
+            return None
+        return None if images is None else thumbnails(images)
+
+    def nearest(self, images: Tensor) -> Rows:
+        """The distance of each image to the training images, where they are at hand."""
+        return {} if self.seen is None else {"nearest_training": nearest_distances(images, self.seen).numpy()}
+
+    def summary(self, images: Tensor, rows: Rows, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
+        """{prompt setting: {score: mean, and the numbers of whole sets}}."""
+        return {s: scores | self.quality(images, chosen)[s] for s, scores in by_setting(rows).items()}
+
+
+def chunks(chosen: Sequence[Shot], size: int = 64) -> list[slice]:
+    """The shots in slices of at most `size` that do not mix prompt settings: each has scores of its own."""
+    found: list[slice] = []
+    for _, group in groupby(range(len(chosen)), key=lambda i: chosen[i].setting):
+        rows = [*group]
+        found += [slice(rows[0] + part.start, rows[0] + part.stop) for part in slices(len(rows), size)]
+    return found

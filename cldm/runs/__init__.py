@@ -1,0 +1,1 @@
+"""Run folders, sweeps, trackers, and trained runs read back."""

@@ -1,0 +1,95 @@
+"""Configurations of configs/: mistakes in them, refused early; and composed, for the commands of `python -m cldm`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue
+
+from cldm.runs.building import allow
+from cldm.runs.checkout import REPOSITORY
+from cldm.runs.folder import Refused, run_id
+from cldm.worlds import get_world
+
+POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
+"""Keys, of whichever entry point, that hold numbers from 1 on, or null."""
+
+
+def register_resolvers() -> None:
+    """What the files of configs/ may ask for besides their own values."""
+    OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("label_classes", _label_classes, replace=True)
+    OmegaConf.register_new_resolver("else", lambda value, default: value or default, replace=True)
+
+
+def _label_classes(world: str | None) -> list[int]:
+    """How many classes each label map of a world has; none for pictures without labels."""
+    return [] if world is None else [*get_world(world).label_classes]
+
+
+def _run_id(*, _root_: DictConfig) -> str:
+    return run_id(_root_, HydraConfig.get().overrides.task if HydraConfig.initialized() else [])
+
+
+def refuse_mistakes(cfg: DictConfig) -> None:
+    """SystemExit for what Hydra lets pass of the command's overrides, but nothing can work with.
+
+    That is `+key=value` of a key that nothing reads (Hydra's answer to a misspelt key invites it), words where a
+    number or true and false are due, and numbers below 1 for POSITIVE.
+    """
+    typed = HydraConfig.get().overrides.task
+    allow(typed)
+    for item in typed:
+        key = item.lstrip("+").split("=")[0]
+        if item.startswith("+") and "." not in key and not (REPOSITORY / "configs" / key.split("/")[0]).is_dir():
+            near = get_close_matches(key, [str(name) for name in cfg if name != key], n=1)
+            raise SystemExit(f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        if not item.startswith(("+", "~", "trainer.")) and isinstance(OmegaConf.select(cfg, key), str):
+            others = [other for other in typed if other != item]
+            due = OmegaConf.select(compose(HydraConfig.get().job.config_name, overrides=others), key)
+            if isinstance(due, int | float):
+                wanted = "true or false" if isinstance(due, bool) else "a number"
+                raise SystemExit(f"{key} must be {wanted}, got {item.split('=', 1)[1]!r}")
+    for key in POSITIVE:
+        value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
+        numbers = value if isinstance(value, ListConfig) else [value]
+        if any(isinstance(number, int | float) and number < 1 for number in numbers):
+            raise SystemExit(f"{key} must be at least 1, got {value}")
+
+
+@contextmanager
+def mistakes_refused() -> Iterator[None]:
+    """What goes wrong while things are built as a configuration says is its mistake: Refused, in one sentence."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise Refused(f"{error.full_key} must be given; its file in configs/ says what it is") from error
+    except (ValueError, OSError) as error:
+        raise Refused(str(error)) from error
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError | OSError):
+            raise
+        raise Refused(str(error.__cause__)) from error
+
+
+def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
+    """The configuration that `python train.py OVERRIDES` would get."""
+    register_resolvers()
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        return compose(name, overrides=[*overrides])
+
+
+def planned(overrides: Sequence[str]) -> DictConfig:
+    """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
+    register_resolvers()
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=[*overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg

@@ -1,0 +1,277 @@
+"""Run folders: named by what they hold, self-describing, started again without harm.
+
+runs/<name>-<overrides>-<hash>/seed-<seed>: the hash is of the resolved configuration, so that the same command names
+the same folder on any day, and another configuration another one. What does not change a run's result is not hashed.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import re
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from cldm.runs.checkout import REPOSITORY, commit
+from ldm.files import InUse, append_line, content, locked, read_lines, remove_partial, write_json, write_text
+from ldm.identity import FILES
+
+VOLATILE = (
+    "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
+    "threads", "data.cache", "data.workers", "trainer.default_root_dir", "trainer.callbacks.progress",
+    "trainer.log_every_n_steps", "trainer.plugins",
+)  # fmt: skip
+"""Keys that do not change what a run computes; the seed is a folder of its own."""
+
+BASE_FILE = "base.safetensors"
+"""Beside a branch that was trained with an unlocked base: that base, complete."""
+
+ATTEMPTS, INPUTS = "attempts.jsonl", "inputs.json"
+LONGEST = 80  # characters of a folder's readable part
+
+
+class Refused(ValueError):
+    """A run folder that cannot be used like this; nothing was changed."""
+
+
+class ChangedConfig(Refused):
+    """The folder holds a run of another configuration."""
+
+
+def stable(cfg: DictConfig, **replaced: Any) -> dict[str, Any]:
+    """The resolved configuration without VOLATILE keys, the same wherever the repository and the run folder lie.
+
+    replaced: values of top-level keys to resolve it with.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    folder = plain.get("run_dir") or ""
+    kept = {key: value for key, value in plain.items() if key not in VOLATILE}
+    # other values are written in terms of these; a folder that is still to be named leaves a gap
+    used = {key: plain.get(key) for key in ("seed", "threads", "group", "tags", "resume")}
+    root = OmegaConf.create(_without_gaps({**kept, **used, "runs": "", "run_dir": "", **replaced}))
+    resolved: Any = OmegaConf.to_container(root, resolve=True)
+    for key in VOLATILE:
+        *parents, last = key.split(".")
+        node = resolved
+        for parent in parents:
+            node = node.get(parent) or {}
+        node.pop(last, None)
+    text = json.dumps(resolved, sort_keys=True).replace(f"{REPOSITORY}/", "")
+    return json.loads(text if "${" in folder or not folder else text.replace(folder, ""))
+
+
+def _without_gaps(value: Any) -> Any:
+    """Mandatory values that nobody has set become null: the entry point complains of them, not the folder's name."""
+    if isinstance(value, dict):
+        return {name: _without_gaps(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_gaps(item) for item in value]
+    return None if value == "???" else value
+
+
+def run_id(cfg: DictConfig, overrides: Sequence[str]) -> str:
+    """Where the run lives below `runs`: <name>-<overrides>-<hash>/seed-<seed>."""
+    text = json.dumps(stable(cfg, seed=0), sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return "-".join(part for part in (cfg.name, slug(overrides), digest) if part) + f"/seed-{cfg.seed}"
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """Overrides as a readable piece of a path: the last name of each key with its value, VOLATILE keys left out."""
+    pairs = [item.lstrip("+~").split("=", 1) for item in sorted(overrides)]
+    kept = [
+        f"{key.split('.')[-1].split('/')[-1]}-{value}"
+        for key, value in (pair for pair in pairs if len(pair) == 2)
+        if key not in VOLATILE and not key.startswith(tuple(f"{name}." for name in VOLATILE))
+    ]
+    pieces = [re.sub(r"[^\w.-]+", "_", piece)[:LONGEST].strip("_-.") for piece in kept]
+    ends = itertools.accumulate(len(piece) + 1 for piece in pieces)  # half a number would mislead: whole pieces only
+    return "-".join(piece for piece, end in zip(pieces, ends, strict=True) if end <= LONGEST + 1)
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """`key: old -> new` for every leaf in which two containers differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted({*old, *new})
+        return [
+            line
+            for name in names
+            for line in differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        ]
+    return [] if old == new else [f"{key}: {old} -> {new}"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of an attempt, and the checkpoint that it goes on from."""
+
+    folder: Path
+    last_checkpoint: str | None
+
+
+def results_of(cfg: DictConfig) -> dict[str, Any] | None:
+    """The results of this very run if it has been finished before, else None. Refused where its files have changed."""
+    folder = Path(cfg.run_dir)
+    if not (folder / "DONE.json").exists() or changes(cfg):
+        return None
+    _refuse_other_inputs(folder, inputs(cfg))
+    return json.loads((folder / "results.json").read_text())
+
+
+def inputs(cfg: DictConfig) -> dict[str, str]:
+    """Contents of the files and folders of weights that a configuration names, by its keys, see ldm.files.content."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    names = ["base", "init_from", *(f"{part}.{file}" for part in ("model", "condition") for file in FILES)]
+    places = {name: OmegaConf.select(cfg, name) for name in names if _is_given(plain, name)}
+    exported = f"{OmegaConf.select(cfg, 'stage.name')}.safetensors"  # of a run folder
+    paths = {name: Path(place).expanduser() for name, place in places.items() if isinstance(place, str)}
+    paths = {name: path / exported if (path / exported).is_file() else path for name, path in paths.items()}
+    return {name: content(path) for name, path in paths.items() if path.exists()}
+
+
+def _is_given(config: Any, name: str) -> bool:
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config not in (None, "???")
+
+
+def _refuse_other_inputs(folder: Path, now: dict[str, str]) -> None:
+    path = folder / INPUTS
+    there = json.loads(path.read_text()) if path.exists() else now
+    if changed := [name for name in {**there, **now} if there.get(name) != now.get(name)]:
+        raise ChangedConfig(
+            f"{folder} holds a run with another content of what {', '.join(changed)} name{'s' * (len(changed) == 1)}; "
+            "choose another run_dir, or delete the folder"
+        )
+
+
+def changes(cfg: DictConfig) -> list[str]:
+    """How cfg differs from the configuration of the run that its folder holds; nothing if it holds none."""
+    path = Path(cfg.run_dir) / "config.yaml"
+    return differences(stable(OmegaConf.load(path)), stable(cfg)) if path.exists() else []  # type: ignore[arg-type]
+
+
+@contextmanager
+def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
+    """One attempt at a run: locks its folder, makes it self-describing, notes how the attempt ended.
+
+    overrides: those of the command. Another configuration in the folder is a ChangedConfig, unless `resume` asks for
+    the change; a folder in use is Refused. Where a change ends in an error before anything was trained, the folder
+    is again what it was.
+    """
+    folder = Path(cfg.run_dir)
+    last = folder / "checkpoints" / "last.ckpt"
+    if cfg.resume and not last.exists():
+        raise Refused(f"resume={cfg.resume}: no checkpoint at {last}")
+    run = Run(folder, str(last) if last.exists() else None)
+    if getattr(rank_zero_only, "rank", 0):  # of several processes the first one keeps the folder
+        yield run
+        return
+    changed = changes(cfg)
+    if changed and not cfg.resume:
+        raise ChangedConfig(
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
+            f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
+        )
+    with _locked(folder):
+        remove_partial(folder, last.parent, folder / "previews")
+        now = inputs(cfg)
+        if not cfg.resume:
+            _refuse_other_inputs(folder, now)
+        before, trained = _record(folder), _written(last)
+        for name in ("DONE.json", "FAILED.json"):
+            (folder / name).unlink(missing_ok=True)
+        write_json(folder / INPUTS, now)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        kept = [item for item in overrides if not item.startswith(("run_dir=", "resume=", "reproduce="))]
+        write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
+        if run.last_checkpoint:
+            print("\n  ".join([f"going on from {last}" + (", with a difference:" if changed else ""), *changed]))
+        _note(folder, {"event": "start", **provenance(), "resumed": bool(run.last_checkpoint), "changed": changed})
+        try:
+            yield run
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            _note(folder, {"event": "stopped", "reason": reason})
+            if changed and _written(last) == trained:
+                for name, content in before.items():
+                    write_text(folder / name, content)
+            if not (folder / "DONE.json").exists():
+                trace = traceback.format_exception(error)
+                write_json(folder / "FAILED.json", {"reason": reason, "when": _now(), "trace": trace})
+            raise
+        _note(folder, {"event": "done"})
+
+
+def _record(folder: Path) -> dict[str, str]:
+    """What the folder says of its run, by file."""
+    paths = [folder / name for name in ("config.yaml", "overrides.yaml", INPUTS, "DONE.json")]
+    return {path.name: path.read_text() for path in paths if path.exists()}
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """The overrides that the run in the folder was started with."""
+    path = folder / "overrides.yaml"
+    return [str(item) for item in OmegaConf.load(path)] if path.exists() else []
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except InUse:
+            last = [line for line in attempts(folder) if line["event"] == "start"][-1:]
+            holder = f" (process {last[0]['pid']} on {last[0]['host']})" if last else ""
+            raise Refused(f"{folder} is in use by another job{holder}; wait for it, or stop it first") from None
+        yield
+
+
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    """Every start and end of the run, oldest first (attempts.jsonl)."""
+    return read_lines(folder / ATTEMPTS)
+
+
+def _note(folder: Path, line: dict[str, Any]) -> None:
+    append_line(folder / ATTEMPTS, {"when": _now(), **line})
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def provenance() -> dict[str, Any]:
+    """Who runs what: command, commit, versions, host."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+
+
+def finish(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    """Write results.json and, last of all, DONE.json."""
+    results = {**results, "commit": commit()}
+    write_json(run.folder / "results.json", results)
+    write_json(run.folder / "DONE.json", {"steps": results["steps"], "finished": _now()})
+    print(f"\nrun folder: {run.folder}")
+    return results

@@ -1,0 +1,195 @@
+"""Trained branches: found, recognised by what they say of themselves, and loaded with the base they belong to."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+
+from cldm.branches.controlnet import Branch
+from cldm.branches.interop import load_control
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import REPOSITORY
+from cldm.runs.folder import BASE_FILE
+from ldm.diffusion import LatentDiffusion
+from ldm.files import content
+from ldm.interop import load_base
+from ldm.interop.published import Published, read
+from ldm.weights import fingerprint, read_metadata
+
+FILE = "control.safetensors"
+GROUPS = ("model", "control", "condition")  # config choices that a control file states
+ADVICE = {"model": "trained.model=sd15 (or sd21, pretrained, ...)",
+          "condition": "trained.condition=canny (or another; none for ready maps)"}  # fmt: skip
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_checkpoint(checkpoint: str | None) -> Path:
+    """The control weights of a run folder, or a published file or diffusers folder; None means the newest run.
+
+    SystemExit says what to run first.
+    """
+    if checkpoint is None:
+        found = sorted(Path("runs").glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise SystemExit("no trained ControlNet in runs/ yet; run `python train.py` first (minutes on a laptop)")
+        print(f"checkpoint: {found[-1]}, the newest")
+        return found[-1]
+    path = Path(checkpoint).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():  # diffusers' form
+        return path
+    if path.is_dir():
+        seeds = sorted(path.glob(f"seed-*/{FILE}"))
+        if len(seeds) > 1:
+            raise SystemExit(f"checkpoint={checkpoint} has several seeds: name one of {', '.join(map(str, seeds))}")
+        path = seeds[0] if seeds and not (path / FILE).is_file() else path / FILE
+    if not path.is_file():
+        raise SystemExit(f"checkpoint={checkpoint}: there is no {path}")
+    return path
+
+
+def training_config(path: Path, base: str | None, model: str | None = None, condition: str | None = None) -> DictConfig:
+    """The training config that the checkpoint's metadata names; only names of this repository's configs are followed.
+
+    model, condition: instead of what it says, and needed for the checkpoints of others, which say nothing.
+    """
+    told = {"model": model, "condition": condition}
+    names = {"control": "controlnet", **published(path).metadata, **{k: v for k, v in told.items() if v}}
+    if missing := [group for group in GROUPS if group not in names]:
+        raise SystemExit(f"{path} does not say which {' and '.join(missing)} it was trained with: add "
+                         + " and ".join(ADVICE[group] for group in missing))  # fmt: skip
+    key = "model.path" if names["model"] == "pretrained" else "base"
+    for group in GROUPS:
+        if not (REPOSITORY / "configs" / group / f"{names[group]}.yaml").is_file() or not names[group].isidentifier():
+            raise SystemExit(f"{path}: there is no {group}={names[group]} in configs/{group}")
+    choices = [f"{group}={names[group]}" for group in GROUPS]
+    cfg = compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
+    if names.get("resolution", "").isdigit():
+        cfg.size = int(names["resolution"])
+    return cfg
+
+
+def published(path: Path) -> Published:
+    """The checkpoint, its weights not yet read from disk; SystemExit says what is wrong with it."""
+    try:
+        found = read(path)
+        found.part("control")
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    return found
+
+
+def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list[DictConfig]]:
+    """The files of `first` and of those that `more` adds to it, and their training configs, which share a model."""
+    paths = [find_checkpoint(first), *(find_checkpoint(unit.checkpoint) for unit in cfg.more)]
+    kinds = [cfg.trained.condition, *(unit.get("condition") for unit in cfg.more)]
+    trainings = [
+        recorded_values(path, training_config(path, cfg.base, cfg.trained.model, kind))
+        for path, kind in zip(paths, kinds, strict=True)
+    ]
+    if len({str(training.model) for training in trainings}) > 1:
+        raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
+    return paths, trainings
+
+
+def is_pooled(path: Path) -> bool:
+    """Whether the checkpoint says that its residuals are averaged over the image."""
+    return bool(published(path).parts["control"].settings.get("pooling"))
+
+
+def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, Branch]:
+    """The base and its branch, both loaded strictly. A base that was trained together with the branch comes with it."""
+    base = base_of(cfg)
+    diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
+    load_base(diffusion, base_beside(path) or base)
+    return diffusion.eval(), load_branch(path, cfg, diffusion)
+
+
+def load_branch(path: Path, cfg: DictConfig, diffusion: LatentDiffusion) -> Branch:
+    """The branch in the file, for the model it was trained on."""
+    trained_on, loaded = published(path).metadata.get("base_fingerprint"), fingerprint(diffusion)
+    if trained_on not in (None, loaded):
+        print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
+    control: Branch = instantiate(cfg.control, _convert_="all")(diffusion.unet)
+    load_control(control, path, pools=True)
+    return control.eval()
+
+
+def base_of(cfg: DictConfig) -> str | None:
+    """Where the weights of the locked model come from; None for a model that has random ones."""
+    try:
+        return cfg.base
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        raise ValueError(
+            "this model comes without weights: set base=FILE_OR_FOLDER (model=pretrained: model.path=...) to a Stable "
+            "Diffusion checkpoint or diffusers folder of yours; docs/bring_your_own.md says more"
+        ) from error
+
+
+def recorded_values(path: Path, training: DictConfig) -> DictConfig:
+    """`training` with the values of model, control and condition, and the size, that the run beside the file recorded.
+
+    Only values under names that are there already are taken over, and only scalars and lists of scalars of their own
+    type, never what is to be built (`_target_`): a run folder from elsewhere cannot make this program run its code.
+    """
+    record = path.parent / "config.yaml"
+    if not record.is_file():
+        return training
+    run, merged = OmegaConf.load(record), training.copy()
+    OmegaConf.resolve(run)
+    for key in ("size", "model", "control", "condition"):
+        if key in run and key in merged:
+            merged[key] = _with_values(OmegaConf.to_container(merged)[key], OmegaConf.to_container(run)[key])  # type: ignore
+    return merged
+
+
+def _with_values(ours: Any, recorded: Any) -> Any:
+    if isinstance(ours, dict) and isinstance(recorded, dict):
+        return {k: v if k.startswith("_") else _with_values(v, recorded.get(k, v)) for k, v in ours.items()}
+    return recorded if _alike(ours, recorded) else ours
+
+
+def _alike(ours: Any, recorded: Any) -> bool:
+    """Whether `recorded` is a scalar, or a list of scalars, of the type of `ours`; null has any, and is any."""
+    values = recorded if isinstance(recorded, list) else [recorded]
+    scalars = all(value is None or isinstance(value, bool | int | float | str) for value in values)
+    if isinstance(ours, dict) or not scalars:
+        return False
+    known = {_kind(value) for value in (ours if isinstance(ours, list) else [ours])} - {"null"}
+    return not known or {_kind(value) for value in values} <= {*known, "null"}
+
+
+def _kind(value: Any) -> str:
+    """number, bool, str or null: 1 may stand where 0.5 stood."""
+    names = {bool: "bool", int: "number", float: "number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+def base_beside(control: Path) -> Path | None:
+    """The base that was trained together with the branch in a file, and lies beside it; None if it was locked."""
+    if control.suffix != ".safetensors" or read_metadata(control).get("locking", "locked") == "locked":
+        return None
+    base = control.with_name(BASE_FILE)
+    if not base.is_file():
+        raise ValueError(
+            f"{control} was trained together with its base (stage.module.locking), and {base} is missing; "
+            "keep the two files together"
+        )
+    return base
+
+
+def base_content(path: Path, cfg: DictConfig) -> str | None:
+    """The content of the base that a branch is loaded with, see ldm.files.content; None for one without weights."""
+    base = base_beside(path) or base_of(cfg)
+    return None if base is None else content(base)
+
+
+def device_and_precision(cfg: DictConfig) -> tuple[str, str]:
+    """Where to work and in what; by default a GPU in fp16 if there is one, else fp32."""
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    precision = cfg.precision or ("fp32" if device == "cpu" else "fp16")
+    if precision not in PRECISIONS:
+        raise SystemExit(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    return device, precision

@@ -1,0 +1,1 @@
+"""From hint and prompt to image: units of control, generation, job lists."""

@@ -1,0 +1,1 @@
+"""Tables and sheets of the ablations, from records on disk."""

@@ -1,0 +1,175 @@
+"""What the run folders of a table hold: runs, evaluations, and why they must not be mixed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cldm.tables.spec import RUN, Column, Row, Spec, evaluation_folder
+from ldm.files import content
+
+
+@dataclass(frozen=True)
+class Record:
+    """The training run of a row for a seed (and those of further branches), and its evaluations by name.
+
+    What does not exist is None.
+    """
+
+    row: Row
+    seed: int
+    runs: tuple[Path, ...]
+    evaluations: dict[str, Path]
+
+    @property
+    def run(self) -> Path:
+        """The folder of the row's own run, in which its evaluations lie."""
+        return self.runs[0]
+
+    @cached_property
+    def trained(self) -> list[dict[str, Any] | None]:
+        """results.json of each run that is finished."""
+        return [_json(run / "results.json") if (run / "DONE.json").exists() else None for run in self.runs]
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """results.json of the row's own run."""
+        return self.trained[0]
+
+    @cached_property
+    def evaluated(self) -> dict[str, dict[str, Any] | None]:
+        """results.json of each evaluation of the weights that the run now holds."""
+        return {name: self._current(_json(folder / "results.json")) for name, folder in self.evaluations.items()}
+
+    def _current(self, found: dict[str, Any] | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        measured = [found["checkpoint_sha256"], *(branch["checkpoint_sha256"] for branch in found.get("more", ()))]
+        base = found.get("base_sha256")
+        return found if measured == self._weights and base in (self._base or base, None) else None
+
+    @cached_property
+    def _base(self) -> str | None:
+        """The content of the base that the row's own run was trained on, or has trained; None if it does not say."""
+        own = self.run / "base.safetensors"
+        return content(own) if own.is_file() else (_json(self.run / "inputs.json") or {}).get("base")
+
+    @cached_property
+    def _weights(self) -> list[str | None]:
+        files = [run / "control.safetensors" for run in self.runs]
+        return [content(file) if file.is_file() else None for file in files]
+
+    def value(self, column: Column) -> float | None:
+        """The score of a column; None if it was not measured, or does not exist (a model that never converged)."""
+        if column.source == RUN:
+            found = (self.results or {}).get(column.metric)
+        else:
+            found = ((self.evaluated[column.source] or {}).get("metrics") or {}).get(column.setting, {})
+            found = found.get(column.metric)
+        return None if found is None else float(found)
+
+    def items(self, column: Column) -> dict[tuple[int, int], float]:
+        """{(item, noise seed): score} of single images."""
+        path = self.evaluations[column.source] / "per_sample.npz"
+        with np.load(path) as rows:
+            if column.metric not in rows:
+                return {}
+            chosen = rows["setting"] == column.setting
+            keys = zip(rows["item"][chosen].tolist(), rows["noise"][chosen].tolist(), strict=True)
+            return dict(zip(keys, rows[column.metric][chosen].tolist(), strict=True))
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def records(spec: Spec, runs: Mapping[tuple[str, int], Sequence[Path]]) -> list[Record]:
+    """The records of a table whose runs lie in these folders, by (row title, seed): of the row, of what is added."""
+    found = []
+    for row in spec.rows:
+        for seed in spec.seeds:
+            folders = tuple(runs[row.title, seed])
+            evaluations = {
+                name: evaluation_folder(folders[0], (*overrides, *row.evaluation))
+                for name, overrides in spec.evaluations.items()
+            }
+            found.append(Record(row, seed, folders, evaluations))
+    return found
+
+
+# ------------------------------------------------------------------ what must not be mixed
+
+
+def problems(spec: Spec, found: Sequence[Record]) -> dict[str, list[str]]:
+    """Why these records make no table unless it is told to allow it: kind -> reasons."""
+    return {"missing": _missing(found), "commits": _commits(found), "protocols": _protocols(spec, found)}
+
+
+def _missing(found: Sequence[Record]) -> list[str]:
+    lines = [
+        f"{r.row.title}, seed {r.seed}: not trained ({run})"
+        for r in found
+        for run, results in zip(r.runs, r.trained, strict=True)
+        if results is None
+    ]
+    for r in found:
+        if all(r.trained):
+            gone = [name for name, results in r.evaluated.items() if results is None]
+            lines += [f"{r.row.title}, seed {r.seed}: no evaluation {name!r} ({r.evaluations[name]})" for name in gone]
+    return lines
+
+
+def commits(found: Sequence[Record]) -> dict[str, list[str]]:
+    """{commit: what was made with it}."""
+    by_commit: dict[str, list[str]] = {}
+    for r in found:
+        who = f"{r.row.title} seed {r.seed}"
+        for trained in filter(None, r.trained):
+            by_commit.setdefault(str(trained["commit"]), []).append(f"{who} trained")
+        for name, results in r.evaluated.items():
+            if results is not None:
+                by_commit.setdefault(str(results["evaluated_at_commit"]), []).append(f"{who} evaluated ({name})")
+    return by_commit
+
+
+def _commits(found: Sequence[Record]) -> list[str]:
+    by_commit = commits(found)
+    lines = [f"{_short(commit)}: {'; '.join(who)}" for commit, who in by_commit.items()] if len(by_commit) > 1 else []
+    return lines + [
+        f"{commit[:12]} with changes that are in no commit" for commit in by_commit if commit.endswith("+changes")
+    ]
+
+
+def _short(commit: str) -> str:
+    sha, plus, changes = commit.partition("+")
+    return sha[:12] + plus + changes
+
+
+def _protocols(spec: Spec, found: Sequence[Record]) -> list[str]:
+    lines = []
+    for name in spec.evaluations:
+        first: dict[str, Any] | None = None
+        for r in found:
+            results = r.evaluated[name]
+            if results is None:
+                continue
+            protocol = _common(results["protocol"], r.row, spec)
+            first = first or protocol
+            changed = [f"{key}: {first.get(key)} and {protocol.get(key)}" for key in sorted({*first, *protocol})
+                       if first.get(key) != protocol.get(key)]  # fmt: skip
+            if changed:
+                lines.append(f"{r.row.title}, seed {r.seed}, evaluation {name!r}: {'; '.join(changed)}")
+    return lines
+
+
+def _common(protocol: Mapping[str, Any], row: Row, spec: Spec) -> dict[str, Any]:
+    """The part of a protocol that no row changes on purpose."""
+    meant = {item.lstrip("+~").split("=", 1)[0].split(".")[0] for row in spec.rows for item in row.evaluate}
+    meant |= {"more"} if any(row.more for row in spec.rows) else set()
+    meant |= {"steps", "guidance"} if "sampler" in meant else set()
+    meant |= {"items_digest"} if "data" in meant else set()
+    return {key: value for key, value in protocol.items() if key not in meant}

@@ -1,0 +1,118 @@
+"""Pictures and figures along the way."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from cldm.pictures import grid, save_atomically
+from cldm.runs.tracking import log_grid
+from cldm.training.callbacks.average import averaged
+from cldm.worlds import known
+from ldm.files import append_line
+from ldm.sharding import is_sharded, unsharded
+
+Metrics = Callable[..., dict[str, float]]
+"""(pictures, batch, known, condition) -> figures; see cldm.evaluation.metrics."""
+
+Sampling = Callable[..., Tensor]
+"""See cldm.sampling.generation.Sampling."""
+
+
+class Watch(Callback):
+    """Every `every` optimizer steps: pictures, figures and losses of the same held-out items, with averaged weights.
+
+    Prompts, seeds, timesteps and noise of an item are the same every time, and none of them are training's. Writes
+    previews/step_*.png with a line in previews/manifest.jsonl, logs the figures as watch/* and the losses as val/*,
+    and keeps their history (`history["step"]` and one list per figure; losses are `loss` and `loss_0-250`, ...) for
+    the convergence curve; checkpoints carry it. `key` names the figure that the progress bar shows, the
+    first that there is.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        sampling: Sampling,
+        every: int = 500,
+        count: int = 32,
+        shown: int = 12,
+        key: str | Sequence[str] = (),
+    ):
+        self.metrics, self.sampling = metrics, sampling
+        self.keys = [key] if isinstance(key, str) else [*key]
+        self.every, self.count, self.shown = every, count, shown
+        self.history: dict[str, list[float]] = {"step": []}
+        self.last_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._look(trainer, pl_module)
+        self.last_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step != self.last_step and (step % self.every == 0 or step == trainer.max_steps):
+            with pl_module.clock.paused():  # type: ignore[operator,union-attr]
+                self._look(trainer, pl_module)
+        self.last_step = step
+
+    def shown_figure(self) -> tuple[str, float] | None:
+        """The newest value of the figure to show beside the progress bar."""
+        return next(((key, self.history[key][-1]) for key in self.keys if self.history.get(key)), None)
+
+    @torch.no_grad()
+    def _look(self, trainer: pl.Trainer, module: Any) -> None:
+        """The first process looks; where the weights are shared out all do, since none can without the others."""
+        if not (trainer.is_global_zero or is_sharded(module)):
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        items = range(min(self.count, len(data.validation)))
+        batch, truth = data.validation.__getitems__(items), known(data.validation, items)
+        on_device = trainer.strategy.batch_to_device(batch)
+        was_training = module.training
+        # what is frozen may be held in the precision that the trainer computes in
+        with averaged(trainer, module), unsharded(module), trainer.precision_plugin.forward_context():
+            module.eval()
+            pictures = {name: p.float().cpu() for name, p in module.pictures(on_device, self.sampling).items()}
+            losses = {name: loss.mean().item() for name, loss in module.held_out_losses(on_device).items()}
+        module.train(was_training)
+        if trainer.is_global_zero:
+            found = self.metrics(pictures, batch, truth, data.condition)
+            self._record(trainer, pictures, batch, found, losses)
+
+    def _record(
+        self,
+        trainer: pl.Trainer,
+        pictures: dict[str, Tensor],
+        batch: Any,
+        found: dict[str, float],
+        losses: dict[str, float],
+    ) -> None:
+        step = trainer.global_step
+        if losses:
+            losses = {"loss": sum(losses.values()) / len(losses), **{f"loss_{k}": v for k, v in losses.items()}}
+        self.history["step"].append(step)
+        for name, value in {**found, **losses}.items():
+            self.history.setdefault(name, []).append(value)
+        watched = {f"watch/{name}": value for name, value in found.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({**watched, **{f"val/{name}": value for name, value in losses.items()}}, step)
+        folder = Path(trainer.default_root_dir) / "previews"
+        captions, ids = batch["caption"][: self.shown], batch["id"][: self.shown].tolist()
+        columns = {name: images[: self.shown] for name, images in pictures.items()}
+        sheet = grid(columns, captions)
+        save_atomically(sheet, folder / f"step_{step:07d}.png")
+        line = {"file": f"step_{step:07d}.png", "step": step, "columns": [*columns], "ids": ids, "captions": captions}
+        append_line(folder / "manifest.jsonl", {**line, **found, **losses})
+        for logger in trainer.loggers:
+            log_grid(logger, "preview", sheet, columns, captions, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = {name: list(values) for name, values in state_dict["history"].items()}

@@ -1,0 +1,57 @@
+"""Worlds as sources of data: for training, and to measure on."""
+
+from collections.abc import Sequence
+
+from cldm.conditions import Condition
+from cldm.data.datamodule import DataModule
+from cldm.worlds import HELD_OUT_START, TEST_START, get_world
+from cldm.worlds.dataset import WorldDataset
+from ldm.diffusion import LatentDiffusion
+from ldm.weights import encoder_fingerprint
+
+
+def world_data(
+    condition: Condition,
+    model: LatentDiffusion,
+    world: str,
+    size: int,
+    family: str,
+    train_count: int,
+    val_count: int,
+    batch_size: int,
+    keep: Sequence[str] = ("moments", "hint"),
+    seed: int = 0,
+    order: int = 0,
+    cache: str | None = None,
+) -> DataModule:
+    """Training items of a world as latent moments, hints or images (`keep`), and held-out ones with images and hints.
+
+    seed: of the items. order: the seed of the order in which training sees them.
+    """
+    if train_count >= HELD_OUT_START:
+        raise ValueError(f"data.train_count must be below {HELD_OUT_START}, got {train_count}")
+    place = get_world(world)
+    train = WorldDataset(
+        place,
+        train_count,
+        size,
+        family,
+        seed,
+        keep=keep,
+        condition=condition,
+        encode=model.autoencoder.moments,
+        fingerprint=encoder_fingerprint(model.autoencoder) if "moments" in keep else "",
+        cache=cache,
+    )
+    kept = ("image", "hint")
+    validation = WorldDataset(
+        place, val_count, size, family, seed, HELD_OUT_START, kept, condition=condition, cache=cache
+    )
+    return DataModule(train, validation, batch_size, order, condition=condition)
+
+
+def world_items(
+    condition: Condition, size: int, count: int, world: str, family: str, seed: int = 0, start: int = TEST_START
+) -> WorldDataset:
+    """`count` items of a family with images, hints and captions, neither trained on nor watched during training."""
+    return WorldDataset(get_world(world), count, size, family, seed, start, ("image", "hint"), condition=condition)

@@ -1,0 +1,1 @@
+"""LightningModules that train the autoencoder and the base diffusion model."""
