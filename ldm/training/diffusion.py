@@ -96,6 +96,10 @@ class DiffusionTraining(Stage):
         self.probe = probe(diffusion.unet.config) if probe else None
         diffusion.autoencoder.requires_grad_(False)
         diffusion.conditioner.requires_grad_(train_text_encoder)
+        text_encoder = diffusion.conditioner.text_encoder
+        for name, parameter in text_encoder.named_parameters():
+            if not text_encoder.reads(name):  # no gradient ever comes there, for which DDP would wait
+                parameter.requires_grad_(False)
         self.base_fingerprint = fingerprint(diffusion.autoencoder)
 
     def trained(self) -> nn.Module:
