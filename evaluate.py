@@ -16,8 +16,8 @@ from cldm.evaluation.report import results_table
 from cldm.evaluation.scores import as_files, means
 from cldm.evaluation.subject import UNIT, Subject, branches_of
 from cldm.runs.checkout import code, commit
-from cldm.runs.configs import refuse_mistakes, register_resolvers
-from cldm.runs.folder import overrides_of
+from cldm.runs.configs import expand_home, mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.folder import Refused, overrides_of
 from cldm.runs.trained import FILE, device_and_precision
 from ldm.files import locked, whole, write_json
 
@@ -97,16 +97,18 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
 
 def evaluate(cfg: DictConfig) -> list[Path]:
     """Measure every checkpoint; returns the folders of their results."""
+    expand_home(cfg)
     given = [cfg.checkpoint] if cfg.checkpoint is None or isinstance(cfg.checkpoint, str) else [*cfg.checkpoint]
     device, precision = device_and_precision(cfg)
     try:
-        subjects = [branches_of(cfg, one) for one in given]
-        folders = [output_folder(cfg, branches[0].path, len(subjects)) for branches in subjects]
-        for branches, folder in zip(subjects, folders, strict=True):
-            with locked(folder):
-                results = evaluate_one(Subject(branches, cfg, device, precision), folder)
-            print("\n" + results_table(results) + f"\n\n{folder / 'results.json'}")
-    except (ValueError, OSError, ImportError) as error:
+        with mistakes_refused():
+            subjects = [branches_of(cfg, one) for one in given]
+            folders = [output_folder(cfg, branches[0].path, len(subjects)) for branches in subjects]
+            for branches, folder in zip(subjects, folders, strict=True):
+                with locked(folder):
+                    results = evaluate_one(Subject(branches, cfg, device, precision), folder)
+                print("\n" + results_table(results) + f"\n\n{folder / 'results.json'}")
+    except (Refused, ImportError) as error:
         raise SystemExit(str(error)) from error
     return folders
 

@@ -18,7 +18,8 @@ from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.configs import refuse_mistakes, register_resolvers
+from cldm.runs.configs import expand_home, mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.folder import Refused
 from cldm.runs.trained import (
     PRECISIONS,
     base_content,
@@ -28,6 +29,7 @@ from cldm.runs.trained import (
     is_pooled,
     load_branch,
     load_model,
+    trained_size,
 )
 from cldm.sampling.control import ControlUnit
 from cldm.sampling.generation import Sampling
@@ -45,7 +47,7 @@ SAMPLER_KEYS = ("steps", "spacing", "guidance", "rescale", "clip_skip", "prompt_
 SAMPLERS = sorted(path.stem for path in (REPOSITORY / "configs" / "sampler").glob("*.yaml"))
 
 
-def jobs_of(cfg: DictConfig, size: int, pools: list[bool]) -> list[Job]:
+def jobs_of(cfg: DictConfig, size: int | list[int], pools: list[bool]) -> list[Job]:
     """What is to be drawn: one job from the keys of the config, or a list of them. pools: what each checkpoint says."""
     given = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(given, dict)
@@ -103,16 +105,31 @@ def check_job(job: Job, skeleton: LatentDiffusion, nets: list[Branch]) -> None:
             ControlUnit(net, torch.empty(1, net.hint_channels, 8, 8, device="meta"), scales=unit.scales)
 
 
-def load_inputs(job: Job, conditions: list[Condition], notify: Callable[[str], None]) -> dict[str, Any]:
-    """The pictures of a job as tensors with one row: hints and regions of its controls, image and mask."""
-    size = job.size
-    mask = load_mask(job.mask, size) if job.mask else None
-    return {
-        "hints": [unit.load(size, c, notify, mask) for unit, c in zip(job.units, conditions, strict=True)],
-        "regions": [unit.load_region(size) for unit in job.units],
-        "image": load_image(job.image, size) if job.image else None,
-        "mask": mask,
-    }
+class Inputs:
+    """The pictures of jobs as tensors. A job's are read, and its conditions run, once: the last jobs' stay at hand."""
+
+    KEPT = 64  # jobs: more than a batch has
+
+    def __init__(self, conditions: list[Condition]):
+        self.conditions, self.loaded = conditions, dict[str, dict[str, Any]]()
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        """With one row: hints and regions of its controls, image and mask."""
+        if job.name not in self.loaded:
+            while len(self.loaded) >= self.KEPT:
+                self.loaded.pop(next(iter(self.loaded)))
+            self.loaded[job.name] = self._load(job)
+        return self.loaded[job.name]
+
+    def _load(self, job: Job) -> dict[str, Any]:
+        size, units = job.size, zip(job.units, self.conditions, strict=True)
+        mask = load_mask(job.mask, size) if job.mask else None
+        return {
+            "hints": [unit.load(size, condition, lambda _: None, mask) for unit, condition in units],
+            "regions": [unit.load_region(size) for unit in job.units],
+            "image": load_image(job.image, size) if job.image else None,
+            "mask": mask,
+        }
 
 
 def shown(inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -135,12 +152,11 @@ def draw(
     shots: list[Shot],
     diffusion: LatentDiffusion,
     nets: list[Branch],
-    conditions: list[Condition],
+    load: Inputs,
     callback: Callable[[int, Tensor], None],
 ) -> Tensor:
     """A batch of images (b, 3, h, w) in [-1, 1]."""
-    loaded = {shot.job.name: load_inputs(shot.job, conditions, notify=lambda _: None) for shot in shots}
-    inputs, first = [loaded[shot.job.name] for shot in shots], shots[0].job
+    inputs, first = [load(shot.job) for shot in shots], shots[0].job
     units = [
         ControlUnit(
             net,
@@ -200,15 +216,15 @@ def plan(cfg: DictConfig) -> Plan:
     pools = [is_pooled(path) for path in paths]
     try:
         conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
-        jobs = jobs_of(cfg, trainings[0].size, pools)
+        jobs = jobs_of(cfg, trained_size(trainings[0]), pools)
         check(jobs, trainings, conditions)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     return Plan(paths, trainings, conditions, jobs)
 
 
-def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, cfg: DictConfig) -> None:
-    """Read the weights and draw the shots, with a progress bar that counts the steps of every image."""
+def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, load: Inputs, cfg: DictConfig) -> None:
+    """Read the weights and draw the shots and sheets, with a progress bar that counts the steps of every image."""
     device, precision = device_and_precision(cfg)
     diffusion, net = load_model(found.paths[0], found.trainings[0])
     others = zip(found.paths[1:], found.trainings[1:], strict=True)
@@ -221,12 +237,17 @@ def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, cfg: DictConfig) ->
     size = cfg.batch_size or (4 if device == "cpu" else 16)
     with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
         report = lambda _, z: bar.update(len(z))  # noqa: E731
-        brush = partial(draw, diffusion=diffusion, nets=nets, conditions=found.conditions, callback=report)
-        draw_in_batches(shots, brush, ledger, size)
+        brush = partial(draw, diffusion=diffusion, nets=nets, load=load, callback=report)
+        draw_in_batches(shots, brush, ledger, size, lambda job: _sheet(ledger, job, load))
+
+
+def _sheet(ledger: Ledger, job: Job, load: Inputs) -> None:
+    ledger.sheet(job, shown(load(job)))
 
 
 def sample(cfg: DictConfig) -> Path:
     """Draw the images; returns their folder."""
+    expand_home(cfg)
     _, precision = device_and_precision(cfg)
     found = plan(cfg)
     if not cfg.jobs:
@@ -249,13 +270,12 @@ def sample(cfg: DictConfig) -> Path:
 def fill(ledger: Ledger, found: Plan, cfg: DictConfig) -> Path:
     """Draw what is missing in the folder, with a sheet for each job; returns the folder."""
     remove_partial(ledger.folder, *(ledger.sheet_path(job).parent for job in found.jobs))
-    shots = ledger.missing(found.jobs)
+    shots, load = ledger.missing(found.jobs), Inputs(found.conditions)
     if shots:
-        draw_all(shots, found, ledger, cfg)
+        draw_all(shots, found, ledger, load, cfg)
     for job in found.jobs:
-        drawn = {shot.file for shot in ledger.shots(job)} & {shot.file for shot in shots}
-        if drawn or not ledger.sheet_path(job).is_file():
-            ledger.sheet(job, shown(load_inputs(job, found.conditions, notify=lambda _: None)))
+        if not ledger.sheet_path(job).is_file():
+            _sheet(ledger, job, load)
     there = sum(job.count for job in found.jobs) - len(shots)
     print(
         f"{len(shots)} image{'s' * (len(shots) != 1)} and sheets in {ledger.folder}"
@@ -269,8 +289,9 @@ def main(cfg: DictConfig) -> None:
     refuse_mistakes(cfg)
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
-        sample(cfg)
-    except InUse as error:
+        with mistakes_refused():
+            sample(cfg)
+    except (Refused, InUse) as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         raise SystemExit("stopped" + ("; the same command draws what is missing" if cfg.jobs else "")) from None

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cldm.runs.building import instantiate
 from torch import Tensor, nn
 
 from cldm.branches.controlnet import ControlNet
 from cldm.commands.cli import main as cldm
+from cldm.runs.building import instantiate
 from cldm.runs.configs import composed
 from cldm.sampling.control import ControlUnit
 from ldm.diffusion import LatentDiffusion

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -18,7 +19,9 @@ INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """(3, h, w) in [-1, 1], clamped and rounded."""
+    """(3, h, w) in [-1, 1], clamped and rounded. ValueError for values that are not finite: they are no picture."""
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("an image holds values that are not finite (NaN or infinity); it is not written")
     pixels = ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class LatentDiffusion(nn.Module):
             "autoencoder": self.autoencoder.untold(),
             "text": {key: getattr(text, key) for key in ("heads", "activation", "skip_last")},
             "conditioner": {"pad": self.conditioner.pad},
-            "schedule": {"prediction": self.schedule.prediction},
+            "schedule": self.schedule.told(),
         }
 
     def context(self, prompts: Sequence[str], clip_skip: int = 0) -> Tensor:
@@ -50,8 +51,9 @@ class LatentDiffusion(nn.Module):
         return self.autoencoder.encode(x, eps)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents -> image (b, 3, h, w) clamped to [-1, 1]."""
-        return self.autoencoder.decode(z).clamp(-1.0, 1.0)
+        """Latents -> image (b, 3, h, w) clamped to [-1, 1]; infinity becomes NaN, which nobody takes for white."""
+        image = self.autoencoder.decode(z)
+        return image.masked_fill(image.isinf(), torch.nan).clamp(-1.0, 1.0)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of an image; ValueError if a side does not divide."""

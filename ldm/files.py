@@ -18,6 +18,10 @@ PARTIAL = ".partial"
 """How the names of unfinished files and folders end."""
 
 
+FILES = ("folder", "weights", "path")
+"""Parameters that name a file or folder: what lies there decides, not where."""
+
+
 @contextmanager
 def whole(path: str | Path, new: bool = False) -> Iterator[Path]:
     """A path to write a file or folder at, which takes the place of `path` if the block succeeds and vanishes if not.

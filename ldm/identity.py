@@ -9,11 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ldm.files import content
+from ldm.files import FILES, content
 from ldm.weights import fingerprint
-
-FILES = ("folder", "weights", "path")
-"""Parameters that name a file or folder: what lies there decides, not where."""
 
 
 def key(*parts: Any) -> str:

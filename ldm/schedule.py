@@ -14,11 +14,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 PREDICTIONS = ("eps", "v")
+SHAPES = ("scaled_linear", "linear")
 SPACINGS = ("leading", "trailing", "linspace", "karras")
 KARRAS_RHO = 7.0
 """How much the grid of Karras et al. 2022 (arXiv:2206.00364, eq. 5) favours low noise."""
@@ -28,7 +30,7 @@ ZERO_SNR_FLOOR = 2.0**-24
 
 
 class NoiseSchedule(nn.Module):
-    """Stable Diffusion's "scaled linear" schedule; the defaults are the ones of every SD 1.x and 2.x model.
+    """The defaults are the "scaled linear" schedule of every SD 1.x and 2.x model.
 
     Attributes (not in the state dict; they follow the module's device but stay float32 under `.half()`):
         betas (T,): added noise variance per step.
@@ -45,15 +47,19 @@ class NoiseSchedule(nn.Module):
         beta_end: float = 0.012,
         prediction: str = "eps",
         zero_snr: bool = False,
+        shape: str = "scaled_linear",
     ) -> None:
         """`prediction` is what the network outputs: "eps" (SD 1.x, 2.x base) or "v" (SD 2.x 768).
 
+        shape: how betas go from beta_start to beta_end: "linear" (DDPM), or "scaled_linear", whose roots are linear.
         zero_snr: rescale so that the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1);
             for models trained so, which predict v. abar_T is 2^-24 rather than 0, as in the published samplers.
         """
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"model.schedule.prediction must be one of {PREDICTIONS}, got {prediction!r}")
+        if shape not in SHAPES:
+            raise ValueError(f"model.schedule.shape must be one of {SHAPES}, got {shape!r}")
         if steps < 1:
             raise ValueError(f"model.schedule.steps must be at least 1, got {steps}")
         if not 0 < beta_start <= beta_end < 1:
@@ -65,20 +71,32 @@ class NoiseSchedule(nn.Module):
             raise ValueError("model.schedule.zero_snr needs model.schedule.prediction=v: eps says nothing at abar = 0")
         self.prediction = prediction
         self.zero_snr = zero_snr
+        self.shape = shape
         betas, alphas_cumprod = self._tables()
         self.register_buffer("betas", betas, persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
+    def told(self) -> dict[str, Any]:
+        """The keyword arguments that make this schedule; files carry them in their metadata."""
+        names = ("steps", "beta_start", "beta_end", "prediction", "zero_snr", "shape")
+        return {name: getattr(self, name) for name in names}
+
     def _tables(self) -> tuple[Tensor, Tensor]:
+        betas, abar = self.exact_tables()
+        return betas.float(), abar.float()
+
+    def exact_tables(self) -> tuple[Tensor, Tensor]:
+        """betas and abar (T,) in float64."""
         # float64 first, as in the code that trained Stable Diffusion: a product of 1000 factors drifts
-        roots = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64, device="cpu")
-        betas = roots.square()
+        power = 0.5 if self.shape == "scaled_linear" else 1.0
+        ends = self.beta_start**power, self.beta_end**power
+        betas = torch.linspace(*ends, self.steps, dtype=torch.float64, device="cpu") ** (1 / power)
         abar = (1 - betas).cumprod(dim=0)
         if self.zero_snr:
             root = abar.sqrt()
             abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square().clamp(min=ZERO_SNR_FLOOR)
             betas = 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
-        return betas.float(), abar.float()
+        return betas, abar
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseSchedule:
         # Follow the device only: `.half()` must not round abar to three digits, nor `to_empty` leave garbage

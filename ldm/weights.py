@@ -102,6 +102,7 @@ def load_weights(
     state = adapt(state) if adapt else state
     wanted = {k: v for k, v in module.state_dict().items() if prefixes is None or k.startswith(prefixes)}
     check_shapes(shapes(state), shapes(wanted), f"{path} does not fit this model")
+    check_finite(state, str(path))
     module.load_state_dict(state, strict=False)
 
 
@@ -123,6 +124,13 @@ def check_shapes(found: Shapes, wanted: Shapes, what: str) -> None:
             if listed
         )
         raise ValueError(f"{what}: {told}")
+
+
+def check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """ValueError that begins with `what` if a tensor holds NaN or infinity: such weights draw nothing but black."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{what} holds values that are not finite (NaN or infinity), first in {name}")
 
 
 def shapes(state: Mapping[str, Tensor]) -> Shapes:

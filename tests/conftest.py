@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
-import train
+from cldm.training import fitting
 from cldm.worlds.scenes import WORDS
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _cost_counted_once() -> Iterator[None]:
     """Counting the operations of a network takes more than a second: runs with networks of the same sizes share it."""
-    count, counted = train.control_cost, {}
+    count, counted = fitting.control_cost, {}
 
     def control_cost(diffusion: LatentDiffusion, control: nn.Module, size: tuple[int, int]) -> dict[str, float]:
         shapes = tuple(p.shape for network in (diffusion.unet, control) for p in network.parameters())
@@ -60,7 +60,7 @@ def _cost_counted_once() -> Iterator[None]:
         return dict(counted[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "control_cost", control_cost)
+        patch.setattr(fitting, "control_cost", control_cost)
         yield
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -14,6 +13,7 @@ import sample
 import train
 from cldm.branches.interop import understand_control
 from cldm.commands.cli import main
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.trained import load_model, training_config
 from ldm.interop.published import read
 from ldm.interop.understand import understand

@@ -21,6 +21,7 @@ from cldm.data.fill50k import write_fill50k
 from cldm.runs.configs import mistakes_refused, refuse_mistakes
 from cldm.runs.folder import Refused
 from cldm.sampling.generation import Sampling
+from cldm.training import fitting
 from cldm.training.callbacks import EMA, Export, Watch
 from cldm.worlds.scenes import WORDS
 from ldm.batch import Batch
@@ -197,7 +198,7 @@ def test_loggers_build_and_metrics_csv_is_always_among_them(composed, tmp_path, 
 def test_a_stage_builds_its_module_and_an_optimizer_over_what_it_trains(composed, name):
     cfg = composed("model=tiny", f"stage={name}")
     model = build(cfg.model)
-    module = train.build_module(cfg, model)
+    module = fitting.build_module(cfg, model)
     module.trainer = pl.Trainer(max_steps=cfg.steps, logger=False)
     optimizer = module.configure_optimizers()["optimizer"]
     assert optimizer.defaults["lr"] == cfg.optimizer.lr

@@ -4,7 +4,6 @@ import json
 import re
 
 from cldm.runs.checkout import REPOSITORY
-
 from ldm.weights import read_metadata
 
 

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 import train
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import attempts
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs" / "experiment").glob("*.yaml"))

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from cldm.runs.checkout import REPOSITORY
 from hydra.utils import instantiate
 from PIL import Image
 
+from cldm.runs.checkout import REPOSITORY
 from ldm.weights import save_weights
 
 TABLE = """

@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 import train
 from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
 from cldm.runs.trained import load_model
+from cldm.training import fitting
 from cldm.training.callbacks import Guard
 from ldm.files import content
 from ldm.training.autoencoder import AutoencoderTraining
@@ -797,7 +798,7 @@ def test_two_processes_train_as_one_with_twice_the_batch_and_go_on_after_a_kill(
 def test_shared_out_weights_train_as_whole_ones_and_their_checkpoint_goes_on_in_one_process(
     forked, tmp_path, monkeypatch
 ):
-    original = train.gathered
+    original = fitting.gathered
 
     def gathered(cfg, trainer, module):
         of_unet = [*module.diffusion.unet.parameters()]
@@ -810,7 +811,7 @@ def test_shared_out_weights_train_as_whole_ones_and_their_checkpoint_goes_on_in_
         (tmp_path / f"share_{trainer.global_rank}").write_text(json.dumps(share))
         return original(cfg, trainer, module)
 
-    monkeypatch.setattr(train, "gathered", gathered)
+    monkeypatch.setattr(fitting, "gathered", gathered)
     quick = [*EVERY_TWO, CONSTANT_RATE, "stage.report_items=0"]
     assert forked("one", "steps=4", *quick).wait(600)
     shared = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]

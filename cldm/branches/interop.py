@@ -20,7 +20,7 @@ from ldm.interop.published import Published, read
 from ldm.interop.understand import Understood, plain_errors, translate, understand
 from ldm.interop.write import unet_config
 from ldm.unet import UNet, UNetConfig, UNetEncoder
-from ldm.weights import check_shapes, load_weights, shapes, write_tensors
+from ldm.weights import check_finite, check_shapes, load_weights, shapes, write_tensors
 
 PREFIX = "control_model."
 HINT = {"original": "input_hint_block.0", "diffusers": "controlnet_cond_embedding.conv_in", "own": "hint_encoder.0"}
@@ -141,6 +141,7 @@ def load_control(control: Branch, path: str | Path, base: str | Path | None = No
             f"this model is {sizes.family(ours)} ({ours.context_channels})"
         )
     check_shapes(shapes(found.state), shapes(control.state_dict()), f"{path} does not fit this control branch")
+    check_finite(found.state, str(path))
     control.load_state_dict(found.state)
 
 

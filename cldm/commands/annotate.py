@@ -12,7 +12,6 @@ from cldm.data.fill50k import SIDE, write_fill50k
 from cldm.data.listing import list_items
 from cldm.data.transforms import check_size
 
-SUMMARY = "Make the hints of one picture, a folder or a JSON-lines list: source/, target/, prompt.json."
 EXAMPLES = """\
   python -m cldm annotate photos/ sets/canny --size 512 --condition canny --set low=50 --workers 2 --preview 12
   python -m cldm annotate photos/ sets/depth --size 512 --condition depth --set folder=models/depth-anything-small-hf

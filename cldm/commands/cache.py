@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-SUMMARY = "Encode a data set's images and captions once, so that training never runs the VAE or the text encoder."
 EXAMPLES = """\
   python -m cldm cache runs/cache/canny data=folder data.path=sets/canny condition=canny
 then: python train.py data=cached data.path=runs/cache/canny condition=canny

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cldm.branches.interop import control_tensors, describe, understand_control, write_control_folder
 from ldm.files import whole
 from ldm.interop.layouts import CALLED
-from ldm.interop.model import pad_of, prediction_of
+from ldm.interop.model import pad_of, schedule_of
 from ldm.interop.published import FOLDERS, Published, read
 from ldm.interop.understand import Understood, averaged, understand
 from ldm.interop.write import (
@@ -25,7 +25,6 @@ from ldm.schedule import PREDICTIONS, NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.weights import write_tensors
 
-SUMMARY = "Convert a checkpoint: original layout <-> diffusers folder, whole or in parts."
 EXAMPLES = """\
   a trained ControlNet, for ComfyUI and the web UI, in half precision:
     python -m cldm convert runs/R/control.safetensors control_canny_sd15.safetensors --to original --dtype fp16
@@ -52,6 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, help="base model, where SRC is a Control-LoRA or a difference")
     parser.add_argument("--ema", action="store_true", help="take the moving averages of the U-Net, where SRC has them")
     parser.add_argument("--prediction", choices=PREDICTIONS, help="what a Stable Diffusion 2.x model predicts")
+    parser.add_argument("--zero-snr", action="store_true", help="the model was trained with zero terminal SNR")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="metadata to write, such as condition=canny"
     )
@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> None:
     published = read(args.src)
     published = averaged(published) if args.ema else published
     parts = understood_parts(published, args.part, None if args.base is None else read(args.base))
-    told = {"prediction": prediction_of(published, args.prediction)} if parts.keys() >= WHOLE else {}
+    told: Mapping[str, Any] = published.schedule
+    if parts.keys() >= WHOLE:
+        told = schedule_of(published, args.prediction, args.zero_snr or None).told()
     pad = pad_of(published) if "text" in parts else None
     metadata = {**published.metadata, **settings_metadata(parts, told, pad), **typed}
     if "control" in parts:
@@ -116,7 +118,7 @@ def _write_original(
         tensors |= control_tensors(part) if name == "control" else original_tensors(part, prefix=not alone)
     size = sum(t.numel() * (dtype.itemsize if dtype else t.element_size()) for t in tensors.values())
     print(f"writing {len(tensors)} tensors, {size / 1e9:.2f} GB")
-    if told:  # a whole model: with the tables that original files have; they stay fp32 at any dtype
+    if parts.keys() >= WHOLE:  # with the tables that original files have; they stay fp32 at any dtype
         tensors = {name: t.to(dtype) if dtype else t for name, t in tensors.items()}
         tensors |= schedule_tensors(NoiseSchedule(**told))
         dtype = None
@@ -138,7 +140,7 @@ def _write_diffusers(
             write_control_folder(part, subfolder[name], metadata, dtype)
         else:
             write_diffusers_part(part, subfolder[name], metadata, dtype, told.get("prediction"))
-    if told and pad:
+    if parts.keys() >= WHOLE and pad:
         encoder = parts["text"].module
         assert isinstance(encoder, TextEncoder)
         write_pipeline(target, NoiseSchedule(**told), pad, encoder.context_length, controlled="control" in parts)

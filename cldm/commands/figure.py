@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from cldm.tables.records import Record
     from cldm.tables.spec import Spec
 
-SUMMARY = "Draw the samples of a table's runs side by side, or those of one run over its steps."
 EXAMPLES = """\
   python -m cldm figure architecture              figure 8: hint and prompt settings x variants
   python -m cldm figure dataset_size              a strip: the same items, more and more training images
@@ -54,7 +53,9 @@ def _run_strip(folder: Path, args: argparse.Namespace) -> "Image.Image":
 
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no run folder: there is no config.yaml in it")
-    size = int(OmegaConf.load(folder / "config.yaml")["size"])  # type: ignore[index]
+    size = OmegaConf.load(folder / "config.yaml")["size"]  # type: ignore[index]
+    if not isinstance(size, int):
+        raise ValueError(f"previews of {folder} are not square ({size}); a strip is made of square ones")
     return convergence_strip(folder, args.items or [0, 1], size, args.metric)
 
 

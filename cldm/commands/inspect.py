@@ -11,10 +11,10 @@ from ldm.interop.layouts import CALLED
 from ldm.interop.published import SETTINGS, Published, read
 from ldm.interop.sizes import family
 from ldm.interop.understand import Understood, understand
+from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
 
-SUMMARY = "Say what a file or folder of weights is: layout, parts, sizes, family, metadata, problems."
 EXAMPLES = """\
   python -m cldm inspect control_v11p_sd15_canny.pth
   python -m cldm inspect sd15/"""
@@ -45,6 +45,10 @@ def run(args: argparse.Namespace) -> None:
             print(head)
             problems.append(str(error))
     print(f"  prediction    {published.prediction or _usual_prediction(published)}")
+    usual = NoiseSchedule().told()
+    other = {k: v for k, v in published.schedule.items() if k != "prediction" and v != usual[k]}
+    if other:
+        print(f"  schedule      {', '.join(f'{key}={value}' for key, value in other.items())}")
     if published.ema:
         print(f"  averages      {len(published.ema)} tensors (convert --ema takes them)")
     for key, value in sorted(published.metadata.items()):

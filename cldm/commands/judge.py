@@ -21,7 +21,6 @@ from ldm.interop.published import read as read_published
 from ldm.interop.understand import understand
 from ldm.weights import save_weights
 
-SUMMARY = "Train the small network that judges pictures of stickers (concept, category, fid_stickers)."
 EXAMPLES = """\
   python -m cldm judge
   python -m cldm judge --steps 3000 --out judge.safetensors

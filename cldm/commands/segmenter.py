@@ -12,7 +12,6 @@ from cldm.worlds.scenes import get_family, render, sample_scene
 from cldm.worlds.scenes.segmenter import kind_labels, train_segmenter
 from ldm.weights import save_weights
 
-SUMMARY = "Train the small segmenter that judges pictures of scenes (seg_miou, fid_scenes of evaluate.py)."
 EXAMPLES = """\
   python -m cldm segmenter
   python -m cldm segmenter --steps 2000 --out segmenter.safetensors"""

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from cldm.tables.records import Record
     from cldm.tables.spec import Row, Spec
 
-SUMMARY = "Fill a table of configs/table from run folders; make the runs and evaluations that are missing."
 EXAMPLES = """\
   python -m cldm table architecture                            what is there -> Markdown, LaTeX, CSV, figure
   python -m cldm table architecture --train --evaluate         make what is missing first; the same again goes on

@@ -1,18 +1,22 @@
 """python -m cldm transfer: move a ControlNet from the base it was trained on to another."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from cldm.branches.interop import control_tensors, describe, transfer, understand_control
 from ldm.files import whole
+from ldm.interop.model import prediction_of
 from ldm.interop.published import read
 from ldm.interop.write import settings_metadata
 from ldm.weights import write_tensors
 
-SUMMARY = "Move a ControlNet to another base of the same family: control + (new base - old base)."
 EXAMPLES = """\
   python -m cldm transfer canny.safetensors --from-base sd15.safetensors --to-base painting.safetensors \\
     canny_painting.safetensors"""
+
+OF_THE_OLD_BASE = ("base_fingerprint", "metrics", "prediction", "locking")
+"""Metadata that is not true of a branch on another base."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +36,15 @@ def run(args: argparse.Namespace) -> None:
     published, source, target = read(args.control), read(args.from_base), read(args.to_base)
     print("moving the branch ...")
     moved = transfer(understand_control(published, source), source, target)
+    schedule = {**published.schedule, **target.schedule}
+    with contextlib.suppress(ValueError):  # Stable Diffusion 2.x in the original layout does not say
+        schedule["prediction"] = prediction_of(target)
     metadata = {
         **describe(moved),
-        **{key: value for key, value in published.metadata.items() if key != "base_fingerprint"},
-        **settings_metadata({"control": moved}, {}, None),
+        **{key: value for key, value in published.metadata.items() if key not in OF_THE_OLD_BASE},
+        **settings_metadata({"control": moved}, schedule, None),
+        **({"prediction": schedule["prediction"]} if "prediction" in schedule else {}),
+        "locking": "locked",  # it has left the base that may have trained with it
         "base": args.to_base.name,
         "transferred_from": args.from_base.name,
     }

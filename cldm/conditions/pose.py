@@ -114,41 +114,71 @@ def _pixel(point: tuple[float, float]) -> tuple[int, int]:
     return int(point[0]), int(point[1])
 
 
-def read_openpose(source: str | Path | dict[str, Any]) -> tuple[list[Person], tuple[int, int]]:
+BODY_25 = (*range(8), *range(9, 19))
+"""Of OpenPose's own 25 points those that COCO's 18 have: without the middle of the hip, and the feet."""
+
+
+def read_openpose(
+    source: str | Path | dict[str, Any] | list[Any], size: tuple[int, int] | None = None
+) -> tuple[list[Person], tuple[int, int]]:
     """OpenPose JSON (a file, or its content) -> people and the canvas (h, w).
 
-    Coordinates are pixels, or shares of the canvas where none exceeds 1. Raises ValueError for anything else.
+    Bodies of 18 points (COCO) or 25 (OpenPose's default, of which 18 are drawn); a list of one frame is that frame.
+    size: the canvas of a file that does not say it, as OpenPose's own do not. Coordinates are pixels, or shares of the
+    canvas where none exceeds 1; points that are null, or have no confidence, were not seen. Raises ValueError for
+    anything else.
     """
-    content = source if isinstance(source, dict) else _read_json(Path(source))
+    what = f"{source}" if isinstance(source, str | Path) else "this"
+    content = _read_json(Path(source).expanduser()) if isinstance(source, str | Path) else source
+    if isinstance(content, list):
+        if len(content) != 1:
+            raise ValueError(f"{what} holds {len(content)} frames of OpenPose; give one of them")
+        content = content[0]
     try:
-        size = (int(content["canvas_height"]), int(content["canvas_width"]))
-        people = [
-            Person(**{part: _points(one.get(f"{key}_keypoints_2d"), size) for part, key in _PARTS.items()})
-            for one in content["people"]
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"this is no OpenPose JSON (people, canvas_width, canvas_height): {type(error).__name__} {error}"
-        ) from error
-    for person in people:
-        for part, count in (("body", 18), ("left_hand", 21), ("right_hand", 21)):
-            if len(getattr(person, part)) not in (0, count):
-                raise ValueError(f"{part} must have {count} points, got {len(getattr(person, part))}")
-    return people, size
+        if not isinstance(content, dict) or not isinstance(content["people"], list | None):
+            raise TypeError("people must be a list")
+        told = [content.get(f"canvas_{side}") for side in ("height", "width")]
+        if size is None and None in told:
+            raise ValueError(f"{what} does not say its canvas (OpenPose's own files do not): give size=(height, width)")
+        canvas = size or (int(told[0]), int(told[1]))  # type: ignore[arg-type]
+        people = [_person(one, canvas) for one in content["people"] or []]
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise ValueError(f"{what} is no OpenPose JSON (people, canvas_width, canvas_height): {reason}") from error
+    if min(canvas) < 1 or max(canvas) > MOST_PIXELS:
+        raise ValueError(f"{what} has a canvas of {canvas[1]}x{canvas[0]} pixels")
+    return people, canvas
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+MOST_PIXELS = 1 << 14  # on a side of a canvas
+
+
+def _person(one: dict[str, Any], size: tuple[int, int]) -> Person:
+    found = {part: _points(one.get(f"{key}_keypoints_2d"), size) for part, key in _PARTS.items()}
+    if len(found["body"]) == 25:
+        found["body"] = tuple(found["body"][i] for i in BODY_25)
+    for part, count in (("body", 18), ("left_hand", 21), ("right_hand", 21)):
+        if len(found[part]) not in (0, count):
+            raise ValueError(f"{part} must have {count} points, got {len(found[part])}")
+    return Person(**found)
+
+
+def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
 
-def _points(flat: Sequence[float] | None, size: tuple[int, int]) -> tuple[Point, ...]:
-    triples = [tuple(flat[i : i + 3]) for i in range(0, len(flat), 3)] if flat else []
-    shares = all(x <= 1 and y <= 1 for x, y, _ in triples)
-    (height, width) = size if shares else (1, 1)
-    return tuple((x * width, y * height) if confidence > 0 else None for x, y, confidence in triples)
+def _points(flat: Sequence[float | None] | None, size: tuple[int, int]) -> tuple[Point, ...]:
+    """Triples of x, y, confidence as points in pixels."""
+    values = [*(flat or ())]
+    if len(values) % 3 or not all(v is None or (isinstance(v, int | float) and math.isfinite(v)) for v in values):
+        raise TypeError(f"keypoints must be triples of numbers, got {len(values)} values")
+    triples = [values[i : i + 3] for i in range(0, len(values), 3)]
+    seen = [None if None in triple or triple[2] <= 0 else (triple[0], triple[1]) for triple in triples]  # type: ignore
+    height, width = size if all(x <= 1 and y <= 1 for x, y in filter(None, seen)) else (1, 1)  # type: ignore
+    return tuple(None if point is None else (point[0] * width, point[1] * height) for point in seen)  # type: ignore
 
 
 def write_openpose(people: Sequence[Person], size: tuple[int, int]) -> dict[str, Any]:

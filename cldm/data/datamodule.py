@@ -132,18 +132,21 @@ class DataModule(pl.LightningDataModule):
         if hasattr(self.train, "batches"):
             batches = self.train.batches(self.batch_size, rank, world, self._batches())
             return DataLoader(batches, batch_size=None, num_workers=self.workers)
-        sampler = StepSampler(
-            len(self.train),
-            self.batch_size,
-            self.seed,
-            rank,
-            world,
-            groups=getattr(self.train, "groups", None),
-            numbered=getattr(self.train, "varies", False),
-        )
+        sampler = self._sampler(rank, world)
         self.per_epoch = sampler.per_epoch
         sampler.start = self._batches()
         return DataLoader(self.train, batch_sampler=sampler, num_workers=self.workers, collate_fn=_already_a_batch)
+
+    def check(self, world: int = 1) -> None:
+        """ValueError if there are too few examples for a batch of `world` ranks."""
+        if not hasattr(self.train, "batches"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # told when the loader is made
+                self._sampler(0, world)
+
+    def _sampler(self, rank: int, world: int) -> StepSampler:
+        groups, varies = getattr(self.train, "groups", None), getattr(self.train, "varies", False)
+        return StepSampler(len(self.train), self.batch_size, self.seed, rank, world, groups=groups, numbered=varies)
 
 
 def _already_a_batch(batch: Any) -> Any:

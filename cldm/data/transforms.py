@@ -25,7 +25,10 @@ SIDES = re.compile(
 
 def check_size(size: int | Sequence[int], key: str = "data.size") -> Size:
     """(h, w) of `size`, one number for a square. Raises ValueError unless both are positive multiples of 8."""
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = [size, size] if isinstance(size, int) else [*size] if isinstance(size, Sequence) else [size]
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+        raise ValueError(f"{key} must be a whole number or [height, width], got {size}")
+    height, width = sides
     for side in (height, width):
         if side < MULTIPLE or side % MULTIPLE:
             near = max(round(side / MULTIPLE), 1) * MULTIPLE

@@ -60,11 +60,22 @@ class ShardDataset:
     def stream(self, number: int, count: int) -> Iterator[Raw]:
         """Undecoded samples of stream `number` of `count`, without end."""
         wds = _library()
-        samples = wds.tariterators.tarfile_samples(self._shards(number, count), handler=wds.warn_and_continue)
+        samples = self._samples(number, count)
         if self.shuffle < 2:
             return samples
         rng = random.Random(stable_seed(self.seed, "buffer", number, count))
         return wds.shuffle(self.shuffle, initial=self.shuffle, rng=rng)(samples)
+
+    def _samples(self, number: int, count: int) -> Iterator[Raw]:
+        """Samples of this stream's shards. ValueError where as many shards as there are have none in a row."""
+        wds, barren = _library(), 0
+        for shard in self._shards(number, count):
+            barren += 1
+            for raw in wds.tariterators.tarfile_samples(iter([shard]), handler=wds.warn_and_continue):
+                barren = 0
+                yield raw
+            if barren >= max(len(self.urls), 2):
+                raise ValueError(f"data.urls={self.urls[:3]} hold no readable samples")
 
     def _shards(self, number: int, count: int) -> Iterator[dict[str, str]]:
         for epoch, first in zip(itertools.count(), itertools.count(step=len(self.urls))):
@@ -118,8 +129,6 @@ class ShardBatches(IterableDataset):
         raws = itertools.islice(stream, done * self.batch_size, None)
         for draw in itertools.count(done):
             chunk = list(itertools.islice(raws, self.batch_size))
-            if len(chunk) < self.batch_size:
-                raise ValueError("data.urls hold no readable samples")
             yield self.shards.collate(chunk, draw)
 
 
@@ -129,7 +138,8 @@ class ShardItems(Dataset):
     def __init__(self, shards: ShardDataset, count: int):
         wds = _library()
         sources = ({"url": url} for url in shards.urls)
-        raws = list(itertools.islice(wds.tariterators.tarfile_samples(sources), count))
+        samples = wds.tariterators.tarfile_samples(sources, handler=wds.warn_and_continue)
+        raws = list(itertools.islice(samples, count))
         if not raws:
             raise ValueError(f"data.val_urls={shards.urls[:3]} hold no samples")
         self.batch = shards.collate(raws, 0)

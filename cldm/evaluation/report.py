@@ -14,7 +14,7 @@ from cldm.conditions.plain import Unchanged
 from cldm.evaluation.metrics import autoencoder_metrics, control_scores, diffusion_metrics
 from cldm.pictures import grid, save_atomically
 from cldm.sampling.control import ControlUnit
-from cldm.worlds import Known, get_world, known, world_of
+from cldm.worlds import WORLDS, Known, get_world, known, world_of
 from ldm.autoencoder import AutoencoderKL
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
@@ -141,7 +141,7 @@ def results_table(results: dict[str, Any]) -> str:
         f"scale {p['scale']}, {p['precision']}"
     )
     columns = [*results["metrics"]]
-    known = RESULT_ROWS | (get_world(p["world"]).titles if p.get("world") else {})
+    known = RESULT_ROWS | (get_world(p["world"]).titles if p.get("world") in WORLDS else {})
     titles = known | {
         f"{branch['condition']}_{name}": f"{branch['condition']}: {title}"
         for branch in p.get("more", ())

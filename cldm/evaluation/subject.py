@@ -33,6 +33,7 @@ from cldm.runs.trained import (
     load_branch,
     load_model,
     published,
+    trained_size,
 )
 from cldm.sampling.control import ControlUnit, check_settings
 from cldm.sampling.generation import Sampling
@@ -106,7 +107,7 @@ class Subject:
     def __post_init__(self) -> None:
         self.first = self.branches[0]
         self.sampling: Sampling = instantiate(self.cfg.sampler, _convert_="all")
-        self.size = self.cfg.size or self.first.training.size
+        self.size = trained_size(self.cfg) or trained_size(self.first.training)
         data = instantiate(self.cfg.data, _convert_="all")
         self.data = data(condition=self.first.condition, size=self.size, count=self.cfg["items"])
         self.items = self.data.__getitems__(range(self.cfg["items"]))
@@ -167,7 +168,7 @@ class Subject:
         fixed = {key: given[key] for key in PROTOCOL}
         fixed |= {"size": self.size, "precision": self.precision, "items_digest": digest.hexdigest()}
         fixed |= {"world": self.world and self.world.name, "judge": self.judge and self.judge.facts()}
-        fixed["clip"] = {"arch": given["clip"]["arch"], "weights": fingerprint(self.clip.model)} if self.clip else None
+        fixed["clip"] = {"arch": self.clip.arch, "weights": fingerprint(self.clip.model)} if self.clip else None
         fixed["inception"] = fingerprint(self.inception.model) if self.inception else None
         fixed |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
         fixed["more"] = [{"condition": branch.condition.name, **branch.settings} for branch in self.branches[1:]]

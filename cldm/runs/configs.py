@@ -3,20 +3,25 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
 from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import Refused, run_id
-from cldm.worlds import get_world
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
 """Keys, of whichever entry point, that hold numbers from 1 on, or null."""
+
+TEXTS = ("prompt", "negative")
+"""Keys that hold what a model reads, not paths."""
 
 
 def register_resolvers() -> None:
@@ -29,7 +34,11 @@ def register_resolvers() -> None:
 
 def _label_classes(world: str | None) -> list[int]:
     """How many classes each label map of a world has; none for pictures without labels."""
-    return [] if world is None else [*get_world(world).label_classes]
+    if world is None:
+        return []
+    from cldm.worlds import get_world  # and with it torch, which --help need not wait for
+
+    return [*get_world(world).label_classes]
 
 
 def _run_id(*, _root_: DictConfig) -> str:
@@ -40,7 +49,7 @@ def refuse_mistakes(cfg: DictConfig) -> None:
     """SystemExit for what Hydra lets pass of the command's overrides, but nothing can work with.
 
     That is `+key=value` of a key that nothing reads (Hydra's answer to a misspelt key invites it), words where a
-    number or true and false are due, and numbers below 1 for POSITIVE.
+    number or true and false are due, numbers that do not exist (nan), and numbers below 1 for POSITIVE.
     """
     typed = HydraConfig.get().overrides.task
     allow(typed)
@@ -55,11 +64,35 @@ def refuse_mistakes(cfg: DictConfig) -> None:
             if isinstance(due, int | float):
                 wanted = "true or false" if isinstance(due, bool) else "a number"
                 raise SystemExit(f"{key} must be {wanted}, got {item.split('=', 1)[1]!r}")
+    _refuse_not_finite(OmegaConf.to_container(cfg, resolve=False))
     for key in POSITIVE:
         value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
         numbers = value if isinstance(value, ListConfig) else [value]
         if any(isinstance(number, int | float) and number < 1 for number in numbers):
             raise SystemExit(f"{key} must be at least 1, got {value}")
+
+
+def expand_home(cfg: DictConfig | ListConfig) -> None:
+    """Replace "~/..." by the user's folder wherever a value is a path: in all of the configuration but TEXTS."""
+    container: Any = cfg
+    for key in cfg if isinstance(cfg, DictConfig) else range(len(cfg)):
+        node: Any = container._get_node(key)
+        if isinstance(node, DictConfig | ListConfig) and not node._is_none() and not node._is_missing():
+            expand_home(node)
+        elif key not in TEXTS and isinstance(node, Node) and str(node._value()).startswith("~/"):
+            container[key] = str(Path(node._value()).expanduser())
+
+
+def _refuse_not_finite(value: Any, key: str = "") -> None:
+    """SystemExit for a number that does not exist; limits of the trainer may be infinite."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_not_finite(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_not_finite(item, key)
+    elif isinstance(value, float) and not (isfinite(value) or (value == inf and key.startswith("trainer."))):
+        raise SystemExit(f"{key} must be a finite number, got {value}")
 
 
 @contextmanager
@@ -81,7 +114,9 @@ def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
     """The configuration that `python train.py OVERRIDES` would get."""
     register_resolvers()
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        return compose(name, overrides=[*overrides])
+        cfg = compose(name, overrides=[*overrides])
+    expand_home(cfg)
+    return cfg
 
 
 def planned(overrides: Sequence[str]) -> DictConfig:
@@ -92,4 +127,5 @@ def planned(overrides: Sequence[str]) -> DictConfig:
     HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
     with open_dict(cfg):
         del cfg["hydra"]
+    expand_home(cfg)
     return cfg

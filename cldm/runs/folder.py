@@ -17,16 +17,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.runs.checkout import REPOSITORY, commit
-from ldm.files import InUse, append_line, content, locked, read_lines, remove_partial, write_json, write_text
-from ldm.identity import FILES
+from ldm.files import FILES, InUse, append_line, content, locked, read_lines, remove_partial, write_json, write_text
 
 VOLATILE = (
     "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
@@ -176,7 +174,7 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
     if cfg.resume and not last.exists():
         raise Refused(f"resume={cfg.resume}: no checkpoint at {last}")
     run = Run(folder, str(last) if last.exists() else None)
-    if getattr(rank_zero_only, "rank", 0):  # of several processes the first one keeps the folder
+    if _rank():  # of several processes the first one keeps the folder
         yield run
         return
     changed = changes(cfg)
@@ -213,6 +211,12 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
                 write_json(folder / "FAILED.json", {"reason": reason, "when": _now(), "trace": trace})
             raise
         _note(folder, {"event": "done"})
+
+
+def _rank() -> int:
+    """Which of several processes this one is, as Lightning tells; 0 where it has not been loaded."""
+    lightning = sys.modules.get("pytorch_lightning.utilities.rank_zero")
+    return getattr(lightning.rank_zero_only, "rank", None) or 0 if lightning else 0
 
 
 def _record(folder: Path) -> dict[str, str]:
@@ -262,7 +266,7 @@ def provenance() -> dict[str, Any]:
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from cldm.branches.controlnet import Branch
@@ -17,6 +17,7 @@ from ldm.diffusion import LatentDiffusion
 from ldm.files import content
 from ldm.interop import load_base
 from ldm.interop.published import Published, read
+from ldm.interop.schedules import check
 from ldm.weights import fingerprint, read_metadata
 
 FILE = "control.safetensors"
@@ -66,8 +67,14 @@ def training_config(path: Path, base: str | None, model: str | None = None, cond
             raise SystemExit(f"{path}: there is no {group}={names[group]} in configs/{group}")
     choices = [f"{group}={names[group]}" for group in GROUPS]
     cfg = compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
-    if names.get("resolution", "").isdigit():
-        cfg.size = int(names["resolution"])
+    sides = [int(side) for side in names.get("resolution", "").split("x") if side.isdigit()]
+    if sides:
+        cfg.size = sides[0] if len(sides) == 1 else sides
+    place = cfg.model if names["model"] == "pretrained" else cfg.model.schedule
+    with open_dict(place):
+        for key, value in published(path).schedule.items():
+            if names["model"] != "pretrained" or key in place:  # there the base says the rest
+                place[key] = value
     return cfg
 
 
@@ -94,6 +101,11 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
     return paths, trainings
 
 
+def trained_size(training: DictConfig) -> int | list[int]:
+    """`size` of a training config: one number, or [height, width]."""
+    return OmegaConf.to_container(training)["size"]  # type: ignore
+
+
 def is_pooled(path: Path) -> bool:
     """Whether the checkpoint says that its residuals are averaged over the image."""
     return bool(published(path).parts["control"].settings.get("pooling"))
@@ -112,6 +124,7 @@ def load_branch(path: Path, cfg: DictConfig, diffusion: LatentDiffusion) -> Bran
     trained_on, loaded = published(path).metadata.get("base_fingerprint"), fingerprint(diffusion)
     if trained_on not in (None, loaded):
         print(f"note: {path} was trained on base {trained_on}, this base is {loaded}; images may obey less well")
+    check(diffusion.schedule, published(path).schedule, path)
     control: Branch = instantiate(cfg.control, _convert_="all")(diffusion.unet)
     load_control(control, path, pools=True)
     return control.eval()

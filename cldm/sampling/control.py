@@ -3,6 +3,7 @@
 Semantics follow the published tools: modes and their weights are the web UI's, the step rule is diffusers'.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,8 @@ class ControlUnit:
 
     def __post_init__(self) -> None:
         check_settings(self.start, self.end, self.mode, self.weighting)
+        if not all(map(math.isfinite, [self.scale, *(self.scales or [])])):
+            raise ValueError(f"control scales must be finite numbers, got {self.scale} and {self.scales}")
         if self.hint.ndim != 4 or self.hint.shape[1] != self.net.hint_channels:
             raise ValueError(f"hint must be (b, {self.net.hint_channels}, h, w), got {tuple(self.hint.shape)}")
         if self.scales is not None and len(self.scales) != self.count:

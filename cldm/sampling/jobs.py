@@ -1,6 +1,8 @@
 """Lists of images to draw: lines of JSON or a folder of pictures, checked before any weights are read."""
 
 import json
+import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldm.conditions import Condition
+from cldm.conditions import Condition, HintWarning
 from cldm.conditions.inpaint import with_mask
 from cldm.data.decoding import PictureError, as_mask, decode, picture_size
 from cldm.data.hints import image_tensor, load_hint, load_photo, made_hint, map_tensor
@@ -40,8 +42,6 @@ class UnitSettings:
         if (self.hint is None) == (self.photo is None):
             raise ValueError("give each control either hint (a ready map) or photo (to run the condition on)")
         check_settings(self.start, self.end, self.mode, self.weighting)
-        if self.scales is not None and not all(isinstance(scale, int | float) for scale in self.scales):
-            raise ValueError(f"scales must be numbers, one for each residual, got {self.scales}")
 
     def load(
         self,
@@ -85,8 +85,11 @@ class Job:
     sampler: dict[str, Any] = field(default_factory=dict)  # its own settings, over those that all jobs share
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count must be at least 1, got {self.count}")
+        if not 1 <= self.count <= MOST_IMAGES:
+            limit = "at least 1" if self.count < 1 else f"at most {MOST_IMAGES}"
+            raise ValueError(f"count must be {limit}, got {self.count}")
+        if not 0 <= self.seed < 2**63 - self.count:
+            raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if self.mask is not None and self.image is None:
             raise ValueError("mask needs image: the picture to paint on")
         if self.image is not None and not 0 < self.strength <= 1:
@@ -104,10 +107,10 @@ def load_image(path: str | Path, size: Size) -> Tensor:
 
 
 def load_mask(path: str | Path, size: Size, what: str = "mask") -> Tensor:
-    """A picture as a mask (1, 1, h, w), 1 where it is white (see `as_mask`); PictureError where that is nowhere."""
+    """A picture as a mask (1, 1, h, w), 1 where it is white, see `as_mask`. Warns (HintWarning) if that is nowhere."""
     white = cover(as_mask(decode(path, what)).astype(np.float32), size) > 0.5
     if not white.any():
-        raise PictureError(f"cannot use {what} {path}: it is black everywhere; white says where")
+        warnings.warn(f"{what} {path} is black everywhere; white says where", HintWarning, stacklevel=2)
     return torch.from_numpy(white.astype(np.float32))[None, None]
 
 
@@ -156,18 +159,18 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
     for line, place in zip(lines, places, strict=True):
         try:
             jobs.append(make_job(line, defaults, extra))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
     return _named_apart(jobs)
 
 
 def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Sequence[Mapping[str, Any]] = ()) -> Job:
-    """A job from what is given, over the defaults. Giving a hint replaces a default photo, and the other way round."""
-    more = given.get("more", [])
+    """A job from what is given, over the defaults. Giving a hint replaces a default photo, and the other way round.
+
+    ValueError for keys that are not known and for values that are not of their kind (KINDS).
+    """
     _refuse_unknown(given, {"name", "more", "sampler", *defaults})
-    _refuse_words(given, defaults)
-    if not isinstance(given.get("sampler", {}), dict):
-        raise ValueError(f'sampler must be an object, such as {{"name": "unipc", "steps": 10}}; got {given["sampler"]}')
+    given, defaults, more = _of_kind(given), _of_kind(defaults), given.get("more", [])
     if len(more) > len(extra):
         raise ValueError(f"{len(more)} entries in more, but more= names {len(extra)} checkpoints")
     units = [_unit(given, defaults)]
@@ -182,7 +185,57 @@ def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Seque
     name = str(given.get("name") or Path(units[0].hint or units[0].photo or "image").stem)
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file name, got {name!r}")
-    return Job(name, tuple(units), (size, size) if isinstance(size, int) else tuple(size), **own)
+    return Job(name, tuple(units), (size, size) if isinstance(size, int) else (size[0], size[1]), **own)
+
+
+MOST_IMAGES = 1_000_000
+"""Of a job: more is a slip of the hand."""
+
+Kind = tuple[str, Callable[[Any], bool]]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _path(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(value) and "\0" not in value)
+
+
+def _pair(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_whole, value)))
+
+
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("prompt", "negative"), ("text (quote it)", lambda v: isinstance(v, str))),
+    **dict.fromkeys(("hint", "photo", "region", "image", "mask"), ("a file", _path)),
+    **dict.fromkeys(("scale", "start", "end", "strength"), ("a number", _number)),
+    **dict.fromkeys(("count", "seed"), ("a whole number", _whole)),
+    "size": ("a whole number or [height, width]", _pair),
+    "scales": ("numbers", lambda v: v is None or (isinstance(v, list) and all(map(_number, v)))),
+    "mode": ("a word", lambda v: isinstance(v, str)),
+    "weighting": ("a word", lambda v: v is None or isinstance(v, str)),
+    "pool": ("true or false", lambda v: v is None or isinstance(v, bool)),
+    "name": ("text", lambda v: isinstance(v, str) and "\0" not in v),
+    "more": ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(e, dict) for e in v)),
+    "sampler": ('an object, such as {"name": "unipc", "steps": 10}', lambda v: isinstance(v, dict)),
+}
+"""What each key of a job holds: in words, and as a check. Numbers are finite."""
+
+
+def _of_kind(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keys, with whole numbers as text where text is due. ValueError for what is not of its kind."""
+    texts = ("prompt", "negative", "name")
+    found = {key: str(value) if key in texts and _whole(value) else value for key, value in given.items()}
+    for key, value in found.items():
+        words, fits = KINDS[key]
+        if not fits(value):
+            raise ValueError(f"{key} must be {words}, got {'null' if value is None else repr(value)}")
+    return found
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Collection[str]) -> None:
@@ -190,21 +243,12 @@ def _refuse_unknown(given: Mapping[str, Any], known: Collection[str]) -> None:
         raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
 
 
-def _refuse_words(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """ValueError for what is no number where the default is one. A size may also be a pair."""
-    for key in given.keys() - {"size"}:
-        kind = type(defaults.get(key))
-        if kind in (int, float) and (isinstance(given[key], bool) or not isinstance(given[key], int | kind)):
-            wanted = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{key} must be {wanted}, got {given[key]!r}")
-
-
 def _added_unit(given: Mapping[str, Any], settings: Mapping[str, Any]) -> UnitSettings:
     """A further control: what `more` of the command line says of it, with what a job's own entry says on top."""
-    usual = {f.name: f.default for f in fields(UnitSettings)}
+    usual = {f.name for f in fields(UnitSettings)}
     for entry in (settings, given):
-        _refuse_unknown(entry, usual.keys())
-        _refuse_words(entry, usual)
+        _refuse_unknown(entry, usual)
+        _of_kind(entry)
         if entry.get("hint") and entry.get("photo"):
             raise ValueError("it has both hint and photo; give one")
     return _unit(given, settings)
@@ -223,7 +267,7 @@ def _unit(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> UnitSettings
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{place} is not an object: {line[:60]}")

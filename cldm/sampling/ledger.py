@@ -67,6 +67,9 @@ class Ledger:
 
     def write(self, shot: Shot, image: Tensor) -> None:
         """The PNG with its settings inside, then its line in the manifest: a line means a whole file."""
+        if not bool(torch.isfinite(image).all()):
+            raise ValueError(f"the image of seed {shot.seed} is not finite (NaN): the weights or settings of "
+                             f"{shot.job.name} overflow; try precision=fp32 or bf16, and other weights")  # fmt: skip
         settings, path = self.settings(shot), self.folder / shot.file
         info = PngInfo()
         info.add_text("settings", json.dumps(settings))
@@ -102,8 +105,18 @@ def batches(shots: Sequence[Shot], size: int) -> Iterator[list[Shot]]:
             rest = rest[size:]
 
 
-def draw_in_batches(shots: Sequence[Shot], draw: Callable[[list[Shot]], Tensor], ledger: Ledger, size: int) -> None:
-    """draw(shots) -> (n, 3, h, w), for all shots; a batch that the device cannot hold is halved, and later ones too."""
+def draw_in_batches(
+    shots: Sequence[Shot],
+    draw: Callable[[list[Shot]], Tensor],
+    ledger: Ledger,
+    size: int,
+    finished: Callable[[Job], None] = lambda _: None,
+) -> None:
+    """draw(shots) -> (n, 3, h, w), for all shots; a batch that the device cannot hold is halved, and later ones too.
+
+    finished: hears of each job whose last image of `shots` is written.
+    """
+    last = {shot.job.name: shot for shot in shots}
     for batch in batches(shots, size):
         rest = batch
         while rest:
@@ -119,4 +132,6 @@ def draw_in_batches(shots: Sequence[Shot], draw: Callable[[list[Shot]], Tensor],
                 continue
             for shot, image in zip(now, images, strict=True):
                 ledger.write(shot, image)
+                if last[shot.job.name] == shot:
+                    finished(shot.job)
             rest = rest[len(now) :]

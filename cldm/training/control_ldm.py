@@ -55,10 +55,11 @@ class ControlLDM(DiffusionTraining):
         middle_only: bool = False,
         min_snr_gamma: float | None = None,
         checkpointing: bool = False,
+        channels_last: bool = True,
     ):
         super().__init__(
             diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed,
-            min_snr_gamma=min_snr_gamma, checkpointing=checkpointing,
+            min_snr_gamma=min_snr_gamma, checkpointing=checkpointing, channels_last=channels_last,
         )  # fmt: skip
         if not 0 <= hint_dropout <= 1:
             raise ValueError(f"stage.module.hint_dropout is a probability, got {hint_dropout}")
@@ -68,7 +69,9 @@ class ControlLDM(DiffusionTraining):
             raise ValueError("stage.module.middle_only=true needs a middle residual, which control=concat has not")
         if not unlocked_rate > 0:
             raise ValueError(f"stage.module.unlocked_rate must be above 0, got {unlocked_rate}")
-        self.control, self.hint_dropout = control.to(memory_format=torch.channels_last), hint_dropout
+        self.control, self.hint_dropout = control, hint_dropout
+        if channels_last:
+            control.to(memory_format=torch.channels_last)
         self.unlocked_rate = unlocked_rate
         self.locking, self.middle_only = locking, middle_only
         diffusion.requires_grad_(False)
@@ -114,7 +117,9 @@ class ControlLDM(DiffusionTraining):
             "prediction": self.diffusion.schedule.prediction,
             "channels": str(self.control.hint_channels),
             "pooling": "false",
-            "settings": json.dumps({"control": self.control.config.untold()}),
+            "settings": json.dumps(
+                {"control": self.control.config.untold(), "schedule": self.diffusion.schedule.told()}
+            ),
         }
 
     def train(self, mode: bool = True) -> "ControlLDM":

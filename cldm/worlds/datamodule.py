@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
-from cldm.worlds import HELD_OUT_START, TEST_START, get_world
+from cldm.data.transforms import check_size
+from cldm.worlds import HELD_OUT_START, TEST_START, World, get_world
 from cldm.worlds.dataset import WorldDataset
 from ldm.diffusion import LatentDiffusion
 from ldm.weights import encoder_fingerprint
@@ -13,8 +14,8 @@ from ldm.weights import encoder_fingerprint
 def world_data(
     condition: Condition,
     model: LatentDiffusion,
-    world: str,
-    size: int,
+    world: str | World,
+    size: int | Sequence[int],
     family: str,
     train_count: int,
     val_count: int,
@@ -26,11 +27,13 @@ def world_data(
 ) -> DataModule:
     """Training items of a world as latent moments, hints or images (`keep`), and held-out ones with images and hints.
 
-    seed: of the items. order: the seed of the order in which training sees them.
+    world: one of WORLDS by its name, or a world of your own. seed: of the items.
+    order: the seed of the order in which training sees them.
     """
     if train_count >= HELD_OUT_START:
         raise ValueError(f"data.train_count must be below {HELD_OUT_START}, got {train_count}")
-    place = get_world(world)
+    place = get_world(world) if isinstance(world, str) else world
+    size = _side(size, place.name)
     train = WorldDataset(
         place,
         train_count,
@@ -50,8 +53,23 @@ def world_data(
     return DataModule(train, validation, batch_size, order, condition=condition)
 
 
+def _side(size: int | Sequence[int], world: str) -> int:
+    height, width = check_size(size, "size")
+    if height != width:
+        raise ValueError(f"size={[height, width]}: pictures of {world} are square; give one number")
+    return height
+
+
 def world_items(
-    condition: Condition, size: int, count: int, world: str, family: str, seed: int = 0, start: int = TEST_START
+    condition: Condition,
+    size: int | Sequence[int],
+    count: int,
+    world: str | World,
+    family: str,
+    seed: int = 0,
+    start: int = TEST_START,
 ) -> WorldDataset:
     """`count` items of a family with images, hints and captions, neither trained on nor watched during training."""
-    return WorldDataset(get_world(world), count, size, family, seed, start, ("image", "hint"), condition=condition)
+    place = get_world(world) if isinstance(world, str) else world
+    side = _side(size, place.name)
+    return WorldDataset(place, count, side, family, seed, start, ("image", "hint"), condition=condition)

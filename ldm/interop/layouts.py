@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.interop import names, sizes
+from ldm.interop.schedules import MARKS
 
 PREFIXES = {
     "model.diffusion_model.": "unet",
@@ -42,7 +43,7 @@ SCHEDULE_BUFFERS = (
     "logvar",
     "lvlb_weights",
 )
-"""Tables of the noise schedule that original files carry; all but the last are written, none is read."""
+"""Tables of the noise schedule that original files carry; all but the last are written, abar and betas are read."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _split_original(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Part], t
             states.setdefault(part, {})[name.removeprefix(prefix)] = tensor
             text = "openclip" if prefix == "cond_stage_model.model." else "clip"
             layouts[part] = text if part == "text" else "original"
-        elif name not in SCHEDULE_BUFFERS and not name.startswith(EMA):
+        elif name not in (*SCHEDULE_BUFFERS, *MARKS) and not name.startswith(EMA):
             unknown.append(name)
     parts = {name: Part(layouts[name], _clean(name, layouts[name], state)) for name, state in states.items()}
     return "original", parts, tuple(unknown)

@@ -10,14 +10,14 @@ from torch import Tensor
 from ldm.autoencoder import AutoencoderKL
 from ldm.conditioner import Conditioner
 from ldm.diffusion import LatentDiffusion
-from ldm.interop import sizes
+from ldm.interop import schedules, sizes
 from ldm.interop.layouts import CALLED
 from ldm.interop.published import Published, read
 from ldm.interop.understand import autoencoder_sizes, text_sizes, understand
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
-from ldm.weights import check_shapes, load_weights, shapes
+from ldm.weights import check_finite, check_shapes, load_weights, shapes
 from ldm.widening import widened
 
 PARTS = {"autoencoder": "autoencoder", "conditioner": "text", "unet": "unet"}
@@ -40,10 +40,23 @@ def prediction_of(published: Published, told: str | None = None) -> str:
     )
 
 
-def pretrained(path: str, prediction: str | None = None, backend: str = "auto") -> LatentDiffusion:
+def schedule_of(published: Published, prediction: str | None = None, zero_snr: bool | None = None) -> NoiseSchedule:
+    """The noise schedule that the model was trained with: as the file says, or as told where it does not."""
+    told = {**published.schedule, "prediction": prediction_of(published, prediction)}
+    if zero_snr is not None:
+        if told.setdefault("zero_snr", zero_snr) != zero_snr and published.layout != "original":
+            raise ValueError(f"{published.path} says zero_snr={told['zero_snr']}, the configuration says {zero_snr}")
+        told["zero_snr"] = zero_snr
+    return NoiseSchedule(**schedules.valid(told, str(published.path)))
+
+
+def pretrained(
+    path: str, prediction: str | None = None, backend: str = "auto", zero_snr: bool | None = None
+) -> LatentDiffusion:
     """A model in the sizes of the checkpoint at `path` (file or diffusers folder), with weights yet to be loaded.
 
-    prediction: "eps" or "v", where the file cannot tell (Stable Diffusion 2.x in the original layout).
+    prediction: "eps" or "v"; zero_snr: whether it was trained with zero terminal SNR; both where the file cannot tell
+    (Stable Diffusion 2.x in the original layout).
     """
     published = read(path)
     if published.layout == "own":
@@ -62,7 +75,7 @@ def pretrained(path: str, prediction: str | None = None, backend: str = "auto") 
         AutoencoderKL(**autoencoder_sizes(published.part("autoencoder"), published.what("autoencoder"))),
         Conditioner(encoder, pad=pad_of(published)),
         UNet(type(unet.config)(**{**config, "backend": backend})),
-        NoiseSchedule(prediction=prediction_of(published, prediction)),
+        schedule_of(published, prediction, zero_snr),
     )
 
 
@@ -81,20 +94,18 @@ def load_base(
     """
     if path is None:
         return
-    if _is_own(Path(path)):
+    parts, published = None if parts is None else [*parts], read(path)
+    if published.layout == "own" and Path(path).is_file():
+        if parts is None or "unet" in parts:
+            schedules.check(model.schedule, published.schedule, published.path)
         own = functools.partial(widened, autoencoder=model.autoencoder, prefix="autoencoder.")
         load_weights(model, path, parts, own if widen else None)
         return
-    published = read(path)
     if "unet" in published.parts:
         _same_family(model, published)
     states = {part: _state(model, published, part, widen) for part in (PARTS if parts is None else parts)}
     for part, state in states.items():  # after all of them have been found to fit
         _root(model, part).load_state_dict(state)
-
-
-def _is_own(path: Path) -> bool:
-    return path.is_file() and read(path).layout == "own"
 
 
 def _root(model: LatentDiffusion, part: str) -> torch.nn.Module:
@@ -112,6 +123,7 @@ def _state(model: LatentDiffusion, published: Published, part: str, widen: bool)
         # diffusers' files of Stable Diffusion 2.x lack what forward never reads
         state |= {key: torch.zeros_like(t) for key, t in wanted.items() if key not in state and not module.reads(key)}
     check_shapes(shapes(state), shapes(wanted), f"the {CALLED[name]} of {published.path} does not fit this model")
+    check_finite(state, f"the {CALLED[name]} of {published.path}")
     return state
 
 
@@ -124,11 +136,7 @@ def _same_family(model: LatentDiffusion, published: Published) -> None:
             f"{published.path} is {_described(theirs)}, this model is {_described(model.unet)}; "
             "choose the model that fits: model=sd15, model=sd21 (v), model=sd21_base (eps) or model=pretrained"
         )
-    if published.prediction not in (None, model.schedule.prediction):
-        raise ValueError(
-            f"{published.path} predicts {published.prediction}, this model {model.schedule.prediction} "
-            "(model.schedule.prediction)"
-        )
+    schedules.check(model.schedule, published.schedule, published.path)
 
 
 def _described(unet: UNet) -> str:

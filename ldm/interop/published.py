@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.interop import files, sizes
+from ldm.interop import files, schedules, sizes
 from ldm.interop.layouts import CALLED, EMA, Part, refuse, split
 
 FOLDERS = {"unet": "unet", "vae": "autoencoder", "text_encoder": "text", "controlnet": "control"}
@@ -26,16 +26,22 @@ SETTINGS = "settings"
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint, split into parts. `ema`: moving averages of the U-Net; `unknown`: names that nobody claims."""
+    """A checkpoint, split into parts. `schedule`: what it says of the noise schedule, see ldm.interop.schedules; `ema`:
+    moving averages of the U-Net; `unknown`: names that nobody claims."""
 
     path: Path
     layout: str
     parts: dict[str, Part]
     metadata: dict[str, str]
-    prediction: str | None = None
+    schedule: dict[str, Any] = field(default_factory=dict)
     pad: str | None = None
     ema: dict[str, Tensor] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+
+    @property
+    def prediction(self) -> str | None:
+        """What the U-Net predicts, "eps" or "v", if the file says so."""
+        return self.schedule.get("prediction")
 
     def part(self, name: str) -> Part:
         """A part that must be there, in a file that holds nothing unknown."""
@@ -72,8 +78,15 @@ def _read_file(path: Path) -> Published:
         for name, part in parts.items()
     }
     ema = {name: tensor for name, tensor in tensors.items() if name.startswith(EMA)}
-    prediction, pad = told.get("schedule", metadata).get("prediction"), told.get("conditioner", {}).get("pad")
-    return Published(path, layout, parts, metadata, prediction, pad, ema, unknown)
+    schedule = {**schedules.from_tensors(tensors, path), **_schedule(told, metadata, path)}
+    pad = told.get("conditioner", {}).get("pad")
+    return Published(path, layout, parts, metadata, schedule, pad, ema, unknown)
+
+
+def _schedule(told: Mapping[str, dict[str, Any]], metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What our metadata says of the schedule; early files say the prediction alone."""
+    early = {"prediction": metadata["prediction"]} if "prediction" in metadata else {}
+    return schedules.valid({**early, **told.get("schedule", {})}, str(path))
 
 
 def _settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, Any]]:
@@ -126,18 +139,14 @@ def _read_folder(folder: Path) -> Published:
         settings = _config_settings(part, files.read_json(place / "config.json"), str(place))
         extra = files.read_tensors(place / UNUSED_TEXT)[0] if (place / UNUSED_TEXT).is_file() else {}
         parts[part] = Part(held[part].layout, held[part].state, settings, extra)
-    return Published(folder, "diffusers", parts, metadata if len(parts) == 1 else {}, _prediction(folder), _pad(folder))
+    metadata = metadata if len(parts) == 1 else {}
+    schedule = {**_schedule(_settings(metadata, folder), metadata, folder), **_scheduler(folder)}
+    return Published(folder, "diffusers", parts, metadata, schedule, _pad(folder))
 
 
-def _prediction(folder: Path) -> str | None:
+def _scheduler(folder: Path) -> dict[str, Any]:
     path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        return None
-    told = files.read_json(path).get("prediction_type", "epsilon")
-    known = {"epsilon": "eps", "v_prediction": "v"}
-    if told not in known:
-        raise ValueError(f"{path}: prediction_type is {told!r}, expected one of {', '.join(known)}")
-    return known[told]
+    return schedules.from_scheduler(files.read_json(path), path) if path.is_file() else {}
 
 
 def _pad(folder: Path) -> str | None:

@@ -15,6 +15,7 @@ from ldm.autoencoder import AutoencoderKL
 from ldm.files import write_json, write_text
 from ldm.interop import names
 from ldm.interop.published import SETTINGS, UNUSED_TEXT
+from ldm.interop.schedules import to_scheduler
 from ldm.interop.understand import Understood
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
@@ -45,9 +46,7 @@ def original_tensors(part: Understood, prefix: bool = True) -> dict[str, Tensor]
 
 def schedule_tensors(schedule: NoiseSchedule) -> dict[str, Tensor]:
     """The 13 tables that full original files carry: equations of DDPM (Ho et al. 2020), in float64 until the end."""
-    roots = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.steps, dtype=np.float64)
-    betas = roots**2
-    abar = np.cumprod(1 - betas)
+    betas, abar = (table.numpy() for table in schedule.exact_tables())
     before = np.append(1.0, abar[:-1])
     variance = betas * (1 - before) / (1 - abar)
     tables = {
@@ -209,12 +208,9 @@ def _scheduler(schedule: NoiseSchedule) -> dict[str, Any]:
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": DIFFUSERS_VERSION,
-        "beta_end": schedule.beta_end,
-        "beta_schedule": "scaled_linear",
-        "beta_start": schedule.beta_start,
+        **to_scheduler(schedule),
         "clip_sample": False,
-        "num_train_timesteps": schedule.steps,
-        "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[schedule.prediction],
+        **({"timestep_spacing": "trailing"} if schedule.zero_snr else {}),  # pure noise belongs to the last timestep
         "set_alpha_to_one": False,
         "steps_offset": 1,
     }

@@ -1,6 +1,8 @@
 """Training of the autoencoder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +45,7 @@ class AutoencoderTraining(Stage):
         self.loss, self.decoder_only = loss, decoder_only
         self.discriminator, self.discriminator_start = discriminator, discriminator_start
         self.discriminator_weight, self.gradient_clip = discriminator_weight, gradient_clip
+        self._measured_on: Tensor | None = None
         self.automatic_optimization = discriminator is None  # Lightning's own loop knows one optimizer
         if decoder_only:
             autoencoder.encoder.requires_grad_(False)
@@ -86,13 +89,30 @@ class AutoencoderTraining(Stage):
         return {"image": x, "reconstruction": y.clamp(-1, 1)}
 
     def on_train_end(self) -> None:
-        """Give the latents unit standard deviation, once they are final; measured on the same items every time."""
+        """Give the latents unit standard deviation, once they are final."""
         super().on_train_end()
-        if not self.decoder_only and self.global_rank == 0:
-            loader: Any = self.trainer.train_dataloader
-            items = loader.dataset
-            batch = items.__getitems__(range(min(64, len(items))))
-            set_latent_scale(self.autoencoder, batch["image"].to(self.device))
+        if self.global_rank == 0:
+            self._scale_latents()
+
+    @contextmanager
+    def exporting(self) -> Iterator[None]:
+        """With the latent scale of the weights that are written now, averaged ones for instance; training goes on
+        with its own."""
+        before = self.autoencoder.scale.clone()
+        self._scale_latents()
+        try:
+            yield
+        finally:
+            self.autoencoder.scale.copy_(before)
+
+    def _scale_latents(self) -> None:
+        """Measured on the same items every time; latents of a fixed encoder keep their scale."""
+        if self.decoder_only:
+            return
+        if self._measured_on is None:
+            items: Any = self.trainer.datamodule.validation  # type: ignore[attr-defined]
+            self._measured_on = items.__getitems__(range(min(64, len(items))))["image"]
+        set_latent_scale(self.autoencoder, self._measured_on.to(self.autoencoder.scale.device))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x = batch["image"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
@@ -97,6 +98,10 @@ class Stage(pl.LightningModule):
     def trained_base(self) -> LatentDiffusion | None:
         """A base model that training changes on the way and that the exported file needs; None if there is none."""
         return None
+
+    def exporting(self) -> AbstractContextManager[None]:
+        """Within the context the module is as its exported file shall have it."""
+        return nullcontext()
 
     def facts(self, dtype: torch.dtype | None = None) -> dict[str, str]:
         """What the exported file, of this precision, says of itself beside its weights."""

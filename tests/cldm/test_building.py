@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from cldm.runs.building import instantiate
-from cldm.runs.checkout import REPOSITORY
 from omegaconf import OmegaConf
 
 from cldm.runs import building
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.trained import recorded_values
 
 

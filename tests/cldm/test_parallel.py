@@ -6,8 +6,8 @@ import sys
 import time
 
 import pytest
-from cldm.runs.checkout import REPOSITORY
 
+from cldm.runs.checkout import REPOSITORY
 from cldm.runs.parallel import Task, run_all
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cldm.runs.checkout import REPOSITORY
 from hydra import compose, initialize_config_dir
 
 from cldm.commands.cli import main
 from cldm.commands.table import TABLES, added, plan, training
+from cldm.runs.checkout import REPOSITORY
 from cldm.tables.records import problems, records
 from cldm.tables.rendering import latex, markdown, picture, to_csv
 from cldm.tables.spec import evaluation_folder, read_spec

@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cldm.runs.checkout import REPOSITORY as ROOT
-from cldm.runs.checkout import commit, commit_of
 
 from cldm.runs import checkout
+from cldm.runs.checkout import REPOSITORY as ROOT
+from cldm.runs.checkout import commit, commit_of
 from cldm.runs.tracking import csv_logger, has_wandb_key, wandb_logger
 
 

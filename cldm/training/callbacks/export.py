@@ -41,7 +41,7 @@ class Export(Callback):
             "commit": commit(),
             "command": " ".join(["python", *sys.argv]),
         }
-        with averaged(trainer, module):
+        with averaged(trainer, module), module.exporting():
             if (base := module.trained_base()) is not None:
                 save_weights(base, self.folder / BASE_FILE, {**metadata, **base_facts(base)}, self.dtype)
             path = self.folder / f"{self.metadata['stage']}.safetensors"

@@ -1,5 +1,6 @@
 """Pictures and figures along the way."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,11 @@ class Watch(Callback):
             pictures = {name: p.float().cpu() for name, p in module.pictures(on_device, self.sampling).items()}
             losses = {name: loss.mean().item() for name, loss in module.held_out_losses(on_device).items()}
         module.train(was_training)
-        if trainer.is_global_zero:
+        broken = [name for name, images in pictures.items() if not bool(images.isfinite().all())]
+        if broken:
+            warnings.warn(f"step {trainer.global_step}: images ({', '.join(broken)}) are not finite; this look is left "
+                          "out", stacklevel=2)  # fmt: skip
+        elif trainer.is_global_zero:
             found = self.metrics(pictures, batch, truth, data.condition)
             self._record(trainer, pictures, batch, found, losses)
 

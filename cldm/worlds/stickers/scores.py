@@ -49,7 +49,7 @@ def scores(reading: Reading, compositions: Sequence[Composition]) -> list[Scores
 
     concept, category  for each sticker: does the judge name it right at its true place (wholly hidden ones left out)
     color_distance     CIE Lab (1976) between image and true picture inside the stickers, mean over their pixels
-    objects_off        how many concepts the judge sees, less the true number, absolute
+    objects            the judge sees as many concepts as there are
     ground             the ground's colour is the true one
 
     ValueError if the counts differ.
@@ -66,7 +66,7 @@ def scores(reading: Reading, compositions: Sequence[Composition]) -> list[Scores
         rows.append({
             **_named_right(found, true),
             "color_distance": [float(distances[i][inside].mean())] if inside.any() else [],
-            "objects_off": [float(abs(len(shown(log_p)) - len(true)))],
+            "objects": [float(len(shown(log_p)) == len(true))],
             "ground": [float(reading.grounds[i] == composition.ground)],
         })  # fmt: skip
     return rows

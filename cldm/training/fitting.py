@@ -1,0 +1,143 @@
+"""One attempt at a run: what its configuration names is built, trained and reported."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from cldm.branches.controlnet import Branch
+from cldm.branches.interop import load_control
+from cldm.data.transforms import check_size
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import commit
+from cldm.runs.configs import mistakes_refused
+from cldm.runs.folder import Run, finish
+from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table
+from cldm.runs.trained import base_beside, base_of
+from cldm.training.callbacks import EMA, Checkpoints, Export, HintUse, Watch, averaged
+from cldm.training.control_ldm import ControlLDM
+from cldm.training.report import ancestry, report
+from ldm.diffusion import LatentDiffusion
+from ldm.files import to_json
+from ldm.interop import PARTS, load_base
+from ldm.sharding import is_sharded, whole
+from ldm.training.stage import Stage
+
+
+def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
+    """The LightningModule of the stage, around the model and, for control, a branch copied from its U-Net."""
+    module = instantiate(cfg.stage.module, _convert_="all")
+    optimizer = instantiate(cfg.optimizer, _convert_="all")
+    if cfg.stage.name == "autoencoder":
+        return module(autoencoder=model.autoencoder, optimizer=optimizer)
+    if cfg.stage.name == "diffusion":
+        return module(diffusion=model, optimizer=optimizer)
+    control = instantiate(cfg.control, _convert_="all")(model.unet)
+    return module(diffusion=model, control=control, optimizer=optimizer)
+
+
+def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """Build, fit, report."""
+    began = time.monotonic()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    pl.seed_everything(cfg.seed, verbose=False)
+    scratch = cfg.stage.module.get("locking") == "scratch"
+    loads = [part for part in cfg.stage.loads if not (scratch and part == "unet")]
+    with mistakes_refused():
+        size = drawing_size(cfg)
+        model = instantiate(cfg.model, _convert_="all")
+        if loads:
+            load_base(model, base_of(cfg), loads)
+        module = build_module(cfg, model)
+        source = start_from(cfg, module, model) if cfg.init_from else None
+        condition = instantiate(cfg.condition, _convert_="all")
+        data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
+        # they rename and write files as they are made: of several processes the first one has them
+        first = not getattr(rank_zero_only, "rank", 0)
+        loggers = [*instantiate(cfg.logger, _convert_="all").values()] if first else []
+        settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
+        trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
+        data.check(trainer.world_size)
+    export = next(c for c in trainer.callbacks if isinstance(c, Export))
+    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
+    ancestors = ancestry(base_of(cfg) if loads else None, source)
+    export.metadata |= {
+        "extractor": repr(condition),
+        "polarity": condition.polarity,
+        "resolution": str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}",
+        "ancestors": to_json(ancestors),
+    }
+    module.hold_frozen_in(str(trainer.precision))
+    found = parts(module.train())
+    if isinstance(module, ControlLDM):
+        for part, cost in control_cost(model, module.control, size).items():
+            found[part]["gflop"] = cost
+    if trainer.is_global_zero:
+        print(parts_table(found))
+    batch = cfg.batch_size * cfg.trainer.accumulate_grad_batches * trainer.world_size
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    facts = {"commit": commit(), "parts": found, "effective_batch": batch}
+    describe_run(loggers, {**config, **facts})
+    checkpoints.facts = {"config": config, **facts}
+    trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
+    if is_sharded(module):
+        module = gathered(cfg, trainer, module)
+    if not trainer.is_global_zero:
+        return {}
+    watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
+    use = next((c.history for c in trainer.callbacks if isinstance(c, HintUse)), {})
+    sampling = instantiate(cfg.sampler, _convert_="all")
+    module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
+    with averaged(trainer, module):
+        results = report(cfg, module, data, sampling, watch.history, use)
+    export.write(trainer, module, metrics=to_json(results["fidelity"]))
+    results["steps"] = trainer.global_step
+    results["train_seconds"] = round(module.clock.seconds, 1)
+    results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
+    log_outcome(loggers, run.folder, results)
+    return finish(run, results)
+
+
+def drawing_size(cfg: DictConfig) -> tuple[int, int]:
+    """(h, w) of `size`, one number or a pair; ValueError if the data have another."""
+    plain: Any = OmegaConf.to_container(OmegaConf.create({"size": cfg.size, "own": cfg.data.get("size")}))
+    found = check_size(plain["size"], "size")
+    if plain["own"] is not None and check_size(plain["own"]) != found:
+        raise ValueError(f"data.size={plain['own']} differs from size={plain['size']}: set size, data.size follows it")
+    return found
+
+
+def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
+    """A module with all the weights, and the average, that trainer=fsdp has shared out; every process calls this."""
+    ema = next(c for c in trainer.callbacks if isinstance(c, EMA))
+    ema.average = {name: whole(a) for name, a in ema.average.items()}
+    state = {name: whole(t).cpu() for name, t in module.state_dict().items()}
+    alone = build_module(cfg, instantiate(cfg.model, _convert_="all"))
+    alone.load_state_dict(state)
+    alone.base_fingerprint, alone.clock = module.base_fingerprint, module.clock
+    return alone
+
+
+def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> Path:
+    """Load the weights that cfg.init_from names, those of a run folder or a file, into what the stage trains; returns
+    the file."""
+    trained, source = module.trained(), Path(cfg.init_from)
+    exported = source / f"{cfg.stage.name}.safetensors"
+    source = exported if exported.is_file() else source
+    if not source.exists():
+        raise ValueError(f"init_from={cfg.init_from}: there is no such run folder or file")
+    if isinstance(trained, Branch):
+        own_base, base = base_beside(source), base_of(cfg)
+        if own_base is not None and (base is None or Path(base).resolve() != own_base.resolve()):
+            raise ValueError(f"{source} was trained together with a base of its own: start with base={own_base} too")
+        load_control(trained, source)
+    else:  # what the stage does not train stays as it came from `base`
+        names = {name for name, _ in trained.named_children()} - {*cfg.stage.loads}
+        # an autoencoder of fewer latent channels may start a wider one
+        load_base(model, source, [part for part in PARTS if part in names], widen=cfg.stage.name == "autoencoder")
+    return source
