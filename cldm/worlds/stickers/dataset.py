@@ -17,10 +17,11 @@ from cldm.worlds.stickers.captions import caption
 from cldm.worlds.stickers.composer import render
 from cldm.worlds.stickers.drawings import artwork
 from cldm.worlds.stickers.metrics import caption_scores
-from cldm.worlds.stickers.world import VERSION, Composition, compose, get_family
+from cldm.worlds.stickers.world import GROUNDS, VERSION, Composition, compose, get_family
 from ldm.batch import Batch
 
 CHUNK = 64  # compositions rendered at a time
+LABEL_MAPS = 2
 LABEL_STRIDE = 8  # pixels per label: the autoencoder's factor
 
 
@@ -28,7 +29,8 @@ class StickersDataset(Dataset):
     """`count` compositions of a family, numbered from `start`, rendered once and kept in memory.
 
     keep: which of "image", "moments" (needs `encode`: images -> moments), "hint" (needs `condition`) and "labels"
-    (class at the centre of every LABEL_STRIDE-th pixel square: 0 the ground, then Concept.number) to hold.
+    (two maps, at the centre of every LABEL_STRIDE-th pixel square: Concept.number, 0 on the ground; and the number of
+    the picture's ground, from 1, everywhere) to hold.
     With `cache` the tensors are also written below that folder, named by everything they depend on (`fingerprint`
     names the encoder), so that a restart reads them back.
     """
@@ -49,7 +51,8 @@ class StickersDataset(Dataset):
         self.size, self.seed, self.start, self.keep = size, seed, start, tuple(keep)
         self.condition, self.encode = condition, encode
         self.compositions = [compose(seed, start + i, get_family(family)) for i in range(count)]
-        told = [count, size, family, seed, start, self.keep, repr(condition), fingerprint, VERSION, artwork()]
+        told = [count, size, family, seed, start, self.keep, repr(condition), fingerprint]
+        told += [VERSION, artwork(), LABEL_MAPS]
         name = f"stickers-{hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()}.pt"
         self.tensors = self._load(Path(cache) / name if cache else None)
 
@@ -120,5 +123,11 @@ class StickersDataset(Dataset):
         if labelled:
             half = LABEL_STRIDE // 2
             coarse = rendered.maps["concepts"][:, half::LABEL_STRIDE, half::LABEL_STRIDE]
-            tensors["labels"] = coarse[:, None].to(torch.uint8)
+            tensors["labels"] = torch.stack([coarse, ground_numbers(compositions, coarse)], dim=1).to(torch.uint8)
         return {name: tensors[name] for name in self.keep}
+
+
+def ground_numbers(compositions: Sequence[Composition], like: Tensor) -> Tensor:
+    """(b, h, w) int64 as `like`: the number of each picture's ground, from 1 in the order of GROUNDS."""
+    numbers = torch.tensor([1 + list(GROUNDS).index(composition.ground) for composition in compositions])
+    return numbers[:, None, None].expand_as(like)
