@@ -29,6 +29,7 @@ from cldm.worlds.stickers.concepts import (
 from cldm.worlds.stickers.maps import palette
 from cldm.worlds.stickers.prompts import SETTINGS, prompts
 from cldm.worlds.stickers.stickers import LABEL_STRIDE, Stickers
+from cldm.worlds.stickers.stickers import Stickers
 from cldm.worlds.stickers.world import (
     BASE,
     CONTROL,
@@ -415,8 +416,11 @@ def test_a_data_set_is_the_compositions_in_their_order(composed):
     assert batch["caption"] == [caption(compose(SEED, i), SEED, i) for i in (3, 1)]
     assert (batch["image"] - composed.image[[3, 1]]).abs().max() <= 1 / 127.5
     middle = composed.maps["concepts"][[3, 1]][:, LABEL_STRIDE // 2 :: LABEL_STRIDE, LABEL_STRIDE // 2 :: LABEL_STRIDE]
-    assert torch.equal(batch["labels"], middle[:, None])
-    assert batch["labels"].shape == (2, 1, 16, 16)
+    assert batch["labels"].shape == (2, 2, 16, 16)
+    assert torch.equal(batch["labels"][:, 0], middle)
+    for i, own in zip((3, 1), batch["labels"][:, 1], strict=True):
+        assert own.unique().tolist() == [1 + list(GROUNDS).index(compose(SEED, i).ground)]
+    assert batch["labels"].flatten(2).amax(dim=2).amax(dim=0).lt(torch.tensor(Stickers.label_classes)).all()
 
 
 def test_numbering_from_a_start_gives_the_same_compositions():

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cldm.worlds import Scores
@@ -14,7 +15,7 @@ from cldm.worlds.stickers.drawings import artwork
 from cldm.worlds.stickers.judge import Judge, load_judge
 from cldm.worlds.stickers.prompts import prompts
 from cldm.worlds.stickers.scores import Reading, caption_scores, read, scores
-from cldm.worlds.stickers.world import VERSION, Composition, compose, get_family
+from cldm.worlds.stickers.world import GROUNDS, VERSION, Composition, compose, get_family
 from ldm.weights import fingerprint
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "protocol" / "judge.safetensors"
@@ -55,7 +56,7 @@ class Stickers:
     """Artwork of animals and food, composed on coloured grounds: an outline tells what a thing is."""
 
     name = "stickers"
-    label_classes = (CLASSES,)
+    label_classes = (CLASSES, 1 + len(GROUNDS))
     titles = {  # noqa: RUF012  (a constant)
         "concept": "concept right",
         "category": "category right",
@@ -70,8 +71,8 @@ class Stickers:
 
     @cached_property
     def version(self) -> str:
-        """Of the compositions and of the installed artwork."""
-        return f"{VERSION}, {artwork()}"
+        """Of the compositions, of their label maps and of the installed artwork."""
+        return f"{VERSION}.{len(self.label_classes)}, {artwork()}"
 
     def sample(self, seed: int, index: int, family: str) -> Composition:
         return compose(seed, index, get_family(family))
@@ -80,13 +81,16 @@ class Stickers:
         return caption(truth, seed, index)
 
     def draw(self, truths: Sequence[Composition], size: int, maps: Collection[str] = ()) -> dict[str, Tensor]:
-        """Maps: "labels" (classes of the judge), and those of cldm.worlds.stickers.composer.MAPS."""
+        """Maps: "labels" (concepts, 0 on the ground; and the picture's ground, from 1 in the order of GROUNDS,
+        everywhere), and those of cldm.worlds.stickers.composer.MAPS."""
         labelled = "labels" in maps
         drawn = render(truths, size, [name for name in maps if name != "labels"] + ["concepts"] * labelled)
         found = {"image": drawn.image, **drawn.maps}
         if labelled:
             half = LABEL_STRIDE // 2
-            found["labels"] = drawn.maps["concepts"][:, None, half::LABEL_STRIDE, half::LABEL_STRIDE].byte()
+            concepts = drawn.maps["concepts"][:, half::LABEL_STRIDE, half::LABEL_STRIDE]
+            grounds = torch.tensor([1 + list(GROUNDS).index(truth.ground) for truth in truths])
+            found["labels"] = torch.stack([concepts, grounds[:, None, None].expand_as(concepts)], dim=1).byte()
         return found
 
     def prompts(self, setting: str, captions: Sequence[str]) -> list[str]:
