@@ -29,7 +29,6 @@ from cldm.worlds.stickers.concepts import (
 from cldm.worlds.stickers.maps import palette
 from cldm.worlds.stickers.prompts import SETTINGS, prompts
 from cldm.worlds.stickers.stickers import LABEL_STRIDE, Stickers
-from cldm.worlds.stickers.stickers import Stickers
 from cldm.worlds.stickers.world import (
     BASE,
     CONTROL,
