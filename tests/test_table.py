@@ -3,15 +3,13 @@ tiny model."""
 
 import csv
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
 from PIL import Image
 
+from cldm.commands.cli import main
 from cldm.runs.checkout import REPOSITORY
 from ldm.weights import save_weights
 
@@ -36,25 +34,32 @@ figure: {evaluation: scenes, items: [0], settings: [none, perfect]}
 """
 
 
-def command(*arguments: str, cwd: Path) -> str:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-m", "cldm", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """`command("table", ...)`: what `python -m cldm table ...` prints, run in tmp_path; the jobs that it starts are
+    processes of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["cldm", *arguments])
+        code, told = main([*arguments]), capsys.readouterr()
+        assert code == 0, told.out + told.err
+        return told.out
+
+    return run
 
 
 @pytest.mark.slow
-def test_a_table_and_its_figures_from_nothing_by_one_command_each(composed, fill_zeros, tmp_path):
+def test_a_table_and_its_figures_from_nothing_by_one_command_each(composed, fill_zeros, tmp_path, command):
     model = instantiate(composed("model=tiny").model, _convert_="all")
     fill_zeros(model)
     save_weights(model, tmp_path / "base.safetensors")
     (tmp_path / "mine.yaml").write_text(TABLE)
     making = ["table", "mine.yaml", "--train", "--evaluate", "--jobs", "2", "--allow", "commits"]
 
-    told = command(*making, cwd=tmp_path)
+    told = command(*making)
     assert "4 runs to train" in told
     assert "4 evaluations to make" in told
     out = tmp_path / "runs" / "tables" / "mine"
@@ -77,12 +82,12 @@ def test_a_table_and_its_figures_from_nothing_by_one_command_each(composed, fill
     assert [row["row"] for row in colours] == ["with colours"] * 2
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
-    again = command(*making, cwd=tmp_path)
+    again = command(*making)
     assert "0 runs to train" in again
     assert "0 evaluations to make" in again
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
 
-    command("figure", "mine.yaml", cwd=tmp_path)
+    command("figure", "mine.yaml")
     assert Image.open(out / "figure.png").width > 3 * 64
-    command("figure", one["run"], "--items", "0", cwd=tmp_path)
+    command("figure", one["run"], "--items", "0")
     Image.open(tmp_path / one["run"] / "convergence_strip.png").verify()
