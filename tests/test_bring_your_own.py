@@ -9,12 +9,12 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import sample
 import train
 from cldm.branches.interop import understand_control
 from cldm.commands.cli import main
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.trained import load_model, training_config
+from cldm.sampling import drawing as sample
 from ldm.interop.published import read
 from ldm.interop.understand import understand
 from ldm.weights import read_metadata

@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import evaluate
 from cldm.conditions.plain import Unchanged
+from cldm.evaluation import measuring as evaluate
 from cldm.evaluation import subject as subject_module
 from cldm.evaluation.protocol import Shot
 from cldm.evaluation.quality import nearest_distances, thumbnails

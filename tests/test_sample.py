@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-import sample
 from cldm.pictures import to_pil
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.trained import FILE
+from cldm.sampling import drawing as sample
 from ldm.files import InUse, locked
 from ldm.weights import load_weights, save_weights
 
