@@ -159,7 +159,6 @@ def test_only_entry_points_import_hydra():
         Path("cldm/runs/configs.py"),
         Path("cldm/runs/sweeps.py"),
         Path("cldm/runs/trained.py"),
-        Path("cldm/evaluation/subject.py"),
         *files("cldm/commands"),
     }
     others = set(files("ldm", "cldm")) - entry_points

@@ -35,6 +35,7 @@ from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differen
 from cldm.runs.trained import load_model
 from cldm.training import fitting
 from cldm.training.callbacks import Guard
+from cldm.training.fitting import loggers_of
 from ldm.files import content
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.diffusion import DiffusionTraining
@@ -248,6 +249,18 @@ def test_another_base_under_the_same_name_is_no_run_that_was_done(run, base, tmp
     (folder / "DONE.json").unlink()  # a run that was cut off does not go on with it either
     with pytest.raises(ChangedConfig, match="another content of what base names"):
         run("own_base", *options)
+
+
+def test_of_processes_that_start_together_the_first_one_has_the_loggers(composed, small, tmp_path, monkeypatch):
+    """Each would rename metrics.csv and choose an id for W&B."""
+    cfg = composed(*small, "logger=csv", f"run_dir={tmp_path}")
+    (tmp_path / "metrics.csv").write_text("step")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert loggers_of(cfg) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert len(loggers_of(cfg)) == 1
+    assert "metrics.1.csv" in {path.name for path in tmp_path.iterdir()}
 
 
 def test_resuming_takes_the_overrides_of_the_run_and_those_typed_on_top(run, straight, composed):
