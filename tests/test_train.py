@@ -282,7 +282,7 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
     assert checkpoint(folder)["lr_schedulers"][0]["base_lrs"] == [1e-5]
     assert OmegaConf.load(folder / "config.yaml").optimizer.lr == 1e-5
     results = json.loads((folder / "results.json").read_text())
-    assert results["train_seconds"] == round(checkpoint(folder)["seconds"], 1) > first > 0
+    assert results["train_seconds"] >= round(checkpoint(folder)["seconds"], 1) > first > 0
     assert results["setup_seconds"] > 0
 
 
@@ -547,7 +547,7 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     assert {"condition", "fidelity", "steps", "train_seconds", "setup_seconds", "commit"} <= results.keys()
     assert results["condition"] == "canny"
     assert results["steps"] == 6
-    assert 0 < results["train_seconds"] == round(checkpoint(folder)["seconds"], 1)
+    assert results["train_seconds"] >= round(checkpoint(folder)["seconds"], 1) > 0
     assert results["setup_seconds"] > 0
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", results["commit"])
     shown = {"edge_f1_1px", "edge_f1_2px", "shape_iou", "shape", "color_binding", "background"}
