@@ -39,7 +39,7 @@ def instantiate(config: Any, **options: Any) -> Any:
 
     ValueError for another target anywhere in `config`, before anything is called.
     """
-    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     targets = {str(name): _resolved(str(name)) for name in _targets(plain)}
     with _whitelist({*targets, *targets.values()}):
         return hydra.utils.instantiate({**plain, **options})
