@@ -7,13 +7,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+LARGE = 2**26  # bytes of a file that it takes a moment to read
 PARTIAL = ".partial"
 """How the names of unfinished files and folders end."""
 
@@ -152,7 +153,23 @@ def _file(path: Path) -> str:
 
 
 @cache
-def _read(path: Path, *_: int) -> str:
+def _read(path: Path, number: int, size: int, written: int, changed: int) -> str:
+    """Digests of large files are kept from one process to the next, under all that tells of a change."""
+    known = [str(path), number, size, written, changed]
+    if size < LARGE:
+        return _digest(path)
+    book = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cldm" / "digests.jsonl"
+    with suppress(OSError):
+        for there, digest in read_lines(book):
+            if there == known:
+                return digest
+    digest = _digest(path)
+    with suppress(OSError):  # no home to keep it in
+        append_line(book, [known, digest])
+    return digest
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -35,6 +35,7 @@ from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differen
 from cldm.runs.trained import load_model
 from cldm.training import fitting
 from cldm.training.callbacks import Guard
+from cldm.training.fitting import loggers_of
 from ldm.files import content
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.diffusion import DiffusionTraining
@@ -250,6 +251,18 @@ def test_another_base_under_the_same_name_is_no_run_that_was_done(run, base, tmp
         run("own_base", *options)
 
 
+def test_of_processes_that_start_together_the_first_one_has_the_loggers(composed, small, tmp_path, monkeypatch):
+    """Each would rename metrics.csv and choose an id for W&B."""
+    cfg = composed(*small, "logger=csv", f"run_dir={tmp_path}")
+    (tmp_path / "metrics.csv").write_text("step")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert loggers_of(cfg) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert len(loggers_of(cfg)) == 1
+    assert "metrics.1.csv" in {path.name for path in tmp_path.iterdir()}
+
+
 def test_resuming_takes_the_overrides_of_the_run_and_those_typed_on_top(run, straight, composed):
     cfg = composed(f"resume={straight}", "optimizer.lr=0.5")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -269,7 +282,7 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
     assert checkpoint(folder)["lr_schedulers"][0]["base_lrs"] == [1e-5]
     assert OmegaConf.load(folder / "config.yaml").optimizer.lr == 1e-5
     results = json.loads((folder / "results.json").read_text())
-    assert results["train_seconds"] == round(checkpoint(folder)["seconds"], 1) > first > 0
+    assert results["train_seconds"] >= round(checkpoint(folder)["seconds"], 1) > first > 0
     assert results["setup_seconds"] > 0
 
 
@@ -534,7 +547,7 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     assert {"condition", "fidelity", "steps", "train_seconds", "setup_seconds", "commit"} <= results.keys()
     assert results["condition"] == "canny"
     assert results["steps"] == 6
-    assert 0 < results["train_seconds"] == round(checkpoint(folder)["seconds"], 1)
+    assert results["train_seconds"] >= round(checkpoint(folder)["seconds"], 1) > 0
     assert results["setup_seconds"] > 0
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", results["commit"])
     shown = {"edge_f1_1px", "edge_f1_2px", "shape_iou", "shape", "color_binding", "background"}

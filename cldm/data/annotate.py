@@ -32,15 +32,15 @@ from cldm.data.hints import ORIGIN, Origin, map_tensor
 from cldm.data.listing import Item
 from cldm.data.transforms import Size, cover
 from cldm.pictures import grid, save_atomically
-from ldm.files import json_lines, locked, remove_partial, whole, write_json, write_text
+from ldm.files import content, json_lines, locked, remove_partial, whole, write_json, write_text
 from ldm.identity import decisive
 
 JOURNAL, PROMPTS, SKIPPED = "journal.jsonl", "prompt.json", "skipped.jsonl"
 PARAMS, REPORT, PREVIEW = "params.json", "report.json", "preview.png"
 
 Record = dict[str, Any]
-"""One line of the journal: name, and either skipped (the reason) or source, target, prompt, width, height, grey,
-digest, warning."""
+"""One line of the journal: name, file (size, time and content of the picture), and either skipped (the reason) or
+source, target, prompt, width, height, grey, digest, warning."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ class Annotation:
 
     def __call__(self, item: Item) -> Record:
         """Write source and target of one item; its journal line. Never raises for a bad picture."""
+        return {**self._made(item), "file": _stamp(item.image)}
+
+    def _made(self, item: Item) -> Record:
         try:
             picture = decode(item.image, min_side=self.min_side)
         except PictureError as error:
@@ -137,7 +140,7 @@ def _annotate(items: Sequence[Item], job: Annotation, workers: int, preview: int
     done = read_journal(job.out / JOURNAL)
     below = [path for name in ("source", "target") for path in (job.out / name).rglob("*") if path.is_dir()]
     remove_partial(job.out, job.out / "source", job.out / "target", *below)
-    todo = [item for item in items if item.name not in done]
+    todo = [item for item in items if item.name not in done or _edited(item, done[item.name])]
     with (
         open(job.out / JOURNAL, "a", encoding="utf-8") as journal,
         tqdm(total=len(items), initial=len(items) - len(todo), desc=job.condition.name, unit="img") as bar,
@@ -147,7 +150,7 @@ def _annotate(items: Sequence[Item], job: Annotation, workers: int, preview: int
             journal.flush()
             done[record["name"]] = record
             bar.update()
-    records = [done[item.name] for item in items]
+    records = [{**done[item.name], "prompt": item.caption} for item in items]
     return _close(records, job, preview)
 
 
@@ -160,6 +163,24 @@ def read_journal(path: Path) -> dict[str, Record]:
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     return {record["name"]: record for record in map(json.loads, whole.splitlines())}
+
+
+def _stamp(path: Path) -> list[Any] | None:
+    """Size, time and content of a file."""
+    try:
+        stat = path.stat()
+        return [stat.st_size, stat.st_mtime_ns, content(path)]
+    except OSError:
+        return None
+
+
+def _edited(item: Item, record: Record) -> bool:
+    """Whether the picture is another one than that of the record; its content is read where size or time differ."""
+    known = record.get("file")
+    if known is None:
+        return False
+    stat = item.image.stat()
+    return [stat.st_size, stat.st_mtime_ns] != known[:2] and content(item.image) != known[2]
 
 
 def _check_settings(job: Annotation) -> None:

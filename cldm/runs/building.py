@@ -39,16 +39,16 @@ def instantiate(config: Any, **options: Any) -> Any:
 
     ValueError for another target anywhere in `config`, before anything is called.
     """
-    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     targets = {str(name): _resolved(str(name)) for name in _targets(plain)}
     with _whitelist({*targets, *targets.values()}):
-        return hydra.utils.instantiate(config, **options)
+        return hydra.utils.instantiate({**plain, **options})
 
 
 def _whitelist(names: set[str]) -> AbstractContextManager[Any]:
     """Hydra's own list of what may be called, which 1.4 asks for and 1.3 does not know."""
-    found = getattr(hydra.utils, "target_whitelist", None)
-    return found(*sorted(names)) if found and names else nullcontext()
+    found = getattr(hydra.utils, "execution_whitelist", None)
+    return found(sorted(names)) if found and names else nullcontext()
 
 
 def _targets(config: Any) -> Iterator[Any]:

@@ -32,13 +32,13 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("else", lambda value, default: value or default, replace=True)
 
 
-def _label_classes(world: str | None) -> list[int]:
+def _label_classes(world: str | None) -> ListConfig:
     """How many classes each label map of a world has; none for pictures without labels."""
     if world is None:
-        return []
+        return OmegaConf.create([])
     from cldm.worlds import get_world  # and with it torch, which --help need not wait for
 
-    return [*get_world(world).label_classes]
+    return OmegaConf.create([*get_world(world).label_classes])
 
 
 def _run_id(*, _root_: DictConfig) -> str:

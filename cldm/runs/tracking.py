@@ -20,6 +20,7 @@ from cldm.branches.controlnet import Branch
 from cldm.data.decoding import read_photo
 from cldm.pictures import to_pil
 from ldm.diffusion import LatentDiffusion
+from ldm.files import write_text
 
 
 def has_wandb_key() -> bool:
@@ -42,8 +43,7 @@ def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
     id_file = Path(save_dir) / "wandb_id"
     run_id = id_file.read_text().strip() if id_file.exists() else os.urandom(6).hex()
-    id_file.parent.mkdir(parents=True, exist_ok=True)
-    id_file.write_text(run_id)
+    write_text(id_file, run_id)
     return WandbLogger(save_dir=save_dir, id=run_id, resume="allow", offline=offline, **options)
 
 

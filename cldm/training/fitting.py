@@ -57,9 +57,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         source = start_from(cfg, module, model) if cfg.init_from else None
         condition = instantiate(cfg.condition, _convert_="all")
         data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
-        # they rename and write files as they are made: of several processes the first one has them
-        first = not getattr(rank_zero_only, "rank", 0)
-        loggers = [*instantiate(cfg.logger, _convert_="all").values()] if first else []
+        loggers = loggers_of(cfg)
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
         data.check(trainer.world_size)
@@ -110,6 +108,12 @@ def drawing_size(cfg: DictConfig) -> tuple[int, int]:
     if plain["own"] is not None and check_size(plain["own"]) != found:
         raise ValueError(f"data.size={plain['own']} differs from size={plain['size']}: set size, data.size follows it")
     return found
+
+
+def loggers_of(cfg: DictConfig) -> list[Any]:
+    """The loggers. They rename and write files as they are made: of several processes the first one has them."""
+    first = not getattr(rank_zero_only, "rank", 0)
+    return [*instantiate(cfg.logger, _convert_="all").values()] if first else []
 
 
 def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:

@@ -15,6 +15,7 @@ from cldm.conditions import get_condition
 from cldm.data.decoding import read_photo
 from cldm.data.folder import FolderDataset
 from cldm.data.listing import list_items
+from ldm.files import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,6 +110,30 @@ def test_a_second_run_does_nothing_and_a_third_only_what_is_new(zoo, tmp_path):
     annotate(zoo, out)
     assert len(lines(out / "prompt.json")) == len(before) + 1
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_a_picture_that_was_edited_is_done_again_and_a_new_caption_is_taken(tmp_path):
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    for i in range(3):
+        photo(i).save(folder / f"{i}.png")
+    assert annotate(folder, out) == 0
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (out / "source").iterdir()}
+    photo(7).save(folder / "0.png")
+    (folder / "1.png").touch()  # another time, the same picture
+    (folder / "2.txt").write_text("a caption")
+    assert annotate(folder, out) == 0
+    after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (out / "source").iterdir()}
+    assert after["0.png"][0] != before["0.png"][0]
+    assert (after["1.png"], after["2.png"]) == (before["1.png"], before["2.png"])
+    assert [line["prompt"] for line in lines(out / "prompt.json")] == ["", "", "a caption"]
+
+
+def test_two_processes_do_not_annotate_into_one_folder(tmp_path, capsys):
+    photo().save(tmp_path / "a.png")
+    with locked(tmp_path / "out"):
+        assert annotate(tmp_path / "a.png", tmp_path / "out") == 1
+    assert "is in use by another process; wait for it" in capsys.readouterr().err
 
 
 def test_a_torn_journal_line_is_done_again_and_partial_files_go(zoo, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cldm.worlds import get_world
 from cldm.worlds.scenes import (
     BACKGROUNDS,
     BASE,
@@ -75,6 +76,20 @@ def held_out(scene: Scene) -> bool:
 
 
 # --- world -------------------------------------------------------------------------------------------------
+
+
+def test_other_pictures_have_another_version():
+    """Caches go by the version: whoever changes what is drawn counts Scenes.version up, then the numbers below."""
+    scenes = get_world("scenes")
+    drawn = scenes.draw([scenes.sample(0, i, "control") for i in range(3)], 64)["image"]
+    quarters = ((torch.nn.functional.avg_pool2d(drawn, 32) + 1) * 127.5).flatten(1)
+    expected = [
+        [242, 219, 233, 231, 242, 201, 233, 231, 242, 229, 233, 231],
+        [158, 160, 160, 188, 175, 182, 199, 197, 231, 229, 237, 132],
+        [242, 242, 232, 226, 242, 242, 232, 208, 242, 242, 232, 192],
+    ]
+    assert scenes.version == 1
+    torch.testing.assert_close(quarters, torch.tensor(expected).float(), rtol=0, atol=1.0)
 
 
 def test_a_scene_depends_on_its_arguments_alone():

