@@ -136,7 +136,8 @@ def places(composed, tmp_path_factory):
     data = build(cfg.data)(condition=build(cfg.condition), model=model)
     build_cache(data.train, data.validation, model, folder / "cache")
     return {
-        **dict.fromkeys(("scenes", "stickers"), ["data.train_count=2", "data.val_count=1", "data.cache=null"]),
+        "scenes": ["data.train_count=2", "data.val_count=1", "data.cache=null"],
+        "stickers": ["data.train_count=2", "data.val_count=1", "data.cache=null"],
         "folder": pictures,
         "fill50k": pictures,
         "webdataset": [f"data.urls={folder / '0.tar'}", f"data.val_urls={folder / '0.tar'}"],
