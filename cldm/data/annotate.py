@@ -61,9 +61,11 @@ class Annotation:
 
     def facts(self) -> dict[str, Any]:
         """What the output depends on, for params.json."""
+        params = decisive(self.condition)
         return {
-            "condition": self.condition.name,
-            "params": decisive(self.condition),
+            "condition": params.pop("name"),
+            "version": params.pop("version"),
+            "params": params,
             "polarity": self.condition.polarity,
             "resolution": self.resolution,
             "size": None if self.size is None else [*self.size],
