@@ -17,6 +17,7 @@ from cldm.conditions.pose import read_openpose
 from cldm.data.decoding import PictureError, as_mask, decode, on_black, on_white, picture_size
 from cldm.data.listing import list_items
 from cldm.sampling.jobs import read_jobs
+from ldm.interop import schedules
 from ldm.interop.published import read
 from tests.malformed import GLASS, IMAGE, pickled, png, turned
 from tests.test_malformed import DEFAULTS
@@ -88,35 +89,9 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 KEYS = st.sampled_from(
-    [
-        "image",
-        "file_name",
-        "text",
-        "prompt",
-        "hint",
-        "source",
-        "size",
-        "seed",
-        "scale",
-        "more",
-        "name",
-        "scales",
-        "sampler",
-        "count",
-        "mode",
-    ]
+    ("image", "file_name", "text", "prompt", "hint", "source", "size", "seed", "scale", "more", "name", "sampler")
 )
-SCHEDULER_KEYS = st.sampled_from(
-    [
-        "prediction_type",
-        "beta_start",
-        "beta_end",
-        "beta_schedule",
-        "trained_betas",
-        "num_train_timesteps",
-        "rescale_betas_zero_snr",
-    ]
-)
+SCHEDULER_KEYS = st.sampled_from(("prediction_type", "trained_betas", *schedules.KEYS))
 PEOPLE = st.lists(st.fixed_dictionaries({"pose_keypoints_2d": VALUES}), max_size=2)
 POSES = st.fixed_dictionaries({"people": VALUES | PEOPLE, "canvas_width": VALUES, "canvas_height": VALUES})
 OBJECTS = st.dictionaries(KEYS | st.text(max_size=4), VALUES, max_size=4)
