@@ -53,9 +53,10 @@ def _close(pieces: list[tuple[str, float]], start: int, factor: float) -> None:
 def encode_prompts(conditioner: Conditioner, prompts: Sequence[str], clip_skip: int = 0) -> Tensor:
     """Prompts with weights and of any length -> context (b, k n, d), k chunks of the encoder's length n.
 
-    Chunks are encoded one by one, each between start and end tokens, and stand side by side, as in the web UI. A
-    shorter prompt of the batch is repeated, which attention does not see: so a prompt's image does not depend on
-    the others. A token of weight w becomes e + w (c - e), with c its embedding and e the empty prompt's there.
+    Chunks are encoded one by one, each between start and end tokens, and stand side by side, as in the web UI. Give
+    prompts of one `chunk_count` together: of several, k is their least common multiple, because a shorter one is
+    repeated, which attention does not see. A token of weight w becomes e + w (c - e), with c its embedding and e the
+    empty prompt's there.
     """
     rows = [_chunks(conditioner, prompt) for prompt in prompts]
     count = math.lcm(*(len(row) for row in rows))
@@ -70,6 +71,11 @@ def encode_prompts(conditioner: Conditioner, prompts: Sequence[str], clip_skip: 
         context = torch.where(factors[:, :, None] == 1, context, weighted)
     parts = context.split([len(row) for row in rows])
     return torch.stack([part.flatten(0, 1).repeat(count // len(part), 1) for part in parts])
+
+
+def chunk_count(conditioner: Conditioner, prompt: str) -> int:
+    """How many chunks of the encoder's length a prompt takes."""
+    return len(_chunks(conditioner, prompt))
 
 
 def _chunks(conditioner: Conditioner, prompt: str) -> list[tuple[list[int], list[float]]]:

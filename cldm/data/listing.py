@@ -94,8 +94,10 @@ def _csv_rows(path: Path, text: str) -> Iterable[tuple[int, dict[str, Any]]]:
         raise ValueError(f"{path}, line {reader.line_num} is no CSV: {error}") from error
 
 
-def caption_of(line: Mapping[str, Any]) -> str:
-    """The caption of an object, "" where it has none. ValueError for one that is no text."""
+def caption_of(line: Any) -> str:
+    """The caption of an object, "" where it has none. ValueError for one that is no text, and for what is no object."""
+    if not isinstance(line, Mapping):
+        raise ValueError(f"it must be a JSON object, got {type(line).__name__}")
     return _first(line, CAPTION_KEYS) or ""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from cldm.branches.controlnet import Branch
@@ -103,7 +103,7 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
 
 def trained_size(training: DictConfig) -> int | list[int]:
     """`size` of a training config: one number, or [height, width]."""
-    return OmegaConf.to_container(training)["size"]  # type: ignore
+    return [*size] if isinstance(size := training.size, ListConfig) else size
 
 
 def is_pooled(path: Path) -> bool:

@@ -4,7 +4,8 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from cldm.sampling.control import ControlUnit, PreparedUnit
 from ldm.diffusion import LatentDiffusion
 from ldm.guidance import Model, classifier_free_guidance, known_outside
 from ldm.precision import fast_products
-from ldm.prompts import encode_prompts, match_lengths
+from ldm.prompts import chunk_count, encode_prompts, match_lengths
 from ldm.reuse import compiled, keys_values, time_table
 from ldm.samplers import Denoiser, PerImageNoise, initial_noise
 from ldm.tiling import decode_tiled
@@ -69,6 +70,18 @@ class Sampling:
         if mask is not None and image is None:
             raise ValueError("a mask needs the image to paint on")
         units = [control] if isinstance(control, ControlUnit) else [*(control or ())]
+        lengths = self._lengths(diffusion, prompts, negative)
+        if len({*lengths}) > 1:  # 3, 4 and 5 chunks side by side would be 60 each
+            images: list[Tensor] = [torch.empty(0)] * len(prompts)
+            for length in dict.fromkeys(lengths):
+                rows = [i for i, own in enumerate(lengths) if own == length]
+                mine = [replace(unit, hint=_rows(unit.hint, rows), mask=_rows(unit.mask, rows)) for unit in units]
+                others = negative if isinstance(negative, str) else [negative[i] for i in rows]
+                drawn = self(diffusion, [prompts[i] for i in rows], [seeds[i] for i in rows], size, mine, others,
+                             _rows(image, rows), strength, _rows(mask, rows), callback)  # fmt: skip
+                for i, one in zip(rows, drawn, strict=True):
+                    images[i] = one
+            return torch.stack(images)
         shape = diffusion.latent_shape(*size)
         timesteps = self.timesteps(diffusion, strength if image is not None else 1.0)
         place = Placement(self.low_memory, diffusion.schedule.betas.device)
@@ -93,6 +106,16 @@ class Sampling:
                 z = torch.lerp(z0, z, here)
             with place.visit(diffusion.autoencoder):
                 return decode_tiled(diffusion.decode, z) if self.low_memory else diffusion.decode(z)
+
+    def _lengths(
+        self, diffusion: LatentDiffusion, prompts: Sequence[str], negative: str | Sequence[str]
+    ) -> list[tuple[int, int]]:
+        """Chunks of the prompt and of the negative prompt of each image."""
+        negatives = [negative] * len(prompts) if isinstance(negative, str) else [*negative]
+        if not self.prompt_weights or len(negatives) != len(prompts):
+            return [(1, 1)] * len(prompts)
+        count = {text: chunk_count(diffusion.conditioner, text) for text in {*prompts, *negatives}}
+        return [(count[prompt], count[other]) for prompt, other in zip(prompts, negatives, strict=True)]
 
     def timesteps(self, diffusion: LatentDiffusion, strength: float) -> Tensor:
         """The grid, or its last int(steps * strength) entries."""
@@ -157,6 +180,11 @@ class Sampling:
         if negatives is not None:
             guided = classifier_free_guidance(model, self.guidance, self.rescale)
         return lambda z, t: schedule.to_eps(guided(z, t), z, t)
+
+
+def _rows(tensor: Any, rows: Sequence[int]) -> Any:
+    """Those rows of a tensor, or its only one; None stays."""
+    return tensor if tensor is None or len(tensor) == 1 else tensor[[*rows]]
 
 
 class Placement:

@@ -65,7 +65,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} is a pickle that holds more than tensors ({reason}); loading it could run code, so it is refused: "
             "take the .safetensors edition of the file"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # readers of pickles and archives raise whatever they come across in a broken file
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} is a damaged PyTorch checkpoint, perhaps cut short ({reason})") from error
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

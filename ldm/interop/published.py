@@ -100,11 +100,17 @@ def _settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, An
 def _config_settings(name: str, config: Mapping[str, Any], what: str) -> dict[str, Any]:
     if not config:
         return {}
-    if name == "autoencoder":
-        return sizes.autoencoder_settings(config)
-    if name == "text":
-        return sizes.text_settings(config, what)
-    settings = sizes.unet_settings(config, what)
+    try:
+        if name == "autoencoder":
+            return sizes.autoencoder_settings(config)
+        if name == "text":
+            return sizes.text_settings(config, what)
+        settings = sizes.unet_settings(config, what)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        told = (
+            str(error) if what in str(error) else f"{what}: config.json of its {CALLED[name]} makes no sense ({error})"
+        )
+        raise ValueError(told) from error
     return settings | {"pooling": True} if config.get("global_pool_conditions") else settings
 
 
@@ -120,8 +126,9 @@ def _read_folder(folder: Path) -> Published:
     """A pipeline's folder (unet/, vae/, ...) or that of one model (config.json and weights)."""
     if (folder / "config.json").is_file():
         config = files.read_json(folder / "config.json")
-        kind = config.get("_class_name") or (config.get("architectures") or ["nothing known"])[0]
-        if kind not in CLASSES:
+        named = config.get("architectures") or ["nothing known"]
+        kind = config.get("_class_name") or (named[0] if isinstance(named, list) else named)
+        if not isinstance(kind, str) or kind not in CLASSES:
             raise ValueError(f"{folder}/config.json describes {kind}; expected one of {', '.join(CLASSES)}")
         found = {CLASSES[kind]: folder}
     else:

@@ -250,3 +250,27 @@ def test_answers_outlive_the_next_replay_of_a_cuda_graph(diffusion, monkeypatch,
     for guidance in (1.0, 3.0):
         compiled_equals_eager(diffusion, loud(diffusion.unet, branch), sampler, guidance)
     compiled.cache_clear()
+
+
+def test_prompts_of_several_lengths_are_not_blown_up_to_their_common_multiple(diffusion, unit, monkeypatch):
+    """3, 4 and 5 chunks side by side were 60 each."""
+    chunk = " ".join(["a red star"] * 8)
+    prompts = [" ".join([chunk] * n)[:-1] for n in (3, 4, 5)]
+    seen: list[int] = []
+    original = Sampling.contexts
+
+    def contexts(self, *given):
+        found = original(self, *given)
+        seen.append(found[0].shape[1] // 24)
+        return found
+
+    monkeypatch.setattr(Sampling, "contexts", contexts)
+    sampling = Sampling(ddim, steps=2, guidance=2.0, prompt_weights=True)
+    together = sampling(diffusion, prompts, SEEDS, (64, 64), control=unit)
+    counts = [seen.pop(0) for _ in range(len(seen))]
+    assert len({*counts}) == 3
+    assert max(counts) <= 6
+    for i in range(3):
+        alone_unit = ControlUnit(unit.net, unit.hint[i : i + 1])
+        alone = sampling(diffusion, prompts[i : i + 1], SEEDS[i : i + 1], (64, 64), control=alone_unit)
+        assert (alone[0] - together[i]).abs().max() < 1e-5
