@@ -123,9 +123,12 @@ def test_what_trains_gets_a_gradient_within_three_steps_and_nothing_else_changes
     # a fresh U-Net is silent: in the first steps it opens its own zero layers, the last first
     fit(module, 3 if locking != "scratch" else 6, callbacks=[gradients])
     assert not gradients.without  # in any step: DDP would wait for it
-    assert gradients.reached == trainable
+    # the middle has one pixel here, which attends to itself alone: what it asks for makes no difference
+    alone = {f"middle.attention.blocks.0.self_attention.to_{name}.weight" for name in "qk"}
+    wanted = {name for name in trainable if not name.endswith(tuple(alone))}
+    assert wanted <= gradients.reached <= trainable
     changed = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
-    assert changed == trainable
+    assert wanted <= changed <= trainable
     assert digest(module.diffusion.autoencoder) + digest(module.diffusion.conditioner) == frozen
 
 
