@@ -61,7 +61,7 @@ def _beside(unet: UNet, branch: B) -> B:
 
 
 class ConvEncoder(nn.Module):
-    """One convolution with ReLU for every block of a UNetEncoder, and the same outputs. All start with He's weights.
+    """One convolution with ReLU for every block of a UNetEncoder, and the same outputs.
 
     kernel: 3, with a stride of 2 where the encoder downsamples; or 1, after average pooling there.
     """
@@ -78,11 +78,11 @@ class ConvEncoder(nn.Module):
             for i in range(len(self.out_channels) - 1)
         )
         self.last = self._block(self.out_channels[-1], self.out_channels[-1], halve=False)
-        start_hint_layers([*self.modules()])
 
     def _block(self, in_channels: int, out_channels: int, halve: bool) -> nn.Sequential:
         k = self.kernel
         conv = nn.Conv2d(in_channels, out_channels, k, stride=2 if halve and k == 3 else 1, padding=k // 2)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # 13 in a row would fade with PyTorch's default
         pool = [nn.AvgPool2d(2, ceil_mode=True)] if halve and k == 1 else []
         return nn.Sequential(*pool, conv, nn.ReLU())
 
