@@ -297,5 +297,5 @@ def test_too_few_examples_for_a_batch_are_refused_in_one_sentence(composed, smal
 def test_a_size_that_cannot_be_is_refused_in_one_sentence(composed, small, tmp_path, size, says):
     with pytest.raises(Refused, match=says):
         train.train(composed(*small, f"size={size}", f"run_dir={tmp_path}/run"))
-    with pytest.raises(Refused, match="set size alone"):
+    with pytest.raises(Refused, match="follows it"):
         train.train(composed(*small, "data.size=128", f"run_dir={tmp_path}/other"))
