@@ -1,10 +1,12 @@
 """Measure whether images obey: `python evaluate.py checkpoint=RUN protocol=NAME`. Config: configs/evaluate.yaml."""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
 from cldm.runs.checkout import code
-from cldm.runs.configs import refuse_mistakes, register_resolvers
+from cldm.runs.configs import home_typed, refuse_mistakes, register_resolvers
 
 register_resolvers()
 
@@ -19,4 +21,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv = home_typed(sys.argv)
     main()

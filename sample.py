@@ -1,11 +1,12 @@
 """Draw images that obey a hint with a trained ControlNet. Config: configs/sample.yaml."""
 
+import sys
 import warnings
 
 import hydra
 from omegaconf import DictConfig
 
-from cldm.runs.configs import mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.configs import home_typed, mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused
 from ldm.files import InUse
 
@@ -28,4 +29,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv = home_typed(sys.argv)
     main()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cldm.runs.checkout import commit
-from cldm.runs.configs import expand_home, mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.configs import expand_home, home_typed, mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused, attempt, differences, overrides_of, results_of, stable
 from cldm.runs.sweeps import in_sweep, note_failure
 
@@ -111,4 +112,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv = home_typed(sys.argv)
     main()

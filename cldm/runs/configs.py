@@ -1,5 +1,6 @@
 """Configurations of configs/: mistakes in them, refused early; and composed, for the commands of `python -m cldm`."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -72,6 +73,11 @@ def refuse_mistakes(cfg: DictConfig) -> None:
             raise SystemExit(f"{key} must be at least 1, got {value}")
 
 
+def home_typed(overrides: Sequence[str]) -> list[str]:
+    """Overrides with KEY=~/... written out: a shell leaves it as it is, and Hydra's grammar has no such value."""
+    return [re.sub(r"^([\w.+/@]+=)~/", lambda found: f"{found[1]}{Path.home()}/", item) for item in overrides]
+
+
 def expand_home(cfg: DictConfig | ListConfig) -> None:
     """Replace "~/..." by the user's folder wherever a value is a path: in all of the configuration but TEXTS."""
     container: Any = cfg
@@ -114,7 +120,7 @@ def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
     """The configuration that `python train.py OVERRIDES` would get."""
     register_resolvers()
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        cfg = compose(name, overrides=[*overrides])
+        cfg = compose(name, overrides=home_typed(overrides))
     expand_home(cfg)
     return cfg
 
@@ -123,7 +129,7 @@ def planned(overrides: Sequence[str]) -> DictConfig:
     """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
     register_resolvers()
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        cfg = compose("train", overrides=[*overrides], return_hydra_config=True)
+        cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
     with open_dict(cfg):
         del cfg["hydra"]
