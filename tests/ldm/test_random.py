@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm.random import generator, stable_seed
-from ldm.training.diffusion import drop_prompts, stratified_timesteps
+from ldm.training.diffusion import drop_prompts, shifted_timesteps, stratified_timesteps
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,3 +93,13 @@ def test_rate_zero_drops_nothing_rate_one_everything_and_a_key_repeats_itself():
     assert drop_prompts(prompts, 1.0, generator(0)) == [""] * 50
     assert drop_prompts(prompts, 0.5, generator(1)) == drop_prompts(prompts, 0.5, generator(1))
     assert drop_prompts(prompts, 0.5, generator(1)) != drop_prompts(prompts, 0.5, generator(2))
+
+
+def test_shifted_timesteps_are_noisier_and_a_shift_of_one_changes_nothing():
+    t = torch.arange(1000)
+    assert torch.equal(shifted_timesteps(t, 1000, 1.0), t)
+    shifted = shifted_timesteps(t, 1000, 2.0)
+    assert (shifted >= t).all()
+    assert shifted.min() >= 0
+    assert shifted.max() == 999
+    assert (shifted >= 500).float().mean() == pytest.approx(2 / 3, abs=0.01)
