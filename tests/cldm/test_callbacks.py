@@ -35,9 +35,10 @@ class Toy(Stage):
 
 
 class Pictures:
-    """A held-out set: captions and scenes."""
+    """A held-out set of a world: captions and truths."""
 
-    scenes = ("scene",) * 5
+    world = SimpleNamespace(judge=lambda: "judge")
+    truths = ("truth",) * 5
 
     def __len__(self):
         return 5
@@ -189,8 +190,9 @@ def test_another_accumulation_or_batch_goes_on_at_the_right_samples_and_steps(
 def watched(tmp_path, random_items, steps=5, metrics=None, **options):
     looks = []
 
-    def spy(pictures, batch, scenes, condition):
-        looks.append((list(batch["caption"]), [*scenes]))
+    def spy(pictures, batch, known, condition):
+        assert known.judge == "judge"
+        looks.append((list(batch["caption"]), known.truths))
         return {"score": 0.1 * len(looks)}
 
     watch = Watch(metrics or spy, sampling=None, count=3, shown=2, **options)
@@ -203,7 +205,7 @@ def test_watch_looks_at_the_same_items_at_the_start_on_schedule_and_at_the_end(r
     watch, looks, *_ = watched(tmp_path, random_items, steps=5, every=2)
     assert watch.history["step"] == [0, 2, 4, 5]
     assert watch.history["score"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert looks == [(["item 0", "item 1", "item 2"], ["scene"] * 3)] * 4
+    assert looks == [(["item 0", "item 1", "item 2"], ["truth"] * 3)] * 4
     lines = [json.loads(line) for line in (tmp_path / "previews" / "manifest.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4, 5]
     assert all(line["ids"] == [0, 1] and line["captions"] == ["item 0", "item 1"] for line in lines)
