@@ -35,9 +35,10 @@ class Toy(Stage):
 
 
 class Pictures:
-    """A held-out set: captions and scenes."""
+    """A held-out set of a world: captions and truths."""
 
-    scenes = ("scene",) * 5
+    world = SimpleNamespace(judge=lambda: None)
+    truths = ("scene",) * 5
 
     def __len__(self):
         return 5
@@ -189,8 +190,8 @@ def test_another_accumulation_or_batch_goes_on_at_the_right_samples_and_steps(
 def watched(tmp_path, random_items, steps=5, metrics=None, **options):
     looks = []
 
-    def spy(pictures, batch, scenes, condition):
-        looks.append((list(batch["caption"]), [*scenes]))
+    def spy(pictures, batch, known, condition):
+        looks.append((list(batch["caption"]), [*known.truths]))
         return {"score": 0.1 * len(looks)}
 
     watch = Watch(metrics or spy, sampling=None, count=3, shown=2, **options)
