@@ -203,7 +203,7 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             _note(folder, {"event": "stopped", "reason": reason})
-            if changed and _written(last) == trained:
+            if _written(last) == trained:
                 for name, content in before.items():
                     write_text(folder / name, content)
             if not (folder / "DONE.json").exists():
