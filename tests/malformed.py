@@ -122,7 +122,6 @@ MAPS = [
     Case("map", "empty", put(b""), REPLACED, "it is empty"),
     Case("map", "text", put("depth"), REPLACED, "not a readable picture"),
     Case("map", "missing", lambda path: None, REPLACED, "no such file"),
-    Case("map", "of another condition", put(png(photo(), pnginfo=None)), READ),
 ]
 
 CAPTIONS = [

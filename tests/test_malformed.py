@@ -1,11 +1,14 @@
 """Every malformed input of tests/malformed.py comes to its right end: read right, replaced with a warning, or refused
 in one sentence that names it."""
 
+import dataclasses
 import itertools
+import json
 import os
 import warnings
 from pathlib import Path
 
+import cv2
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -13,10 +16,12 @@ from omegaconf import open_dict
 from PIL import Image
 
 from cldm.commands import cli
-from cldm.conditions import get_condition
+from cldm.conditions import Condition, get_condition
+from cldm.conditions.pose import read_openpose
 from cldm.data.decoding import PictureError, read_photo
 from cldm.data.folder import FolderDataset
 from cldm.data.listing import Item, list_items
+from cldm.data.transforms import bucket_sizes
 from cldm.data.webdataset import ShardDataset, webdataset_data
 from cldm.runs.configs import refuse_mistakes
 from cldm.sampling.jobs import read_jobs
@@ -76,6 +81,33 @@ def test_a_picture_or_map_is_read_or_replaced(case, tmp_path):
     for message in replaced:
         sentence(message, case.says)
     assert bool(batch["image"].isfinite().all() and batch["hint"].isfinite().all())
+
+
+def test_a_run_in_buckets_starts_whatever_a_picture_is(tmp_path):
+    """One picture over the decoder's limit kept it from starting."""
+    items = []
+    for i, case in enumerate(PICTURES):
+        case.make(tmp_path / f"{i}.png")
+        items.append(Item(case.name, tmp_path / f"{i}.png"))
+    data = FolderDataset(items, SIZE, SOBEL, buckets=bucket_sizes(64, 32))
+    assert len(data.groups) == len(PICTURES)
+
+
+def test_a_condition_that_fails_on_one_picture_costs_that_picture_only(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Picky(Condition):
+        name = "picky"
+        polarity = "color"
+
+        def extract(self, image):
+            if image.mean() > 200:
+                raise cv2.error("assertion failed")
+            return image
+
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
+    items = [Item("white", tmp_path / "white.png", "bad"), Item("good", good(tmp_path / "a.png"), "good")]
+    with pytest.warns(UserWarning, match=r"white\.png: condition picky failed: .*takes its place"):
+        assert FolderDataset(items, SIZE, Picky())[0]["caption"] == ["good"]
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in PICTURES])
@@ -173,3 +205,25 @@ def test_a_pickle_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "system", lambda *_: pytest.fail("the pickle ran a command"))
     with pytest.raises(ValueError, match="could run code"):
         read(tmp_path / "x")
+
+
+BODY = [value for i in range(25) for value in (10.0 + i, 20.0 + i, 0.9)]
+
+
+def test_poses_of_openpose_itself_are_read(tmp_path):
+    """25 points of a body, no canvas, null points, a list of one frame."""
+    own = {"version": 1.3, "people": [{"pose_keypoints_2d": BODY, "hand_left_keypoints_2d": []}]}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    (person,), size = read_openpose(tmp_path / "own.json", (64, 96))
+    assert size == (64, 96)
+    assert len(person.body) == 18
+    assert (person.body[7], person.body[8], person.body[17]) == ((17, 27), (19, 29), (28, 38))  # without the mid hip
+    with pytest.raises(ValueError, match=r"own\.json does not say its canvas .*size=\(height, width\)"):
+        read_openpose(tmp_path / "own.json")
+    frame = {"canvas_width": 96, "canvas_height": 64, "people": [{"pose_keypoints_2d": [None] * 54}]}
+    (nobody,), size = read_openpose([frame])
+    assert size == (64, 96)
+    assert set(nobody.body) == {None}
+    with pytest.raises(ValueError, match="holds 2 frames"):
+        read_openpose([frame, frame])
+    assert read_openpose({**frame, "people": None})[0] == []

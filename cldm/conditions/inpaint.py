@@ -25,6 +25,7 @@ class Inpaint(Condition):
     name: ClassVar[str] = "inpaint"
     polarity: ClassVar[Polarity] = "color"
     reads_alpha: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # every image has a hole of its own
 
     def __post_init__(self) -> None:
         if not 0 < self.area < 1:

@@ -29,6 +29,7 @@ class Normal(Condition):
     name: ClassVar[str] = "normal"
     polarity: ClassVar[Polarity] = "color"
     needs_weights: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # of unrounded depth
     mirrors: ClassVar[bool] = False  # a flipped map has its lefts and rights in the wrong colour
 
     def __post_init__(self) -> None:

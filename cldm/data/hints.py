@@ -48,7 +48,7 @@ class Origin:
     def of(cls, condition: Condition, size: Size) -> "Origin":
         """That of a map that `condition` makes at `size`. Paths of models are left out: they may move."""
         params = {} if condition.needs_weights else json.loads(json.dumps(asdict(condition), default=repr))
-        return cls(condition.name, params, size)
+        return cls(condition.name, {**params, "version": condition.version}, size)
 
     @classmethod
     def read(cls, picture: Picture) -> "Origin | None":
