@@ -52,6 +52,7 @@ class HintEncoder(nn.Sequential):
             ]
         start_hint_layers(layers)
         super().__init__(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
+        self.factor = 2 ** (len(widths) - 1)
 
 
 class Encoder(Protocol):
