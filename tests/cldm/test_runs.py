@@ -1,0 +1,69 @@
+"""Promises of `python -m cldm runs`: every folder is listed with its state, broken ones with the reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cldm.commands.cli import main
+from ldm.files import locked
+
+
+def folder(place: Path, name: str, lr: float = 1e-3, **files: str) -> Path:
+    path = place / name
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(f"optimizer: {{lr: {lr}}}\nseed: 0\n")
+    for file, text in files.items():
+        (path / file.replace("_", ".")).write_text(text)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path):
+    results = json.dumps({"steps": 10, "fidelity": {"edge_f1_1px": {"base": 0.1, "control": 0.8}}})
+    folder(tmp_path, "a", 1e-3, results_json=results, DONE_json="{}")
+    folder(tmp_path, "b", 1e-4, FAILED_json=json.dumps({"reason": "ValueError: no"}))
+    folder(tmp_path, "c", 1e-4)
+    folder(tmp_path, "d", 1e-4, DONE_json="{}", results_json='{"steps": ')
+    broken = folder(tmp_path, "e")
+    (broken / "config.yaml").write_text("optimizer: {lr")
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "attempts.jsonl").write_text("")
+    return tmp_path
+
+
+def listed(capsys, *arguments: object) -> dict[str, dict]:
+    assert main(["runs", *map(str, arguments), "--json"]) == 0
+    return {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_every_run_is_listed_with_its_state_and_broken_ones_with_the_reason(place, capsys):
+    with locked(place / "c"):
+        found = listed(capsys, place)
+    assert {name: row["state"] for name, row in found.items()} == {
+        "a": "done",
+        "b": "failed: ValueError: no",
+        "c": "running",
+        "d": "unreadable: results.json is broken",
+        "e": "unreadable: config.yaml is broken",
+        "f": "unreadable: no config.yaml",
+    }
+    assert listed(capsys, place)["c"]["state"] == "cut off"
+    assert found["a"] == {"run": "a", "state": "done", "steps": 10, "edge_f1_1px": 0.8, "optimizer.lr": 0.001}
+
+
+def test_runs_are_chosen_and_sorted_by_figures_and_keys(place, capsys):
+    assert [*listed(capsys, place, "--where", "optimizer.lr=0.0001")] == ["b", "c", "d"]
+    assert [*listed(capsys, place, "--sort", "edge_f1_1px")][-1] == "a"
+    assert listed(capsys, place, "--columns", "optimizer.lr")["b"] == {
+        "run": "b", "state": "failed: ValueError: no", "optimizer.lr": 1e-4,
+    }  # fmt: skip
+    assert main(["runs", str(place)]) == 0
+    assert "6 runs" in capsys.readouterr().out
+
+
+def test_mistakes_are_said_in_one_sentence(place, capsys):
+    assert main(["runs", str(place / "nothing")]) == 1
+    assert "is no folder" in capsys.readouterr().err
+    assert main(["runs", str(place), "--where", "lr"]) == 1
+    assert "--where takes KEY=VALUE" in capsys.readouterr().err
