@@ -202,6 +202,7 @@ FIXED = {
     "addition_embed_type": None,
     "center_input_sample": False,
     "class_embed_type": None,
+    "controlnet_conditioning_channel_order": "rgb",
     "dual_cross_attention": False,
     "encoder_hid_dim": None,
     "flip_sin_to_cos": True,
@@ -234,7 +235,10 @@ def unet_settings(config: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def autoencoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Groups and latent scale from diffusers' config.json of an autoencoder."""
+    """Groups and latent scale from diffusers' config.json of an autoencoder. ValueError for shifted latents."""
+    odd = [f"{key}={config[key]}" for key in ("shift_factor", "latents_mean", "latents_std") if config.get(key)]
+    if odd:
+        raise ValueError(f"{', '.join(odd)} in it, which no Stable Diffusion 1.x or 2.x has")
     return {"groups": config.get("norm_num_groups", 32), "scale": config.get("scaling_factor", SCALE)}
 
 
