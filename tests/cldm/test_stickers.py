@@ -100,7 +100,7 @@ def test_the_control_family_sees_its_share_of_each_category_and_no_unseen_concep
 
 def test_families_are_known_by_name_and_an_unknown_one_lists_them():
     assert [get_family(name) for name in ("base", "control", "unseen")] == list(FAMILIES)
-    with pytest.raises(ValueError, match=r"unknown family of stickers 'contrl'.*base, control, unseen"):
+    with pytest.raises(ValueError, match=r"unknown family of stickers 'contrl'.*base, control, unseen, calm"):
         get_family("contrl")
 
 
@@ -208,6 +208,12 @@ def test_stickers_are_distinct_and_inside_the_frame(family):
             assert low <= s.size <= high
             assert max(abs(s.x - 0.5), abs(s.y - 0.5)) + s.size / 2 <= 0.5 - MARGIN + 1e-9
             assert abs(s.angle) <= MAX_ANGLE
+
+
+def test_the_calm_family_shows_drawings_as_their_artists_made_them():
+    calm = [s for index in range(100) for s in compose(SEED, index, get_family("calm")).stickers]
+    assert {(s.angle, s.mirrored) for s in calm} == {(0.0, False)}
+    assert len({s.concept for s in calm}) > 50
 
 
 # --- pictures and truth maps -------------------------------------------------------------------------------

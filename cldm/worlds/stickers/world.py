@@ -69,16 +69,20 @@ class Composition:
 
 @dataclass(frozen=True)
 class Family:
-    """A set of compositions: the concepts that may appear."""
+    """A set of compositions: the concepts that may appear; how far they turn, in degrees, and whether some are
+    mirrored."""
 
     name: str
     concepts: tuple[str, ...]
+    max_angle: float = MAX_ANGLE
+    mirrors: bool = True
 
 
 BASE = Family("base", tuple(CONCEPTS))
 CONTROL = Family("control", tuple(name for name in CONCEPTS if name not in UNSEEN))
 HELD_OUT = Family("unseen", tuple(name for name in CONCEPTS if name in UNSEEN))
-FAMILIES: dict[str, Family] = {family.name: family for family in (BASE, CONTROL, HELD_OUT)}
+CALM = Family("calm", tuple(CONCEPTS), 0.0, False)  # each drawing upright, as its artist made it
+FAMILIES: dict[str, Family] = {family.name: family for family in (BASE, CONTROL, HELD_OUT, CALM)}
 
 
 def get_family(name: str) -> Family:
@@ -100,7 +104,8 @@ def compose(seed: int, index: int, family: Family = BASE) -> Composition:
     for concept, size, (x, y) in zip(concepts, sizes, centres, strict=True):
         reach = 0.5 - MARGIN - size / 2
         x, y = (float(np.clip(v, 0.5 - reach, 0.5 + reach)) for v in (x, y))
-        angle, mirrored = float(rng.uniform(-MAX_ANGLE, MAX_ANGLE)), bool(rng.random() < 0.5)
+        angle = float(rng.uniform(-family.max_angle, family.max_angle))
+        mirrored = bool(rng.random() < 0.5) and family.mirrors
         stickers.append(Sticker(str(concept), x, y, float(size), angle, mirrored))
     ground = str(rng.choice(list(GROUNDS)))
     return Composition(tuple(stickers), ground, float(rng.uniform(*LIGHT)), float(rng.uniform(*GRADIENT)))
