@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cldm.conditions.plain import Unchanged
+from cldm.data.listing import ITEMS
 from cldm.evaluation import measuring as evaluate
 from cldm.evaluation import subject as subject_module
 from cldm.evaluation.protocol import Shot
@@ -278,6 +279,12 @@ def test_pictures_of_a_folder_are_measured_with_generic_and_foreign_prompts(runs
     assert found["n"] == 3
     assert "edge_f1_1px" in found["metrics"]["insufficient"]
     assert "shape_iou" not in found["metrics"]["none"]
+
+    trained = tmp_path / "run"
+    shutil.copytree(runs / "a", trained, ignore=shutil.ignore_patterns("evaluation"))
+    (trained / ITEMS).write_text(json.dumps({"trained": [str(tmp_path / "1.png")], "held_out": []}))
+    with pytest.raises(SystemExit, match="was trained on 1 of the 3 pictures to measure on"):
+        measure(runs, f"checkpoint={trained}", "protocol=folder", f"data.path={tmp_path}", f"out={tmp_path / 'no'}")
 
 
 def test_distances_of_sets_do_not_depend_on_how_many_noise_seeds_were_drawn(runs: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Promises of training on pictures: a run that died goes on exactly, from files, with augmentation, or from a cache."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,9 @@ def test_an_own_latent_diffusion_model_comes_from_a_folder_of_pictures(composed,
     base = f"base={tmp_path / 'b' / 'diffusion.safetensors'}"
     third = train.train(composed(*OWN, base, *data, f"run_dir={tmp_path / 'c'}"))
     assert "edge_f1_1px" in third["fidelity"]
+    told = json.loads((tmp_path / "c" / "items.json").read_text())  # evaluate.py measures on none of the trained ones
+    assert (len(told["trained"]), len(told["held_out"])) == (7, 2)
+    assert not {*told["trained"]} & {*told["held_out"]}
 
 
 def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeypatch):

@@ -30,6 +30,10 @@ class Item:
     hint: Path | None = None
 
 
+ITEMS = "items.json"
+"""In a run folder: the pictures that the run has trained on, and those that it held out, by their resolved paths."""
+
+
 def list_items(path: str | Path) -> list[Item]:
     """The samples at `path`, which is one of
 

@@ -1,6 +1,8 @@
 """What a finished run was trained on, as images: to see whether generated ones are copies."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,10 +10,23 @@ from torch import Tensor
 
 from cldm.conditions.plain import Unchanged
 from cldm.data.folder import FolderDataset, split
-from cldm.data.listing import list_items
+from cldm.data.listing import ITEMS, Item, list_items
 from cldm.worlds import get_world
 from cldm.worlds.dataset import WorldDataset
 from ldm.random import generator
+
+
+def refuse_trained_on(items: Sequence[Item], run: Path) -> None:
+    """ValueError if the run in this folder has trained on any of the pictures, as its items.json tells."""
+    record = run / ITEMS
+    if not record.is_file():
+        return
+    trained = {*json.loads(record.read_text())["trained"]}
+    if known := [item.name for item in items if str(item.image.resolve()) in trained]:
+        raise ValueError(
+            f"{run} was trained on {len(known)} of the {len(items)} pictures to measure on ({known[0]}, ...): take "
+            "others, or on those that it held out, data.held_out=<data.val_count of the training>"
+        )
 
 
 def training_images(data: Mapping[str, Any], count: int) -> Tensor | None:

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
+from cldm.data.listing import ITEMS
 from cldm.data.transforms import check_size
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
@@ -22,7 +23,7 @@ from cldm.training.callbacks import EMA, Checkpoints, Export, HintUse, Watch, av
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.report import ancestry, report
 from ldm.diffusion import LatentDiffusion
-from ldm.files import to_json
+from ldm.files import to_json, write_json
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole
 from ldm.training.stage import Stage
@@ -61,6 +62,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
         data.check(trainer.world_size)
+    if trainer.is_global_zero and hasattr(data.train, "items"):
+        sets = {"trained": data.train.items, "held_out": data.validation.items}
+        write_json(run.folder / ITEMS, {k: [str(item.image.resolve()) for item in v] for k, v in sets.items()})
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     ancestors = ancestry(base_of(cfg) if loads else None, source)
