@@ -825,7 +825,8 @@ def test_shared_out_weights_train_as_whole_ones_and_their_checkpoint_goes_on_in_
         return original(cfg, trainer, module)
 
     monkeypatch.setattr(fitting, "gathered", gathered)
-    quick = [*EVERY_TWO, CONSTANT_RATE, "stage.report_items=0"]
+    # weights in another layout are summed in another order, which Adam's first steps make much of
+    quick = [*EVERY_TWO, CONSTANT_RATE, "stage.report_items=0", "stage.module.channels_last=false"]
     assert forked("one", "steps=4", *quick).wait(600)
     shared = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
     shared += ["batch_size=1", *quick]
