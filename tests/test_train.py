@@ -184,7 +184,7 @@ def test_two_and_two_steps_are_four_bit_for_bit(run):
     assert checkpoint(half)["global_step"] == 2
     run("half", "steps=4", CONSTANT_RATE, *EVERY_TWO, resume=True)
     assert_same_training(straight, half)
-    assert_equal_tensors(state(half, "Watch"), state(straight, "Watch"))
+    assert repr(state(half, "Watch")) == repr(state(straight, "Watch"))  # nan is nan
     assert_equal_tensors(load_file(half / "control.safetensors"), load_file(straight / "control.safetensors"))
     assert {p.name for p in half.glob("metrics*.csv")} == {"metrics.csv", "metrics.1.csv"}
     results = [json.loads((folder / "results.json").read_text()) for folder in (half, straight)]
