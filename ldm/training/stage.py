@@ -47,6 +47,7 @@ class Stage(pl.LightningModule):
     def configure_model(self) -> None:
         """Called by Lightning before training; under trainer=fsdp, weights are shared out over the processes here."""
         if self.device_mesh is not None:
+            self.to(memory_format=torch.contiguous_format)  # other layouts cannot be shared out
             shard(self, self.device_mesh["data_parallel"], methods=("training_step", "pictures", "held_out_losses"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
