@@ -552,9 +552,11 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", results["commit"])
     shown = {"edge_f1_1px", "edge_f1_2px", "shape_iou", "shape", "color_binding", "background"}
     assert shown <= results["fidelity"].keys()
-    for scores in results["fidelity"].values():
+    degrees_and_pixels = {"normal_angle": 180, "keypoint_error_px": 200, "depth_absrel": 100}
+    for name, scores in results["fidelity"].items():
         assert scores.keys() == {"base", "control", "ceiling"}
-        assert all(value is None or 0 <= value <= 1 for value in scores.values())
+        largest = degrees_and_pixels.get(name, 1)
+        assert all(value is None or 0 <= value <= largest for value in scores.values()), name
 
     begun, ended = attempts(folder)
     assert {"command", "commit", "python", "torch", "host", "pid", "when"} <= begun.keys()
