@@ -19,3 +19,11 @@ def test_the_shipped_base_model_is_small_and_tells_where_it_comes_from() -> None
     path = REPOSITORY / "configs/model/scenes.safetensors"
     assert path.stat().st_size <= 16_000_000
     assert {"command", "commit", "steps", "seed", "metrics"} <= read_metadata(path).keys()
+
+
+def test_the_base_of_the_stickers_is_small_and_names_its_artists() -> None:
+    path = REPOSITORY / "configs/model/stickers.safetensors"
+    assert path.stat().st_size <= 24_000_000
+    told = read_metadata(path)
+    assert {"commit", "steps", "metrics"} <= told.keys()
+    assert "OpenMoji" in told["artwork"]
