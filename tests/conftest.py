@@ -64,6 +64,15 @@ def _cost_counted_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one CPU thread: the many small operations of drawing are three times slower on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @torch.no_grad()
 def _fill_zeros(module: nn.Module) -> None:
     """Give random values to parameters that start as zero.

@@ -287,6 +287,14 @@ def test_pictures_of_a_folder_are_measured_with_generic_and_foreign_prompts(runs
         measure(runs, f"checkpoint={trained}", "protocol=folder", f"data.path={tmp_path}", f"out={tmp_path / 'no'}")
 
 
+def test_a_run_of_one_world_is_not_measured_on_another(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "a", run, ignore=shutil.ignore_patterns("evaluation"))
+    (run / "config.yaml").write_text("data: {world: stickers}\n")
+    with pytest.raises(SystemExit, match="was trained on stickers, this protocol measures on scenes"):
+        measure(runs, f"checkpoint={run}", f"out={tmp_path / 'no'}")
+
+
 def test_distances_of_sets_do_not_depend_on_how_many_noise_seeds_were_drawn(runs: Path, tmp_path: Path) -> None:
     """Real images, n times the same: as far from the reference as once, or "real" and methods could not be compared."""
     file = tmp_path / "segmenter.safetensors"

@@ -10,7 +10,9 @@ from hydra.utils import instantiate
 import train
 from cldm.data.cache import build_cache
 from cldm.data.fill50k import write_fill50k
+from cldm.data.listing import ITEMS, Item
 from cldm.training.control_ldm import ControlLDM
+from cldm.training.fitting import record_items
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import save_weights
 
@@ -86,6 +88,14 @@ def test_an_own_latent_diffusion_model_comes_from_a_folder_of_pictures(composed,
     told = json.loads((tmp_path / "c" / "items.json").read_text())  # evaluate.py measures on none of the trained ones
     assert (len(told["trained"]), len(told["held_out"])) == (7, 2)
     assert not {*told["trained"]} & {*told["held_out"]}
+
+
+def test_what_an_earlier_attempt_was_trained_on_stays_trained_on(tmp_path):
+    items = [Item(name, Path(f"/pictures/{name}.png")) for name in "abc"]
+    record_items(tmp_path / ITEMS, items[:2], items[2:])
+    record_items(tmp_path / ITEMS, items[1:], items[:1])
+    told = json.loads((tmp_path / ITEMS).read_text())
+    assert told["trained"] == [f"/pictures/{name}.png" for name in "abc"]
 
 
 def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeypatch):

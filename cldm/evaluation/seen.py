@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from cldm.conditions.plain import Unchanged
 from cldm.data.folder import FolderDataset, split
 from cldm.data.listing import ITEMS, Item, list_items
-from cldm.worlds import get_world
+from cldm.worlds import World, get_world
 from cldm.worlds.dataset import WorldDataset
 from ldm.random import generator
 
@@ -25,8 +26,16 @@ def refuse_trained_on(items: Sequence[Item], run: Path) -> None:
     if known := [item.name for item in items if str(item.image.resolve()) in trained]:
         raise ValueError(
             f"{run} was trained on {len(known)} of the {len(items)} pictures to measure on ({known[0]}, ...): take "
-            "others, or on those that it held out, data.held_out=<data.val_count of the training>"
+            "others, or those that it held out, data.held_out=<data.val_count of the training>"
         )
+
+
+def refuse_another_world(world: World | None, run: Path) -> None:
+    """ValueError if the run in this folder was trained on a world, and this is another one: its words mean nothing."""
+    record = run / "config.yaml"
+    own = OmegaConf.select(OmegaConf.load(record), "data.world") if record.is_file() else None
+    if world is not None and isinstance(own, str) and own != world.name:
+        raise ValueError(f"{run} was trained on {own}, this protocol measures on {world.name}: take protocol={own}")
 
 
 def training_images(data: Mapping[str, Any], count: int) -> Tensor | None:

@@ -22,7 +22,7 @@ from cldm.evaluation.inception import Inception
 from cldm.evaluation.protocol import Shot, protocol_hash, shots
 from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
 from cldm.evaluation.scores import Rows, Target, as_files, by_setting, hint_scores, join, score, slices
-from cldm.evaluation.seen import refuse_trained_on, training_images
+from cldm.evaluation.seen import refuse_another_world, refuse_trained_on, training_images
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import code
 from cldm.runs.trained import (
@@ -111,6 +111,7 @@ class Subject:
         data = instantiate(self.cfg.data, _convert_="all")
         self.data = data(condition=self.first.condition, size=self.size, count=self.cfg["items"])
         for branch in self.branches:
+            refuse_another_world(world_of(self.data), branch.path.parent)
             refuse_trained_on(getattr(self.data, "items", ()), branch.path.parent)
         self.items = self.data.__getitems__(range(self.cfg["items"]))
         made = [apply_batch(branch.condition, self.items["image"]) for branch in self.branches[1:]]

@@ -1,6 +1,8 @@
 """One attempt at a run: what its configuration names is built, trained and reported."""
 
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
-from cldm.data.listing import ITEMS
+from cldm.data.listing import ITEMS, Item
 from cldm.data.transforms import check_size
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
@@ -63,8 +65,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
         data.check(trainer.world_size)
     if trainer.is_global_zero and hasattr(data.train, "items"):
-        sets = {"trained": data.train.items, "held_out": data.validation.items}
-        write_json(run.folder / ITEMS, {k: [str(item.image.resolve()) for item in v] for k, v in sets.items()})
+        record_items(run.folder / ITEMS, data.train.items, data.validation.items)
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     ancestors = ancestry(base_of(cfg) if loads else None, source)
@@ -103,6 +104,14 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
     log_outcome(loggers, run.folder, results)
     return finish(run, results)
+
+
+def record_items(path: Path, trained: Sequence[Item], held_out: Sequence[Item]) -> None:
+    """Write which pictures the run trains on and holds out; what an earlier attempt trained on stays trained on."""
+    before = json.loads(path.read_text())["trained"] if path.is_file() else []
+    now = [str(item.image.resolve()) for item in trained]
+    kept = [str(item.image.resolve()) for item in held_out]
+    write_json(path, {"trained": [*dict.fromkeys([*before, *now])], "held_out": kept})
 
 
 def drawing_size(cfg: DictConfig) -> tuple[int, int]:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import pytest
-import torch
 
 from cldm.worlds import pooled
 from cldm.worlds.scenes import Scene, SceneObject, caption, read_scenes, render, sample_scene
@@ -21,12 +20,7 @@ def scene_fidelity(images, scenes):
     return pooled(scene_scores(images, scenes, render(scenes, images.shape[-1]).labels))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
