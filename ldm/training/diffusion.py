@@ -133,8 +133,9 @@ class DiffusionTraining(Stage):
             noise = self.noise_like(moments[:, : moments.shape[1] // 2], rng)
             return autoencoder.latents(moments, noise)
 
-    def context(self, batch: Batch, rng: torch.Generator) -> Tensor:
+    def context(self, batch: Batch, batch_idx: int) -> Tensor:
         """Contexts of the batch's prompts, some of them dropped; from the cache where the batch has them."""
+        rng = self.step_generator(batch_idx, "prompts", device="cpu")  # words are dropped without asking a GPU
         prompts = self.mine(drop_prompts([*batch["caption"]] * self.world_size, self.prompt_dropout, rng))
         if "context" not in batch:
             return self.diffusion.context(prompts)
@@ -164,7 +165,7 @@ class DiffusionTraining(Stage):
         t = stratified_timesteps(self.world_size * len(z0), self.diffusion.schedule.steps, rng)
         t = self.mine(shifted_timesteps(t, self.diffusion.schedule.steps, self.timestep_shift))
         eps = self.noise_like(z0, rng)
-        context = self.context(batch, rng)
+        context = self.context(batch, batch_idx)
         if self.probe is None:
             loss = self.weighted(self.diffusion.loss(z0, context, t, eps, self.branch(batch)), t)
         else:
