@@ -91,8 +91,9 @@ def test_a_step_of_the_base_stays_on_its_device(diffusion, monkeypatch):
         one_step(module, batch_on(device, image=torch.rand(2, 3, 64, 64)))
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc",
-                                  "pndm"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "pndm"]
+)
 def test_sampling_stays_on_its_device(composed, diffusion, monkeypatch, name):
     sampling = instantiate(composed(f"sampler={name}", "sampler.steps=4").sampler, _convert_="all")
     # what is asked once, before the first step, is asked of a schedule on the CPU

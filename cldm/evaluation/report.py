@@ -69,8 +69,8 @@ def control_report(
     """Figures over `count` held-out items, {metric: {column: value}}; writes grid.png into `folder`. Columns:
 
     base: the locked model without control, same prompts and seeds. control: with it. no prompt: with the hint alone.
-    unseen: the same for what the control stage has never shown, where the world keeps some back. ceiling: the real image
-    through the autoencoder.
+    unseen: the same for what the control stage has never shown, where the world keeps some back. ceiling: the real
+    image through the autoencoder.
     """
     device = diffusion.schedule.betas.device
 

@@ -82,7 +82,7 @@ class WorldDataset(Dataset):
         return self.world.caption(self.truths[index], self.seed, self.start + index)
 
     def unseen(self, count: int) -> "WorldDataset | None":
-        """As many items, numbered alike, of what the world keeps from the control stage; None where it keeps nothing."""
+        """As many items, numbered alike, of what the world keeps from the control stage; None if it keeps nothing."""
         if self.world.unseen is None:
             return None
         kept = (self.world, count, self.size, self.world.unseen, self.seed, self.start, ("image", "hint"))
