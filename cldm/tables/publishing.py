@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from cldm.runs.folder import BASE_FILE
 from cldm.tables.records import WEIGHTS, Record
 from ldm.files import content, write_json, write_text
 
@@ -24,7 +23,7 @@ def publish(found: Sequence[Record], runs: str | Path, out: Path) -> int:
                 copied.add(run)
                 target = out / run.relative_to(runs)
                 _copy(run, target, RUN_FILES)
-                kept = [name for name in ("control.safetensors", BASE_FILE) if (run / name).is_file()]
+                kept = [name for name in ("control.safetensors", "base.safetensors") if (run / name).is_file()]
                 write_json(target / WEIGHTS, {name: content(run / name) for name in kept})
         for folder in record.evaluations.values():
             _copy(folder, out / folder.relative_to(runs), EVALUATION_FILES)
