@@ -27,7 +27,7 @@ def typed() -> list[str]:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Build, fit, report in the run's folder; returns what results.json holds. A finished run is not done again."""
-    from cldm.runs.tracking import wandb_run  # torch and Lightning, which --help and refusals need not wait for
+    from cldm.runs.loggers.wandb import wandb_run  # torch and Lightning, which --help and refusals need not wait for
     from cldm.runs.trained import base_of
     from cldm.training.fitting import fit
 

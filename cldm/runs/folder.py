@@ -29,7 +29,7 @@ from ldm.files import FILES, InUse, append_line, content, locked, read_lines, re
 VOLATILE = (
     "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
     "threads", "data.cache", "data.workers", "trainer.default_root_dir", "trainer.callbacks.progress",
-    "trainer.log_every_n_steps", "trainer.plugins",
+    "trainer.callbacks.pace", "trainer.log_every_n_steps", "trainer.plugins",
 )  # fmt: skip
 """Keys that do not change what a run computes; the seed is a folder of its own."""
 
