@@ -18,6 +18,7 @@ COMMANDS = {
     "figure": "Draw the samples of a table's runs side by side, or those of one run over its steps.",
     "inspect": "Say what a file or folder of weights is: layout, parts, sizes, family, metadata, problems.",
     "judge": "Train the small network that judges pictures of stickers (concept, category, fid_stickers).",
+    "report": "Write one HTML page that compares runs: what differs, curves, pictures, figures, samples.",
     "runs": "List run folders: state, figures, and what differs between them.",
     "segmenter": "Train the small segmenter that judges pictures of scenes (seg_miou, fid_scenes of evaluate.py).",
     "table": "Fill a table of configs/table from run folders; make the runs and evaluations that are missing.",

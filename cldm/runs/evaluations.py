@@ -39,6 +39,11 @@ class Evaluation:
             return self.folder.name
         return f"{self.results['protocol']['name']}-{self.results['protocol_hash']}"
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether it says what stands behind its figures."""
+        return (self.folder / SAMPLES).is_file()
+
     def figures(self) -> dict[str, float]:
         """Means by "<setting>/<score>"; bounds as "base/<setting>/<score>", "ceiling/<score>", "real/<score>"."""
         found = flattened(self.results["metrics"]) | flattened(

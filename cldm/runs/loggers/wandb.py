@@ -55,7 +55,7 @@ class RunLogger(WandbLogger):
         """Log pictures with captions, together: a panel then shows them side by side."""
         import wandb
 
-        row: dict[str, Any] = {name: wandb.Image(picture, caption=told) for name, (picture, told) in pictures.items()}
+        row: dict[str, Any] = {name: [wandb.Image(p, caption=told)] for name, (p, told) in pictures.items()}
         self.experiment.log({**row, "trainer/global_step": step})
 
     def log_weights(self, folder: Path, facts: Mapping[str, Any]) -> None:
