@@ -11,6 +11,7 @@ from cldm.reports.figures import by_protocol, samples, table
 from cldm.reports.groups import Group, found_below, grouped, settings
 from cldm.reports.pictures import Album, grid, pictured
 from cldm.reports.spec import CURVES, ReportSpec
+from cldm.reports.words import words
 from cldm.runs.checkout import commit
 from cldm.runs.listing import RunFolder
 
@@ -28,6 +29,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         samples(label, chosen, shown, [score["name"] for score in made["scores"]], spec.samples, album)
         for ((label, _), chosen), made in zip(measured.items(), tables, strict=True)
     ]
+    worlds = {str(chosen[0].evaluation.results["protocol"].get("world")) for chosen in measured.values()}
     return {
         "title": spec.title,
         "question": spec.question,
@@ -42,6 +44,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         "grid": grid(shown, spec.items, spec.looks, album),
         "tables": tables,
         "samples": [one for one in lists if one],
+        "words": words([*names, *(score["name"] for made in tables for score in made["scores"])], worlds),
         "pictures": album.pictures,
     }  # fmt: skip
 

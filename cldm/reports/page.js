@@ -35,7 +35,7 @@ function short(value, digits = 3) {
 }
 const signed = (value) => (value > 0 ? "+" : "") + short(value);
 const span = (pair, write = short) => (pair ? `[${write(pair[0])}, ${write(pair[1])}]` : "");
-const picture = (key, alt) => (key ? el("img", { class: "item", src: D.pictures[key], alt, loading: "lazy" }) : el("div", { class: "none" }, "none"));
+const picture = (key, alt) => (key ? el("img", { class: "item", src: D.pictures[key], alt }) : el("div", { class: "none" }, "none"));
 
 function choice(place, options, chosen, changed) {
   place.replaceChildren(...options.map(([value, label]) => el("button", {
@@ -58,7 +58,8 @@ function head() {
   $("made").textContent = `${runs} run${runs === 1 ? "" : "s"} in ${D.groups.length} group${D.groups.length === 1 ? "" : "s"}, as they were on ${D.made.when}.`;
   $("foot").textContent = `Made by: ${D.made.command} (commit ${D.made.commit.slice(0, 12)}). The page holds all that it shows and asks no network.`;
   const there = [["differs", "what differs", true], ["curves", "curves", D.curves.length], ["moments", "sudden convergence", D.moments.length],
-    ["grid", "runs × steps", D.grid.items.length], ["scores", "figures", D.tables.length], ["samples", "samples", D.samples.length]];
+    ["grid", "runs × steps", D.grid.items.length], ["scores", "figures", D.tables.length], ["samples", "samples", D.samples.length],
+    ["words", "names", Object.keys(D.words).length]];
   for (const [id, label, is] of there) {
     $(id).hidden = !is;
     if (is) $("nav").append(el("a", { href: `#${id}` }, label));
@@ -127,14 +128,14 @@ function logTicks(low, high) {
   const found = [];
   for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) for (const m of [1, 2, 5]) found.push(m * 10 ** p);
   const inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
-  return inside.length > 1 ? inside.slice(0, 9) : [low, high].map((value) => +value.toPrecision(3));
+  return inside.length > 2 ? inside.slice(0, 9) : ticks(low, high, 4);
 }
 
 function plot(one) {
   const lines = Object.entries(one.axes[axis]).map(([group, line]) => [+group, line]).filter(([group]) => shown.has(group));
   const log = logarithmic.has(one.name);
   const button = el("button", { type: "button", onclick: () => { log ? logarithmic.delete(one.name) : logarithmic.add(one.name); curves(); } }, log ? "log scale" : "linear scale");
-  const box = el("div", { class: "plot" }, el("h3", {}, one.name, button));
+  const box = el("div", { class: "plot" }, el("h3", {}, el("span", { title: D.words[one.name] }, one.name), button));
   if (!lines.length) { box.append(el("p", { class: "quiet" }, `No shown run has logged this against ${AXES[axis]}.`)); return box; }
   const xs = lines.flatMap(([, line]) => [line.x[0], line.x[line.x.length - 1]]);
   const ys = lines.flatMap(([, line]) => [...line.mean, ...(line.low || []), ...(line.high || [])]).filter((y) => Number.isFinite(y) && (!log || y > 0));
@@ -261,7 +262,7 @@ function figureTable(one, number) {
   return el("div", { class: "protocol" },
     el("p", {}, el("b", {}, one.label), ` — ${one.protocol} `, el("span", { class: "quiet" }, `(protocol ${one.hash})`)),
     el("div", { class: "controls" }, el("label", {}, "prompts", place), one.rows[view.setting].length > 1 ? kind : null),
-    el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "group"), ...one.scores.map((score) => el("th", {}, `${score.name} ${score.lower ? "↓" : "↑"}`)))),
+    el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "group"), ...one.scores.map((score) => el("th", { title: D.words[score.name] }, `${score.name} ${score.lower ? "↓" : "↑"}`)))),
       el("tbody", {}, ...rows, ...bounds))));
 }
 function value(cell, best) {
@@ -280,15 +281,15 @@ function difference(cell, score) {
 /* ---------------------------------------------------------------- samples */
 
 const PAGE = 24;
-const look = { list: 0, setting: "", score: 0, a: "0", b: "", order: "worst", text: "", limit: "", count: PAGE };
+const look = { list: 0, setting: "", score: 0, a: "0", b: null, order: "worst", text: "", limit: "", count: PAGE };
 function samplesSection() {
   const list = D.samples[look.list], scores = D.tables.find((one) => one.label === list.label && one.hash === list.hash).scores;
   const again = (key) => (value) => { look[key] = value; look.count = PAGE; cards(list, scores); };
-  const whole = (key) => (value) => { look[key] = +value; look.a = "0"; look.b = ""; samplesSection(); };
+  const whole = (key) => (value) => { look[key] = +value; look.a = "0"; look.b = null; samplesSection(); };
   const runs = list.runs.map((run, i) => [i, runName(run)]);
   const settings = [...new Set(list.rows.map((row) => row.setting))];
   if (!settings.includes(look.setting)) look.setting = settings[settings.length - 1];
-  if (look.b === "" && runs.length > 1) look.b = "1";
+  if (look.b === null) look.b = String(Math.max(list.runs.findIndex((run) => run.group !== list.runs[0].group), 0) || (runs.length > 1 ? 1 : ""));
   const controls = [
     D.samples.length > 1 ? select("protocol", D.samples.map((one, i) => [i, one.label]), whole("list")) : null,
     select("run A", runs, again("a")), select("run B", [["", "none"], ...runs], again("b")),
@@ -345,8 +346,12 @@ function draw() {
   gridTable();
   figures();
 }
+function words() {
+  $("words-list").replaceChildren(...Object.entries(D.words).flatMap(([name, meaning]) => [el("dt", {}, name), el("dd", {}, meaning)]));
+}
 head();
 bar();
+words();
 differs();
 choice($("axis"), Object.entries(AXES), axis, (value) => { axis = value; curves(); });
 choice($("grid-item"), D.grid.items.map((page, i) => [i, page.rows[0].hint ? el("img", { src: D.pictures[page.rows[0].hint], alt: `item ${page.item}` }) : `item ${page.item}`]), 0,

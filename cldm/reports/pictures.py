@@ -48,7 +48,9 @@ def grid(runs: Sequence[tuple[int, RunFolder]], items: Sequence[int], looks: int
     left out. Steps: evenly chosen, at most `looks`, from those that any run has."""
     looked = {one: lines for one in runs if (lines := _history(one[1].folder))}
     steps = sorted({step for lines in looked.values() for step in lines})
-    chosen = [steps[i] for i in sorted({*np.linspace(0, len(steps) - 1, looks).round().astype(int).tolist()})]
+    if not steps:
+        return {"steps": [], "items": []}
+    chosen = [steps[i] for i in sorted({*np.linspace(len(steps) - 1, 0, looks).round().astype(int).tolist()})]
     pages = []
     for item in items:
         rows = []
@@ -60,7 +62,7 @@ def grid(runs: Sequence[tuple[int, RunFolder]], items: Sequence[int], looks: int
                              "hint": _cell(run, first, item, ("hint", "image"), album)})  # fmt: skip
         if rows:
             pages.append({"item": item, "rows": rows, "caption": _caption(looked, item)})
-    return {"steps": chosen if pages else [], "items": pages}
+    return {"steps": chosen, "items": pages}
 
 
 def _history(run: Path) -> dict[int, dict[str, Any]]:
