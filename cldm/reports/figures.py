@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -16,6 +17,9 @@ LOWER = ("error", "rmse", "absrel", "angle", "fid", "kid", "loss", "hint_color")
 """Parts of the names of scores of which less is better."""
 
 SHOWN = 8  # scores of a table
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile)
+"""What reading files raises that were cut short, or written by another version."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def by_protocol(groups: Sequence[Group]) -> tuple[dict[tuple[str, str], list[Mea
                 try:
                     key = (one.label, str(one.results["protocol_hash"]))
                     one.figures(), one.scores
-                except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+                except BROKEN as error:
                     reason = f"an evaluation that cannot be read: {type(error).__name__}: {error}"
                     trouble.append({"run": str(path.parent), "reason": reason})
                     continue

@@ -64,10 +64,13 @@ class Evaluation:
         keys = zip(*(columns[key].tolist() for key in KEYS), strict=True)
         rows = {key: {name: float(columns[name][i]) for name in names} for i, key in enumerate(keys)}
         for line in read_lines(self.folder / SAMPLES):
+            key = (line["item"], line["setting"], line["noise"])
+            if key not in rows:
+                continue
             kept = {name: self.folder / line[name] for name in PICTURES if line.get(name)}
             there = {name: path for name, path in kept.items() if path.is_file()}
             told = {name: value for name, value in line.items() if name not in PICTURES}
-            yield {**told, **there, "scores": rows[line["item"], line["setting"], line["noise"]]}
+            yield {**told, **there, "scores": rows[key]}
 
 
 def evaluations(run: Path) -> list[Evaluation]:
