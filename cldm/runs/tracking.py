@@ -139,3 +139,4 @@ def log_outcome(loggers: Iterable[Logger], folder: Path, results: Mapping[str, A
         log_pictures(logger, shown, step)
         if isinstance(logger, RunLogger):
             logger.log_weights(folder, results)
+        logger.finalize("success")
