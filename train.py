@@ -103,6 +103,8 @@ def main(cfg: DictConfig) -> None:
     except (Exception, SystemExit) as error:
         if type(error).__name__ == "SIGTERMException":  # Lightning's, which may not have been loaded
             raise SystemExit(143) from None  # 128 + SIGTERM: neither a success nor a crash; the checkpoint is saved
+        if type(error).__name__ == "Preempted":  # queued again by the launcher, which wants to see the process end
+            raise
         if in_sweep():
             note_failure(cfg, error)
         elif isinstance(error, Refused) and "HYDRA_FULL_ERROR" not in os.environ:

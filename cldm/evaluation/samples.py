@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def write_samples(
             written[shot.item] = {name: f"items/{shot.item:05d}_{name}.png" for name in ("hint", "real")}
             save_atomically(to_pil(2 * target.hints[i] - 1), folder / written[shot.item]["hint"])
             save_atomically(to_pil(real[shot.item]), folder / written[shot.item]["real"])
-        line = {"item": shot.item, "setting": shot.setting, "noise": shot.noise, "seed": shot.seed,
+        line: dict[str, Any] = {"item": shot.item, "setting": shot.setting, "noise": shot.noise, "seed": shot.seed,
                 "caption": target.captions[i], "prompt": shot.prompt, "image": f"images/{shot.file}",
                 **written[shot.item]}  # fmt: skip
         if found is not None:

@@ -32,7 +32,7 @@ def curves(folder: Path, names: Iterable[str] | None = None) -> dict[str, Curve]
 
     Lines that a kill cut short are left out.
     """
-    rows: dict[str, dict[int, tuple[float, float | None, float | None]]] = {}
+    rows: dict[str, dict[int, tuple[float | None, ...]]] = {}
     wanted = None if names is None else {*names}
     for path in attempts(folder):
         for step, places, name, value in _cells(path, wanted):
@@ -40,7 +40,7 @@ def curves(folder: Path, names: Iterable[str] | None = None) -> dict[str, Curve]
     return {name: _curve(found) for name, found in rows.items()}
 
 
-def _curve(found: dict[int, tuple[float, float | None, float | None]]) -> Curve:
+def _curve(found: dict[int, tuple[float | None, ...]]) -> Curve:
     steps = sorted(found)
     return Curve(steps, *([found[step][i] for step in steps] for i in range(3)))  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ from cldm.training.callbacks.guard import Guard, save_checkpoint
 from cldm.training.callbacks.hint_use import HintUse
 from cldm.training.callbacks.pace import Pace
 from cldm.training.callbacks.progress import Progress
+from cldm.training.callbacks.requeue import Preempted, Requeue
 from cldm.training.callbacks.watch import Watch
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "Guard",
     "HintUse",
     "Pace",
+    "Preempted",
     "Progress",
+    "Requeue",
     "Watch",
     "averaged",
     "save_checkpoint",
