@@ -231,6 +231,8 @@ let gridItem = 0;
 function gridTable() {
   const page = D.grid.items[gridItem];
   if (!page) return;
+  const all = D.groups.reduce((sum, group, i) => sum + (shown.has(i) ? group.runs.length : 0), 0);
+  $("grid-note").textContent = all > page.rows.filter((row) => shown.has(row.group)).length ? "Of groups of several runs the first is shown." : "";
   $("grid-caption").textContent = page.caption ? `“${page.caption}”` : "";
   const rows = page.rows.filter((row) => shown.has(row.group)).map((row) => el("tr", {}, el("td", {}, ...named(row.group), several ? `, seed ${row.seed}` : ""),
     el("td", {}, picture(row.hint, "hint")), ...row.cells.map((key, i) => el("td", {}, picture(key, `step ${D.grid.steps[i]}`)))));
