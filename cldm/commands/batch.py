@@ -65,7 +65,7 @@ def of_sweep(overrides: Sequence[str]) -> str:
     cfg: Any = _composed([item for item, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()])
     launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     own = ("_target_", "submitit_folder", "max_num_timeout")
-    names = SlurmExecutor._equivalence_dict()
+    names: Any = SlurmExecutor._equivalence_dict()  # submitit has no public way to print the file
     asked = {names.get(key, key): value for key, value in launcher.items() if key not in own and value is not None}
     asked["mem"] = f"{asked['mem']}GB"
     swept = [*overrides, *(f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items())]
