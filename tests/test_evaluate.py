@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import wandb
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
@@ -25,6 +27,8 @@ from cldm.pictures import save_atomically
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import composed
 from cldm.runs.evaluations import Evaluation
+from cldm.runs.loggers import evaluation as logging_of_evaluations
+from cldm.runs.loggers.evaluation import log_evaluation
 from cldm.runs.trained import recorded_values, training_config
 from cldm.sampling.jobs import load_image
 from cldm.worlds.scenes.segmenter import Segmenter
@@ -110,6 +114,41 @@ def test_an_evaluation_is_added_to_the_wandb_run_of_its_checkpoint(
         assert first["edge_f1_1px"] == scores["edge_f1_1px"][0]
     assert (first["item"], first["setting"], first["prompt"]) == (0, "none", "")
     assert [first[name] for name in ("hint", "image", "real", "hint_of_image")] == ["Image"] * 4
+
+
+class Tracked:
+    """What a W&B run online is asked to do."""
+
+    offline, id = False, "0123456789ab"
+
+    def __init__(self) -> None:
+        self.config, self.used, self.rows = {}, [], []
+
+    def use_artifact(self, name: str) -> None:
+        self.used.append(name)
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+
+    def log(self, row: dict) -> None:
+        self.rows.append(row)
+
+
+def test_online_an_evaluation_says_which_weights_it_used_and_a_lost_network_costs_no_figure(
+    runs: Path, both: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, online = tracked(runs, tmp_path / "a"), Tracked()
+    monkeypatch.setattr(logging_of_evaluations, "continued", lambda *_: nullcontext(online))
+    log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))
+    assert online.used == ["control-0123456789ab:latest"]
+    assert online.config["eval/scenes"]["checkpoint_sha256"] == content(run / "control.safetensors")
+    assert online.rows[0]["eval/scenes/none/edge_f1_1px"] >= 0
+
+    def nobody(*_: object) -> None:
+        raise wandb.errors.CommError("no route to host")
+
+    monkeypatch.setattr(logging_of_evaluations, "continued", nobody)
+    log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))
+    assert "was not added to the W&B run" in capsys.readouterr().out
 
 
 def test_what_a_sample_was_drawn_from_lies_beside_it(both: list[Path]) -> None:

@@ -415,7 +415,8 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked something"))
-    options = [*small, "logger=wandb", "steps=2", "trainer.log_every_n_steps=1", "group=mine", "tags=[a,b]"]
+    options = [*small, "logger=wandb", "steps=2", "trainer.log_every_n_steps=1", "group=mine", "tags=[a,b]",
+               "logger.wandb.log_model=true"]  # fmt: skip
     train.train(composed(*options, f"run_dir={tmp_path / 'run'}"))
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert offline.name.endswith((tmp_path / "run" / "wandb_id").read_text())
@@ -456,6 +457,12 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     summed = wandb_records.summary(next(offline.glob("*.wandb")))
     assert summed["train/loss"] == pytest.approx({"min": min(losses), "max": max(losses), "last": losses[-1]})
     assert {"min", "max", "last"} <= summed["watch/edge_f1_1px"].keys()
+
+    (weights,) = (record.artifact for record in records if record.HasField("artifact"))
+    assert (weights.name, weights.type) == (f"control-{told.run_id}", "model")
+    assert {"config.yaml", "control.safetensors", "checkpoints/last.ckpt"} <= {
+        entry.path for entry in weights.manifest.contents
+    }
 
     with power_cut(DiffusionTraining, step=1), pytest.raises(RuntimeError, match="power cut"):
         train.train(composed(*options, f"run_dir={tmp_path / 'other'}"))  # the next job of the same process

@@ -13,7 +13,7 @@ from cldm.reports.pictures import Album, grid, pictured
 from cldm.reports.spec import CURVES, ReportSpec
 from cldm.reports.words import words
 from cldm.runs.checkout import commit
-from cldm.runs.listing import RunFolder
+from cldm.runs.listing import RunFolder, differing
 
 
 def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
@@ -50,16 +50,22 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
 
 
 def ordered(groups: Sequence[Group], spec: ReportSpec) -> list[Group]:
-    """The reference first, the others in their order; ValueError if no group's name holds what `reference` says."""
+    """The reference first, then by what differs, numbers by size; ValueError if `reference` is in no group's name."""
     if not groups:
         raise ValueError(
             "none of these run folders has a configuration that can be read; `python -m cldm runs` says why"
         )
+    keys = differing([group.runs[0] for group in groups])
+    groups = sorted(groups, key=lambda group: [_order(group.runs[0].telling.get(key)) for key in keys])
     first = next((group for group in groups if spec.reference in group.name), None)
     if first is None:
         names = "; ".join(group.name for group in groups)
         raise ValueError(f"reference={spec.reference!r} is in the name of no group; there are: {names}")
     return [first, *(group for group in groups if group is not first)]
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
 
 
 def described(group: Group) -> dict[str, Any]:

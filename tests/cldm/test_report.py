@@ -195,6 +195,13 @@ def test_a_run_that_tells_less_is_shown_with_what_it_has_and_its_reason_is_told(
     assert data_of(page(made))["tables"] == []
 
 
+def test_groups_stand_by_the_size_of_what_differs(tmp_path):
+    for i, lr in enumerate((1e-2, 5e-5, 1e-3)):
+        run_folder(tmp_path / str(i), steps=20, pictures=False, config={"optimizer": {"lr": lr}})
+    (setting,) = content([tmp_path], ReportSpec())["settings"]
+    assert setting == {"key": "optimizer.lr", "values": ["5e-05", "0.001", "0.01"]}
+
+
 def test_figures_of_different_protocols_are_never_in_one_table(tmp_path):
     run = one_run(tmp_path, pictures=False)
     other = run_folder(tmp_path / "other" / "seed-0", steps=40, pictures=False, overrides=["a=b"], config={"a": "b"})

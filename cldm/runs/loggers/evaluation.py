@@ -16,9 +16,19 @@ def log_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Add an evaluation to the W&B run of a run folder; nothing where the run was logged elsewhere.
 
     Figures: eval/<protocol>/<setting>/<score>. Configuration: eval/<protocol>. Table: eval/<protocol>/samples.
+    Where W&B cannot be reached, a note says so: the evaluation's folder has it all.
     """
     if not (run / ID_FILE).is_file():
         return
+    import wandb
+
+    try:
+        _log(run, evaluation)
+    except wandb.errors.Error as error:
+        print(f"note: the evaluation was not added to the W&B run of {run}: {error}")
+
+
+def _log(run: Path, evaluation: Evaluation) -> None:
     config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     settings = (config.get("logger") or {}).get("wandb") or {}
     results, prefix = evaluation.results, f"eval/{evaluation.label}"

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
+from cldm.runs.checkout import commit
 from ldm.files import LARGE, write_text
 
 ID_FILE = "wandb_id"
@@ -67,7 +68,7 @@ class RunLogger(WandbLogger):
             return
         import wandb
 
-        described = {name: facts[name] for name in ("stage", "steps", "seed", "commit") if name in facts}
+        described = {name: facts[name] for name in ("stage", "steps", "seed") if name in facts} | {"commit": commit()}
         artifact = wandb.Artifact(artifact_name(facts["stage"], str(self.version)), "model", metadata=described)
         exported = sorted(folder.glob("*.safetensors"))
         for path in (folder / "config.yaml", *exported, *sorted(folder.glob("checkpoints/*.ckpt"))):
