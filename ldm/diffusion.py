@@ -33,11 +33,10 @@ class LatentDiffusion(nn.Module):
 
     def untold(self) -> dict[str, dict[str, Any]]:
         """By part, what the shapes of the weights do not tell; exported files carry it in their metadata."""
-        text = self.conditioner.text_encoder
         return {
             "unet": self.unet.config.untold(),
             "autoencoder": self.autoencoder.untold(),
-            "text": {key: getattr(text, key) for key in ("heads", "activation", "skip_last")},
+            "text": self.conditioner.text_encoder.untold(),
             "conditioner": {"pad": self.conditioner.pad},
             "schedule": self.schedule.told(),
         }

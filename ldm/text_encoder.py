@@ -1,6 +1,7 @@
-"""CLIP's text transformer (Radford et al. 2021): pre-norm, causal, learned positions."""
+"""CLIP's text transformer (Radford et al. 2021): pre-norm, causal, learned positions. Or not causal, as BERT's."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class TextLayer(nn.Module):
-    """LayerNorm, causal self-attention, add; LayerNorm, MLP of 4 x width, add."""
+    """LayerNorm, self-attention, add; LayerNorm, MLP of 4 x width, add."""
 
-    def __init__(self, width: int, heads: int, activation: str):
+    def __init__(self, width: int, heads: int, activation: str, causal: bool):
         super().__init__()
-        self.heads, self.activation = heads, ACTIVATIONS[activation]
+        self.heads, self.activation, self.causal = heads, ACTIVATIONS[activation], causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.Linear(width, width)
@@ -30,7 +31,7 @@ class TextLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(x)
         q, k, v = (rearrange(p(h), "b n (h d) -> b h n d", h=self.heads) for p in (self.to_q, self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.to_out(rearrange(out, "b h n d -> b n (h d)"))
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
@@ -41,6 +42,8 @@ class TextEncoder(nn.Module):
     The defaults are the encoder of Stable Diffusion 1.x (CLIP ViT-L/14). `skip_last=1` reads the layer before the
     last, as Stable Diffusion 2.x does; the final norm is applied either way. `projection` carries CLIP's contrastive
     head (text_projection, logit_scale), which is in the files of Stable Diffusion 2.x and which forward does not use.
+    `causal=False` lets a word see those after it, as in latent diffusion before CLIP (Rombach et al. 2022, section 3.3):
+    a small encoder learns "a taco left of a pear" sooner, since the taco's own context can say where it stands.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class TextEncoder(nn.Module):
         activation: str = "quick_gelu",
         skip_last: int = 0,
         projection: bool = False,
+        causal: bool = True,
     ):
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -62,10 +66,10 @@ class TextEncoder(nn.Module):
         if width % heads:
             raise ValueError(f"model.conditioner.text_encoder: width {width} cannot be split into {heads} heads")
         self.width, self.heads, self.activation = width, heads, activation
-        self.context_length, self.skip_last = context_length, skip_last
+        self.context_length, self.skip_last, self.causal = context_length, skip_last, causal
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(context_length, width)
-        self.layers = nn.ModuleList(TextLayer(width, heads, activation) for _ in range(layers))
+        self.layers = nn.ModuleList(TextLayer(width, heads, activation, causal) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
         if projection:
             self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, width))
@@ -84,6 +88,10 @@ class TextEncoder(nn.Module):
         for layer in self.layers[:used]:
             x = layer(x)
         return self.final_norm(x)
+
+    def untold(self) -> dict[str, Any]:
+        """What the shapes of the weights do not tell."""
+        return {key: getattr(self, key) for key in ("heads", "activation", "skip_last", "causal")}
 
     def reads(self, name: str) -> bool:
         """Whether forward reads a tensor: not the contrastive head, nor the layers that `skip_last` leaves out."""

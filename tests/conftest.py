@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
+from cldm.runs.configs import register_resolvers
 from cldm.training import fitting
 from cldm.worlds.scenes import WORDS
 from ldm.autoencoder import AutoencoderKL
@@ -27,6 +28,8 @@ from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+
+register_resolvers()  # as every command does
 
 # torch.compile leads autograd to believe in a GPU, for which its first backward pass would start threads; no process
 # forked from this one could do another (test_train.py)

@@ -225,8 +225,8 @@ def test_an_experiment_composes_resolves_and_is_short(composed, tmp_path, name):
 
 
 def test_the_experiment_comes_last_and_names_the_run(composed):
-    cfg = composed("experiment=scenes_from_scratch")
-    assert cfg.name == "scenes_from_scratch"
+    cfg = composed("experiment=stickers_from_scratch")
+    assert cfg.name == "stickers_from_scratch"
     assert cfg.chain
 
 

@@ -67,7 +67,8 @@ def measure(runs: Path, *overrides: str) -> list[Path]:
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         small = ["items=3", "noise_seeds=[0,1]", "sampler.steps=1", "batch_size=4", f"base={runs}/base.safetensors",
                  f"cache={runs}/cache", "prompts=[none,conflicting]"]  # fmt: skip
-        return evaluate.evaluate(compose("evaluate", overrides=[*small, *overrides]))
+        world = [] if any(one.startswith("protocol=") for one in overrides) else ["protocol=scenes"]
+        return evaluate.evaluate(compose("evaluate", overrides=[*world, *small, *overrides]))
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +389,7 @@ def test_distances_of_sets_do_not_depend_on_how_many_noise_seeds_were_drawn(runs
     """Real images, n times the same: as far from the reference as once, or "real" and methods could not be compared."""
     file = tmp_path / "segmenter.safetensors"
     save_weights(Segmenter(), file, {"stage": "segmenter"})
-    cfg = composed([f"judge={file}", "reference=8", "items=4", "size=64"], "evaluate")
+    cfg = composed(["protocol=scenes", f"judge={file}", "reference=8", "items=4", "size=64"], "evaluate")
     subject = Subject.__new__(Subject)
     subject.cfg, subject.size = cfg, 64
     subject.data = instantiate(cfg.data, _convert_="all")(condition=Unchanged(), size=64, count=4)

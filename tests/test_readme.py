@@ -1,4 +1,4 @@
-"""The README's figures of the shipped base model are those in the file."""
+"""Figures of the shipped base models in the docs are those in the files."""
 
 import json
 import re
@@ -7,9 +7,9 @@ from cldm.runs.checkout import REPOSITORY
 from ldm.weights import read_metadata
 
 
-def test_the_readme_states_the_figures_of_the_shipped_base_model() -> None:
+def test_the_docs_state_the_figures_of_the_scenes_base_model() -> None:
     metrics = json.loads(read_metadata(REPOSITORY / "configs/model/scenes.safetensors")["metrics"])
-    table = (REPOSITORY / "README.md").read_text().split("<!-- base -->")[1].split("<!-- /base -->")[0]
+    table = (REPOSITORY / "docs" / "scenes.md").read_text().split("<!-- base -->")[1].split("<!-- /base -->")[0]
     stated = {name: float(value) for name, value in re.findall(r"\| `(\w+)` \| ([\d.]+) \|", table)}
     assert stated == {name: round(metrics[name], 3) for name in stated}
     assert {"color_recall", "color_precision", "background", "shape", "binding"} <= stated.keys()

@@ -77,7 +77,7 @@ def test_values_of_the_example_that_stay_in_force_are_told(run: Path, tmp_path: 
     draw(run, *few, f"image={picture}")
     told = capsys.readouterr().out
     assert "the hint is the example's" in told
-    assert "the prompt is the example's: a large red star" in told
+    assert "the prompt is the example's: a bear left of" in told
     draw(run, *few, f"photo={picture}", "prompt=mine")
     assert "example's" not in capsys.readouterr().out
 
@@ -110,7 +110,7 @@ def test_the_newest_run_is_taken_and_images_tell_how_they_were_made(run: Path, m
     assert folder.resolve() == run / "samples"
     settings = json.loads(Image.open(folder / "seed_0.png").text["settings"])  # type: ignore[attr-defined]
     assert settings["seed"] == 0
-    assert "red star" in settings["prompt"]
+    assert "strawberry" in settings["prompt"]
     assert (folder / "sheet.png").exists()
 
 
@@ -154,7 +154,7 @@ def test_scale_zero_draws_what_the_base_alone_draws(run: Path, tmp_path: Path) -
     load_weights(base, run / "base.safetensors")
     image = instantiate(cfg.sampler, _convert_="all")(base.eval(), [cfg.prompt], [0], (64, 64))[0]
     expected = np.asarray(to_pil(image)).astype(int)
-    assert np.array_equal(pixels(silent / "seed_0.png"), expected)
+    assert np.abs(pixels(silent / "seed_0.png") - expected).max() <= 1  # in a batch of one kernels may round otherwise
 
 
 def test_a_job_list_is_drawn_into_folders_and_not_drawn_twice(

@@ -1,6 +1,7 @@
 """What a finished run says of itself: figures on held-out items, and a grid of pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,30 @@ def batches(dataset: Any, count: int) -> list[tuple[Batch, Known | None]]:
     return [(dataset.__getitems__(r), known(dataset, r)) for r in ranges]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn of held-out items: pictures (n, 3, h, w) by name, hints in [0, 1], captions."""
+
+    images: dict[str, Tensor]
+    hints: Tensor
+    captions: list[str]
+
+
+Draw = Callable[[Batch], dict[str, Tensor]]
+"""A batch -> pictures by name, on the CPU."""
+
+
+def draw_items(dataset: Any, count: int, draw: Draw, what: str) -> Drawn:
+    """What `draw` makes of the first `count` held-out items, in chunks."""
+    found: list[dict[str, Tensor]] = []
+    hints, captions = [], []
+    for batch, _ in tqdm(batches(dataset, count), desc=f"sampling {what}", unit="batch"):
+        found.append(draw(batch))
+        hints.append(batch["hint"])
+        captions += batch["caption"]
+    return Drawn({name: torch.cat([one[name] for one in found]) for name in found[0]}, torch.cat(hints), captions)
+
+
 @torch.no_grad()
 def control_report(
     diffusion: LatentDiffusion,
@@ -41,32 +66,50 @@ def control_report(
     count: int = 64,
     shown: int = 16,
 ) -> dict[str, dict[str, float]]:
-    """{metric: {"base", "control", "ceiling"}} over `count` held-out items; writes grid.png into `folder`.
+    """Figures over `count` held-out items, {metric: {column: value}}; writes grid.png into `folder`. Columns:
 
-    base: the locked model without control, same prompts and seeds. ceiling: the real image through the autoencoder.
+    base: the locked model without control, same prompts and seeds. control: with it. no prompt: with the hint alone.
+    unseen: the same for what the control stage has never shown, where the world keeps some back. ceiling: the real
+    image through the autoencoder.
     """
-    images: dict[str, list[Tensor]] = {"hint": [], "base": [], "controlled": [], "real": [], "ceiling": []}
-    captions: list[str] = []
-    for batch, _ in tqdm(batches(dataset, count), desc="sampling held-out items", unit="batch"):
-        size, seeds, prompts = tuple(batch["image"].shape[-2:]), batch["id"].tolist(), batch["caption"]
-        device = diffusion.schedule.betas.device
+    device = diffusion.schedule.betas.device
+
+    def controlled(batch: Batch, prompts: Sequence[str]) -> Tensor:
         unit = ControlUnit(control, batch["hint"].to(device))
-        images["hint"].append(batch["hint"])
-        images["base"].append(sampling(diffusion, prompts, seeds, size).cpu())
-        images["controlled"].append(sampling(diffusion, prompts, seeds, size, control=unit).cpu())
-        images["real"].append(batch["image"])
-        images["ceiling"].append(diffusion.decode(diffusion.encode(batch["image"].to(device))).cpu())
-        captions += prompts
-    sheets = {name: torch.cat(parts) for name, parts in images.items()}
-    columns = {name: sheets[name][:shown] for name in ("base", "controlled", "real")}
-    columns = {"hint": 2.0 * sheets["hint"][:shown] - 1.0, **columns}
-    save_atomically(grid(columns, captions[:shown]), folder / "grid.png")
-    truth = known(dataset, range(len(captions)))
-    scores = {
-        name: control_scores(sheets[images_of], sheets["hint"], captions, truth, condition)
-        for name, images_of in (("base", "base"), ("control", "controlled"), ("ceiling", "ceiling"))
-    }
-    return {metric: {name: scores[name][metric] for name in scores} for metric in scores["base"]}
+        return sampling(diffusion, prompts, batch["id"].tolist(), tuple(batch["image"].shape[-2:]), control=unit).cpu()
+
+    def without_prompt(batch: Batch) -> Tensor:
+        return controlled(batch, [""] * len(batch["caption"]))
+
+    def draw(batch: Batch) -> dict[str, Tensor]:
+        real, size = batch["image"], tuple(batch["image"].shape[-2:])
+        return {
+            "base": sampling(diffusion, batch["caption"], batch["id"].tolist(), size).cpu(),
+            "control": controlled(batch, batch["caption"]),
+            "no prompt": without_prompt(batch),
+            "ceiling": diffusion.decode(diffusion.encode(real.to(device))).cpu(),
+            "real": real,
+        }
+
+    drawn = draw_items(dataset, count, draw, "held-out items")
+    pictures = {name: drawn.images[name][:shown] for name in ("base", "control", "no prompt", "real")}
+    sheet = grid({"hint": 2.0 * drawn.hints[:shown] - 1.0, **pictures}, drawn.captions[:shown])
+    save_atomically(sheet, folder / "grid.png")
+    columns = {name: (drawn, dataset, name) for name in ("base", "control", "no prompt", "ceiling")}
+    unseen = dataset.unseen(count) if world_of(dataset) else None
+    if unseen is not None:
+        others = draw_items(unseen, count, lambda batch: {"unseen": without_prompt(batch)}, "unseen items, no prompt")
+        columns["unseen"] = (others, unseen, "unseen")
+    order = [name for name in REPORT_COLUMNS if name in columns]
+    scores = {}
+    for name in order:
+        of, source, picture = columns[name]
+        truth = known(source, range(len(of.captions)))
+        scores[name] = control_scores(of.images[picture], of.hints, of.captions, truth, condition)
+    return {metric: {name: scores[name][metric] for name in order} for metric in scores["base"]}
+
+
+REPORT_COLUMNS = ("base", "control", "no prompt", "unseen", "ceiling")
 
 
 def table(fidelity: dict[str, dict[str, float]], rows: dict[str, str]) -> str:
@@ -80,6 +123,9 @@ def table(fidelity: dict[str, dict[str, float]], rows: dict[str, str]) -> str:
     for metric, title in rows.items():
         values = "".join(f"{fidelity[metric][name]:10.3f}" for name in columns)
         lines.append(f"{title:<{width}}{values}")
+    if "no prompt" in columns:
+        also = "; unseen: the same, of what training never showed" if "unseen" in columns else ""
+        lines.append(f"no prompt: drawn from the hint alone{also}")
     return "\n".join(lines)
 
 

@@ -72,9 +72,13 @@ class Applied:
     def metadata(self) -> dict[str, str]:
         return published(self.path).metadata
 
+    @cached_property
+    def pooled(self) -> bool:
+        return is_pooled(self.path)
+
     def unit(self, net: Branch, hints: Tensor) -> ControlUnit:
         """What is to be added while images of these hints are drawn."""
-        return ControlUnit(net, hints, pool=is_pooled(self.path), **self.settings)
+        return ControlUnit(net, hints, pool=self.pooled, **self.settings)
 
 
 def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Applied]:

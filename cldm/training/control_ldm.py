@@ -132,7 +132,7 @@ class ControlLDM(DiffusionTraining):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.hint_dropout:
-            rng = generator(self.seed, "hints", 0, self.global_step, batch_idx)
+            rng = self.step_generator(batch_idx, "hints", device="cpu")
             kept = self.mine(torch.rand(self.world_size * len(batch["hint"]), generator=rng)) >= self.hint_dropout
             batch = Batch(**{**batch, "hint": batch["hint"] * kept.to(batch["hint"])[:, None, None, None]})
         return super().training_step(batch, batch_idx)
@@ -147,16 +147,18 @@ class ControlLDM(DiffusionTraining):
         return residuals
 
     @torch.no_grad()
-    def hint_use(self, batch: Batch) -> float:
+    def hint_use(self, z0: Tensor, context: Tensor, hints: Tensor) -> float:
         """1 - (loss with each item's own hint) / (loss with another item's), at high noise, where the hint decides
-        what lies where. 0: the hint makes no difference. Noise and timesteps are the same every time."""
-        z0, context = self.diffusion.encode(batch["image"]), self.diffusion.context(batch["caption"])
+        what lies where. 0: the hint makes no difference. Noise and timesteps are the same every time.
+
+        Latents z0 (n, c, h, w), contexts (n, k, d) and hints (n, 3, 8 h, 8 w) of held-out items.
+        """
         steps, count = self.diffusion.schedule.steps, len(z0)
         t = torch.linspace(0.6 * steps, steps - 1, count, device=z0.device).long()
         eps = torch.randn(z0.shape, generator=generator("hint use")).to(z0)
         own, other = (
-            self.diffusion.loss(z0, context, t, eps, self.branch(Batch(**{**batch, "hint": hint}))).mean()
-            for hint in (batch["hint"], batch["hint"].roll(1, 0))
+            self.diffusion.loss(z0, context, t, eps, self.branch(Batch(hint=shown))).mean()
+            for shown in (hints, hints.roll(1, 0))
         )
         return (1 - own / other).item()
 

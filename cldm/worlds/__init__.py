@@ -58,6 +58,9 @@ class World(Protocol):
     name: str
     version: int | str
     """Changes with every change of what is drawn: part of every key of what was drawn."""
+    unseen: str | None
+    """The family of what the control stage's own family (`control`) leaves out, to measure on; None if it leaves out
+    nothing."""
     label_classes: Sequence[int]
     """How many class numbers each of the k label maps has, 0 for the ground included."""
     titles: dict[str, str]

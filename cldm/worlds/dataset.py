@@ -81,6 +81,13 @@ class WorldDataset(Dataset):
         """The caption of an item; always the same for an item."""
         return self.world.caption(self.truths[index], self.seed, self.start + index)
 
+    def unseen(self, count: int) -> "WorldDataset | None":
+        """As many items, numbered alike, of what the world keeps from the control stage; None if it keeps nothing."""
+        if self.world.unseen is None:
+            return None
+        kept = (self.world, count, self.size, self.world.unseen, self.seed, self.start, ("image", "hint"))
+        return WorldDataset(*kept, condition=self.condition)
+
     def _name(self, count: int, family: str, fingerprint: str) -> str:
         drawn = (self.world.version, count, self.size, family, self.seed, self.start, self.keep)
         return f"{self.world.name}-{key(drawn, self.condition, fingerprint)}.pt"

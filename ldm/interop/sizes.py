@@ -184,6 +184,7 @@ def text_sizes(state: State, layout: str, settings: Settings, what: str) -> dict
         "activation": settings.get("activation", "gelu" if openclip else "quick_gelu"),
         "skip_last": settings.get("skip_last", int(projection or (openclip and layers == 24))),
         "projection": projection,
+        "causal": settings.get("causal", True),
     }
 
 

@@ -72,7 +72,7 @@ def _text(part: Part, what: str) -> Understood:
         encoder = TextEncoder(**told)
     table = _TEXT_TABLES[part.layout](encoder)
     state = {**translate(part.state, table, encoder, what), **part.extra}
-    return Understood(encoder, state, {key: told[key] for key in ("heads", "activation", "skip_last")})
+    return Understood(encoder, state, encoder.untold())
 
 
 _TEXT_TABLES = {"openclip": names.openclip_table, "clip": names.clip_table, "own": names.own_table}

@@ -37,6 +37,7 @@ def original_tensors(part: Understood, prefix: bool = True) -> dict[str, Tensor]
         table, start = names.autoencoder_table(module, "original"), "first_stage_model."
     else:
         assert isinstance(module, TextEncoder)
+        _check_causal(module)
         if module.activation == "gelu":  # OpenCLIP's, Stable Diffusion 2.x
             table, start = names.openclip_table(module), "cond_stage_model.model."
         else:
@@ -133,7 +134,16 @@ def _autoencoder_folder(autoencoder: AutoencoderKL, scale: float) -> dict[str, A
     }
 
 
+def _check_causal(encoder: TextEncoder) -> None:
+    if not encoder.causal:
+        raise ValueError(
+            "the text encoder is not causal (model.conditioner.text_encoder.causal=false), every CLIP that other programs "
+            "load is: such a base cannot leave this repository; its ControlNet can, and can be used with other bases"
+        )
+
+
 def _text_folder(encoder: TextEncoder) -> dict[str, Any]:
+    _check_causal(encoder)
     return {
         "architectures": ["CLIPTextModel"],
         "attention_dropout": 0.0,

@@ -78,6 +78,8 @@ class DiffusionTraining(Stage):
         float32, and a tenth more in bf16-mixed.
     timestep_shift: above 1, more of the training at high noise levels, where shapes are decided, see
         `shifted_timesteps`.
+    pure_noise: share of the examples at the last timestep. With zero terminal SNR the words alone say there what lies
+        where; one timestep earlier, the noisy latents tell it too.
     """
 
     def __init__(
@@ -94,11 +96,14 @@ class DiffusionTraining(Stage):
         checkpointing: bool = False,
         channels_last: bool = True,
         timestep_shift: float = 1.0,
+        pure_noise: float = 0.0,
     ):
         super().__init__(optimizer, warmup_steps, cosine, seed)
         if min_snr_gamma is not None and min_snr_gamma <= 0:
             raise ValueError(f"stage.module.min_snr_gamma must be above 0, or null, got {min_snr_gamma}")
-        self.timestep_shift = timestep_shift
+        if not 0 <= pure_noise <= 1:
+            raise ValueError(f"stage.module.pure_noise is a share, 0 to 1, got {pure_noise}")
+        self.timestep_shift, self.pure_noise = timestep_shift, pure_noise
         self.diffusion, self.prompt_dropout, self.min_snr_gamma = diffusion, prompt_dropout, min_snr_gamma
         if channels_last:
             diffusion.unet.to(memory_format=torch.channels_last)
@@ -133,8 +138,9 @@ class DiffusionTraining(Stage):
             noise = self.noise_like(moments[:, : moments.shape[1] // 2], rng)
             return autoencoder.latents(moments, noise)
 
-    def context(self, batch: Batch, rng: torch.Generator) -> Tensor:
+    def context(self, batch: Batch, batch_idx: int) -> Tensor:
         """Contexts of the batch's prompts, some of them dropped; from the cache where the batch has them."""
+        rng = self.step_generator(batch_idx, "prompts", device="cpu")  # words are dropped without asking a GPU
         prompts = self.mine(drop_prompts([*batch["caption"]] * self.world_size, self.prompt_dropout, rng))
         if "context" not in batch:
             return self.diffusion.context(prompts)
@@ -158,13 +164,20 @@ class DiffusionTraining(Stage):
         """The control branch to train with this batch; the base model has none."""
         return None
 
+    def timesteps(self, count: int, rng: torch.Generator) -> Tensor:
+        """Timesteps (count,) to train on."""
+        steps = self.diffusion.schedule.steps
+        t = shifted_timesteps(stratified_timesteps(count, steps, rng), steps, self.timestep_shift)
+        if not self.pure_noise:
+            return t
+        return t.masked_fill(torch.rand(count, generator=rng, device=rng.device) < self.pure_noise, steps - 1)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rng = self.step_generator(batch_idx)
         z0 = self.latents(batch, rng)
-        t = stratified_timesteps(self.world_size * len(z0), self.diffusion.schedule.steps, rng)
-        t = self.mine(shifted_timesteps(t, self.diffusion.schedule.steps, self.timestep_shift))
+        t = self.mine(self.timesteps(self.world_size * len(z0), rng))
         eps = self.noise_like(z0, rng)
-        context = self.context(batch, rng)
+        context = self.context(batch, batch_idx)
         if self.probe is None:
             loss = self.weighted(self.diffusion.loss(z0, context, t, eps, self.branch(batch)), t)
         else:

@@ -168,13 +168,14 @@ class Stage(pl.LightningModule):
         """Processes that train together."""
         return 1 if self._trainer is None else self._trainer.world_size
 
-    def step_generator(self, batch_idx: int) -> torch.Generator:
-        """Randomness of this step; resuming draws the same, logging in between changes nothing.
+    def step_generator(self, batch_idx: int, *names: str, device: torch.device | str | None = None) -> torch.Generator:
+        """Randomness of this step, on the module's device or another, and apart from what has other names; resuming
+        draws the same, logging in between changes nothing.
 
         It is the same on every rank: what is drawn for the global batch is then shared out (`mine`), so that an
         example gets the same noise however many processes there are.
         """
-        return generator(self.seed, 0, self.global_step, batch_idx, device=self.device)
+        return generator(self.seed, *names, 0, self.global_step, batch_idx, device=device or self.device)
 
     def mine(self, rows: Rows) -> Rows:
         """This rank's rows of what was drawn for the global batch."""

@@ -242,13 +242,13 @@ def test_pretrained_weights_that_are_unlocked_train_at_a_rate_of_their_own(stage
 def test_hint_use_is_zero_for_a_silent_branch_and_tells_an_own_hint_from_anothers(stage, random_items):
     module = stage()
     batch = random_items(4).__getitems__(range(4))
-    batch["image"] = torch.rand(batch["hint"].shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    assert module.hint_use(batch) == 0
-    assert module.hint_use(batch) == 0
+    image = torch.rand(batch["hint"].shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    items = module.diffusion.encode(image), module.diffusion.context(batch["caption"]), batch["hint"]
+    assert module.hint_use(*items) == 0
     with torch.no_grad():  # a branch that draws what its hint shows: each item's hint is its own target
         for conv in (*module.control.zero_convs, module.control.zero_conv_middle, module.control.hint_encoder[-1]):
             conv.weight.normal_(generator=torch.Generator().manual_seed(0))
-    assert module.hint_use(batch) == module.hint_use(batch) != 0
+    assert module.hint_use(*items) == module.hint_use(*items) != 0
 
 
 def test_a_locking_that_does_not_exist_is_refused(stage):

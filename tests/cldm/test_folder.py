@@ -263,6 +263,14 @@ def test_what_is_held_out_depends_on_names_alone(photos):
         split(items, 12)
 
 
+def test_pictures_that_are_added_hold_out_nothing_that_was_trained_on_before(photos):
+    items = list_items(photos)
+    for before in range(5, len(items)):
+        trained, _ = split(items[:before], 4)
+        for after in range(before, len(items)):
+            assert not {i.name for i in split(items[: after + 1], 4)[1]} & {i.name for i in trained}
+
+
 # ------------------------------------------------------------------ order
 
 

@@ -1,5 +1,6 @@
 """Randomness as a function of names, and the two draws of diffusion training."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from ldm.random import generator, stable_seed
-from ldm.training.diffusion import drop_prompts, shifted_timesteps, stratified_timesteps
+from ldm.training.diffusion import DiffusionTraining, drop_prompts, shifted_timesteps, stratified_timesteps
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,3 +104,14 @@ def test_shifted_timesteps_are_noisier_and_a_shift_of_one_changes_nothing():
     assert shifted.min() >= 0
     assert shifted.max() == 999
     assert (shifted >= 500).float().mean() == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_pure_noise_is_the_share_of_examples_at_the_last_timestep(make_diffusion):
+    optimizer = functools.partial(torch.optim.AdamW, lr=1e-3)
+    module = DiffusionTraining(make_diffusion(), optimizer, pure_noise=0.25)
+    last = module.timesteps(20_000, generator(0)) == module.diffusion.schedule.steps - 1
+    assert abs(last.sum().item() - 5_000) < 4 * (20_000 * 0.25 * 0.75) ** 0.5 + 20
+    plain = DiffusionTraining(make_diffusion(), optimizer)
+    assert (plain.timesteps(20_000, generator(0)) == 999).sum() <= 20
+    with pytest.raises(ValueError, match="pure_noise is a share"):
+        DiffusionTraining(make_diffusion(), optimizer, pure_noise=2.0)

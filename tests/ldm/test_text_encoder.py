@@ -81,6 +81,16 @@ def test_a_token_does_not_see_those_after_it(tokens):
 
 
 @torch.no_grad()
+def test_without_causality_every_token_sees_all_others(tokens):
+    ours, _ = pair("quick_gelu")
+    open_eyed = TextEncoder(**SIZES, causal=False).eval()
+    open_eyed.load_state_dict(ours.state_dict())
+    changed = tokens.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 97
+    assert ((open_eyed(tokens) - open_eyed(changed)).abs().amax(dim=(0, 2)) > 1e-3).all()
+
+
+@torch.no_grad()
 def test_fewer_tokens_give_the_first_embeddings(tokens):
     ours, _ = pair("quick_gelu")
     torch.testing.assert_close(ours(tokens[:, :7]), ours(tokens)[:, :7])

@@ -56,6 +56,7 @@ class Guard(Callback):
     def __init__(self, checkpoints: str):
         self.path = Path(checkpoints) / "last.ckpt"
         self.stepping = False  # the optimizer is at work: weights may be half old, half new
+        self.losses: list[Tensor] = []  # since the last optimizer step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -77,19 +78,23 @@ class Guard(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        self.losses.append(loss.detach())  # looked at once a step: every look waits for the device
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        losses, self.losses = torch.stack(self.losses), []
         # every process has looked at examples of its own; one that ended alone would leave the others waiting
-        if anywhere(trainer, ~loss.detach().isfinite()):
+        if anywhere(trainer, ~losses.isfinite().all()):
             values = [getattr(p, "to_local", lambda p=p: p)().isfinite().all() for p in trainable(pl_module).values()]
             good = not anywhere(trainer, ~torch.stack(values).all())
             kept = f"its state is in {self.path}" if good else f"so are weights; {self.path} holds the last state saved"
             raise NotFinite(
-                f"the loss is {loss.item()} at step {trainer.global_step + 1}; {kept}. Lower optimizer.lr, lengthen "
-                "stage.module.warmup_steps, or use trainer.precision=bf16-mixed instead of 16-mixed, then go on with "
-                "resume=<run folder>",
+                f"the loss is {losses.sum().item()} at step {trainer.global_step + 1}; {kept}. Lower optimizer.lr, "
+                "lengthen stage.module.warmup_steps, or use trainer.precision=bf16-mixed instead of 16-mixed, then go "
+                "on with resume=<run folder>",
                 good,
             )
-
-    def on_before_optimizer_step(self, *_: Any) -> None:
         self.stepping = True
 
     def on_train_batch_end(self, *_: Any) -> None:

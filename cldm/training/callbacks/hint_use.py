@@ -5,11 +5,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from cldm.branches.controlnet import ControlNet
 from cldm.training.callbacks.pace import log_figures
-from ldm.batch import Batch
 from ldm.sharding import is_sharded
 
 
@@ -25,7 +24,7 @@ class HintUse(Callback):
         self.every, self.count = every, count
         self.history: dict[str, list[float]] = {"step": [], "hint_use": []}
         self.last_step = -1
-        self.items: Batch | None = None
+        self.items: tuple[Tensor, Tensor, Tensor] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not hasattr(pl_module, "hint_use") or not trainer.is_global_zero or is_sharded(pl_module):
@@ -33,7 +32,9 @@ class HintUse(Callback):
         validation = trainer.datamodule.validation  # type: ignore[attr-defined]
         items = trainer.strategy.batch_to_device(validation.__getitems__(range(min(self.count, len(validation)))))
         if len(items["caption"]) > 1:  # else there is no other item's hint
-            self.items = items
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                diffusion: Any = pl_module.diffusion  # its latents and contexts never change: encoded once
+                self.items = diffusion.encode(items["image"]), diffusion.context(items["caption"]), items["hint"]
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
         self.last_step = trainer.global_step
@@ -49,7 +50,7 @@ class HintUse(Callback):
         if self.items is None:
             return
         with trainer.precision_plugin.forward_context():
-            use = module.hint_use(self.items)
+            use = module.hint_use(*self.items)
         self.history["step"].append(trainer.global_step)
         self.history["hint_use"].append(use)
         log_figures(trainer, module, {"hint_use": use, **zero_conv_norms(module.control)})

@@ -18,6 +18,7 @@ class Scenes:
 
     name = "scenes"
     version = 1
+    unseen = "held_out"
     label_classes = (1 + len(KINDS), 1 + len(COLORS))
     titles = {  # noqa: RUF012  (a constant)
         "shape_iou": "shape IoU",

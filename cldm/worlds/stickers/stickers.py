@@ -56,6 +56,7 @@ class Stickers:
     """Artwork of animals and food, composed on coloured grounds: an outline tells what a thing is."""
 
     name = "stickers"
+    unseen = "unseen"
     label_classes = (CLASSES, 1 + len(GROUNDS))
     titles = {  # noqa: RUF012  (a constant)
         "concept": "concept right",
