@@ -43,7 +43,7 @@ def test_every_group_is_covered_here():
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml"))}
     known = {"model", "condition", "data", "control", "sampler", "trainer", "logger", "stage", "experiment"}
     known |= {"sampling"}  # what the samplers share
-    known |= {"sweep", "launcher"}  # tests/test_sweeps.py
+    known |= {"sweep", "launcher", "resources"}  # tests/test_sweeps.py
     known |= {"table"}  # tests/cldm/test_tables.py
     known |= {"protocol"}  # tests/test_evaluate.py
     assert groups <= known, f"no test builds the configs of {groups - known}"
