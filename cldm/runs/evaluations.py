@@ -33,9 +33,8 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """What tells it from others of its run: the name of its folder there, else protocol and hash."""
-        run = Path(self.results["checkpoint"]).parent
-        if self.folder.resolve().parent == (run / "evaluation").resolve():
+        """What tells it from others of its run, wherever that lies: its folder's name there, else protocol and hash."""
+        if self.folder.resolve().parent.name == "evaluation":
             return self.folder.name
         return f"{self.results['protocol']['name']}-{self.results['protocol_hash']}"
 
