@@ -13,7 +13,7 @@ from cldm.runs.evaluations import KEYS, Evaluation
 from cldm.runs.listing import RunFolder
 from cldm.tables.statistics import bootstrap_intervals, mean_and_std, t_interval
 
-LOWER = ("error", "rmse", "absrel", "angle", "fid", "kid", "loss", "hint_color")
+LOWER = ("error", "rmse", "absrel", "angle", "fid", "kid", "loss", "hint_color", "distance")
 """Parts of the names of scores of which less is better."""
 
 SHOWN = 8  # scores of a table

@@ -11,7 +11,7 @@ CURVES = ("watch/edge_f1_1px", "watch/hint_error", "watch/shape_iou", "watch/con
 """The curves of a report whose specification names none, where the runs have them."""
 
 SCORES = ("edge_f1_1px", "hint_error", "hint_miou", "hint_rmse", "hint_angle", "hint_color", "shape_iou", "shape",
-          "color_binding", "concept", "binding", "segmenter_miou", "clip_caption", "fid", "fid_scenes",
+          "color_binding", "concept", "color_distance", "segmenter_miou", "clip_caption", "fid", "fid_scenes",
           "fid_stickers")  # fmt: skip
 """The scores of a table whose specification names none, where the evaluations have them; at most 8."""
 
