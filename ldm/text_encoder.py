@@ -42,8 +42,8 @@ class TextEncoder(nn.Module):
     The defaults are the encoder of Stable Diffusion 1.x (CLIP ViT-L/14). `skip_last=1` reads the layer before the
     last, as Stable Diffusion 2.x does; the final norm is applied either way. `projection` carries CLIP's contrastive
     head (text_projection, logit_scale), which is in the files of Stable Diffusion 2.x and which forward does not use.
-    `causal=False` lets a word see those after it, as in latent diffusion before CLIP (Rombach et al. 2022, section 3.3):
-    a small encoder learns "a taco left of a pear" sooner, since the taco's own context can say where it stands.
+    `causal=False` lets a word see those after it, as in latent diffusion before CLIP (Rombach et al. 2022, section
+    3.3): a small encoder learns "a taco left of a pear" sooner, since the taco's own context can say where it stands.
     """
 
     def __init__(

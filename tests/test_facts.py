@@ -292,7 +292,7 @@ def test_too_few_examples_for_a_batch_are_refused_in_one_sentence(composed, smal
         train.train(cfg)
 
 
-@pytest.mark.parametrize(("size", "says"), [("[64,96]", "pictures of scenes are square"), ("[64]", "whole number or"),
+@pytest.mark.parametrize(("size", "says"), [("[64,96]", "pictures of stickers are square"), ("[64]", "whole number or"),
                                             ("[64,100]", "multiples of 8")])  # fmt: skip
 def test_a_size_that_cannot_be_is_refused_in_one_sentence(composed, small, tmp_path, size, says):
     with pytest.raises(Refused, match=says):

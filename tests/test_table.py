@@ -23,14 +23,14 @@ rows:
   ControlNet: {}
   with colours: {more: [{train: [condition=color_grid], scale: 0.5}]}
 evaluations:
-  scenes: [protocol=scenes, items=3, "noise_seeds=[0]", "prompts=[none,perfect]", sampler.steps=1,
+  seen: [protocol=stickers, items=3, "noise_seeds=[0]", "prompts=[none,perfect]", sampler.steps=1,
     base=base.safetensors, cache=cache/evaluation]
 columns:
-  - {title: edge F1, from: scenes, metric: edge_f1_1px, setting: none, better: higher}
-  - {title: shape IoU, from: scenes, metric: shape_iou, setting: perfect, better: higher}
-  - {title: colours, from: scenes, metric: color_grid_hint_color, setting: none, better: lower}
+  - {title: edge F1, from: seen, metric: edge_f1_1px, setting: none, better: higher}
+  - {title: concept, from: seen, metric: concept, setting: perfect, better: higher}
+  - {title: colours, from: seen, metric: color_grid_hint_color, setting: none, better: lower}
   - {title: seconds, from: run, metric: train_seconds, better: lower, digits: 1}
-figure: {evaluation: scenes, items: [0], settings: [none, perfect]}
+figure: {evaluation: seen, items: [0], settings: [none, perfect]}
 """
 
 
@@ -86,6 +86,12 @@ def test_a_table_and_its_figures_from_nothing_by_one_command_each(composed, fill
     assert "0 runs to train" in again
     assert "0 evaluations to make" in again
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+
+    command("table", "mine.yaml", "--allow", "commits", "--publish", "published")
+    assert not [*(tmp_path / "published").rglob("*.safetensors")]
+    command("table", "mine.yaml", "published", "--allow", "commits", "--out", "rebuilt")
+    made, again = (tmp_path / folder / "table.md" for folder in ("runs/tables/mine", "rebuilt"))
+    assert made.read_text().split("Command: ")[0] == again.read_text().split("Command: ")[0]
 
     command("figure", "mine.yaml")
     assert Image.open(out / "figure.png").width > 3 * 64

@@ -522,12 +522,11 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     assert results["train_seconds"] >= round(checkpoint(folder)["seconds"], 1) > 0
     assert results["setup_seconds"] > 0
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", results["commit"])
-    shown = {"edge_f1_1px", "edge_f1_2px", "shape_iou", "shape", "color_binding", "background"}
+    shown = {"edge_f1_1px", "edge_f1_2px", "concept", "category", "color_distance", "ground"}
     assert shown <= results["fidelity"].keys()
-    degrees_and_pixels = {"normal_angle": 180, "keypoint_error_px": 200, "depth_absrel": 100}
     for name, scores in results["fidelity"].items():
-        assert scores.keys() == {"base", "control", "ceiling"}
-        largest = degrees_and_pixels.get(name, 1)
+        assert [*scores] == ["base", "control", "no prompt", "unseen", "ceiling"]
+        largest = 300 if name == "color_distance" else 1
         assert all(value is None or 0 <= value <= largest for value in scores.values()), name
 
     begun, ended = attempts(folder)
@@ -550,7 +549,7 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
         rows = [*csv.DictReader(file)]
     assert any(row.get("watch/edge_f1_1px") for row in rows)
 
-    for told in ("edge F1, 1 px", "shape correct", "base", "control", "ceiling", f"run folder: {folder}"):
+    for told in ("edge F1, 1 px", "concept right", "base", "control", "no prompt", "unseen", "ceiling", f"run folder: {folder}"):
         assert told in done.stdout
     assert "Traceback" not in done.stderr
 

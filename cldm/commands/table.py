@@ -34,6 +34,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="run N jobs at a time (default: 1)")
     parser.add_argument("--allow", nargs="+", default=[], choices=("missing", "commits", "protocols"), metavar="WHAT",
                         help="make the table in spite of: missing runs, mixed commits, mixed protocols")  # fmt: skip
+    parser.add_argument("--publish", type=Path, metavar="FOLDER",
+                        help="also copy the results that the table was made of, without weights, for git")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the files (default: RUNS/tables/TABLE)")
 
 
@@ -57,6 +59,10 @@ def run(args: argparse.Namespace) -> None:
         evaluate_missing(found, spec, args, out)
         found = records(spec, {(record.row.title, record.seed): record.runs for record in found})
     write(spec, found, args, out)
+    if args.publish:
+        from cldm.tables.publishing import publish
+
+        print(f"{publish(found, args.runs, args.publish)} runs in {args.publish}")
 
 
 def spec_file(name: str) -> Path:

@@ -12,6 +12,9 @@ import numpy as np
 from cldm.tables.spec import RUN, Column, Row, Spec, evaluation_folder
 from ldm.files import content
 
+WEIGHTS = "weights.json"
+"""In a run folder that was published without its weights: their contents, by file name."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -55,13 +58,11 @@ class Record:
     @cached_property
     def _base(self) -> str | None:
         """The content of the base that the row's own run was trained on, or has trained; None if it does not say."""
-        own = self.run / "base.safetensors"
-        return content(own) if own.is_file() else (_json(self.run / "inputs.json") or {}).get("base")
+        return _content(self.run, "base.safetensors") or (_json(self.run / "inputs.json") or {}).get("base")
 
     @cached_property
     def _weights(self) -> list[str | None]:
-        files = [run / "control.safetensors" for run in self.runs]
-        return [content(file) if file.is_file() else None for file in files]
+        return [_content(run, "control.safetensors") for run in self.runs]
 
     def value(self, column: Column) -> float | None:
         """The score of a column; None if it was not measured, or does not exist (a model that never converged)."""
@@ -81,6 +82,11 @@ class Record:
             chosen = rows["setting"] == column.setting
             keys = zip(rows["item"][chosen].tolist(), rows["noise"][chosen].tolist(), strict=True)
             return dict(zip(keys, rows[column.metric][chosen].tolist(), strict=True))
+
+
+def _content(run: Path, name: str) -> str | None:
+    """The content of a file of weights, which a published run names; None if there is neither."""
+    return content(run / name) if (run / name).is_file() else (_json(run / WEIGHTS) or {}).get(name)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -137,8 +137,8 @@ def _autoencoder_folder(autoencoder: AutoencoderKL, scale: float) -> dict[str, A
 def _check_causal(encoder: TextEncoder) -> None:
     if not encoder.causal:
         raise ValueError(
-            "the text encoder is not causal (model.conditioner.text_encoder.causal=false), every CLIP that other programs "
-            "load is: such a base cannot leave this repository; its ControlNet can, and can be used with other bases"
+            "the text encoder is not causal (model.conditioner.text_encoder.causal=false), and every CLIP that other "
+            "programs load is: this base cannot be written for them; its ControlNet can"
         )
 
 

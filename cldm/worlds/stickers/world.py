@@ -69,20 +69,22 @@ class Composition:
 
 @dataclass(frozen=True)
 class Family:
-    """A set of compositions: the concepts that may appear; how far they turn, in degrees, and whether some are
-    mirrored."""
+    """A set of compositions: the concepts that may appear; how far they turn, in degrees, whether some are mirrored;
+    the shares of one, two and three stickers."""
 
     name: str
     concepts: tuple[str, ...]
     max_angle: float = MAX_ANGLE
     mirrors: bool = True
+    shares: tuple[float, ...] = COUNT_SHARES
 
 
 BASE = Family("base", tuple(CONCEPTS))
 CONTROL = Family("control", tuple(name for name in CONCEPTS if name not in UNSEEN))
 HELD_OUT = Family("unseen", tuple(name for name in CONCEPTS if name in UNSEEN))
 CALM = Family("calm", tuple(CONCEPTS), 0.0, False)  # each drawing upright, as its artist made it
-FAMILIES: dict[str, Family] = {family.name: family for family in (BASE, CONTROL, HELD_OUT, CALM)}
+PAIRS = Family("pairs", tuple(CONCEPTS), 0.0, False, (0.0, 1.0, 0.0))  # to learn sides from
+FAMILIES: dict[str, Family] = {family.name: family for family in (BASE, CONTROL, HELD_OUT, CALM, PAIRS)}
 
 
 def get_family(name: str) -> Family:
@@ -95,7 +97,7 @@ def get_family(name: str) -> Family:
 def compose(seed: int, index: int, family: Family = BASE) -> Composition:
     """Composition number `index` of the family under `seed`; the same arguments always give the same one."""
     rng = np.random.default_rng([VERSION, seed, index, *family.name.encode()])
-    count = 1 + int(rng.choice(len(COUNT_SHARES), p=COUNT_SHARES))
+    count = 1 + int(rng.choice(len(family.shares), p=family.shares))
     concepts = rng.choice(family.concepts, count, replace=False)
     low, high = SIZES[count - 1]
     sizes = rng.uniform(low, high, count)
