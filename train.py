@@ -27,7 +27,7 @@ def typed() -> list[str]:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Build, fit, report in the run's folder; returns what results.json holds. A finished run is not done again."""
-    from cldm.runs.tracking import wandb_run  # torch and Lightning, which --help and refusals need not wait for
+    from cldm.runs.loggers.wandb import wandb_run  # torch and Lightning, which --help and refusals need not wait for
     from cldm.runs.trained import base_of
     from cldm.training.fitting import fit
 
@@ -103,6 +103,8 @@ def main(cfg: DictConfig) -> None:
     except (Exception, SystemExit) as error:
         if type(error).__name__ == "SIGTERMException":  # Lightning's, which may not have been loaded
             raise SystemExit(143) from None  # 128 + SIGTERM: neither a success nor a crash; the checkpoint is saved
+        if type(error).__name__ == "Preempted":  # queued again by the launcher, which wants to see the process end
+            raise
         if in_sweep():
             note_failure(cfg, error)
         elif isinstance(error, Refused) and "HYDRA_FULL_ERROR" not in os.environ:

@@ -43,7 +43,7 @@ def test_every_group_is_covered_here():
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml"))}
     known = {"model", "condition", "data", "control", "sampler", "trainer", "logger", "stage", "experiment"}
     known |= {"sampling"}  # what the samplers share
-    known |= {"sweep", "launcher"}  # tests/test_sweeps.py
+    known |= {"sweep", "launcher", "resources"}  # tests/test_sweeps.py
     known |= {"table"}  # tests/cldm/test_tables.py
     known |= {"protocol"}  # tests/test_evaluate.py
     assert groups <= known, f"no test builds the configs of {groups - known}"
@@ -190,7 +190,10 @@ def test_a_trainer_builds_with_its_callbacks(composed, tmp_path, name):
 def test_loggers_build_and_metrics_csv_is_always_among_them(composed, tmp_path, monkeypatch, name):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    loggers = build(composed("model=tiny", f"logger={name}", f"run_dir={tmp_path}").logger)
+    if name in ("trackio", "mlflow"):
+        pytest.importorskip(name, reason=f"needs {name}: pip install -e '.[{name}]'")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    loggers = build(composed("model=tiny", f"logger={name}", f"run_dir={tmp_path}", f"runs={tmp_path}").logger)
     assert all(isinstance(logger, pl.loggers.Logger) for logger in loggers.values())
     assert isinstance(loggers["csv"], pl.loggers.CSVLogger)
 

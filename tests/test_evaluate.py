@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import wandb
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
@@ -16,6 +18,7 @@ from cldm.conditions.plain import Unchanged
 from cldm.data.listing import ITEMS
 from cldm.evaluation import measuring as evaluate
 from cldm.evaluation import subject as subject_module
+from cldm.evaluation.fidelity import edge_scores
 from cldm.evaluation.protocol import Shot
 from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.seen import training_images
@@ -23,11 +26,15 @@ from cldm.evaluation.subject import Subject
 from cldm.pictures import save_atomically
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import composed
+from cldm.runs.evaluations import Evaluation
+from cldm.runs.loggers import evaluation as logging_of_evaluations
+from cldm.runs.loggers.evaluation import log_evaluation
 from cldm.runs.trained import recorded_values, training_config
 from cldm.sampling.jobs import load_image
 from cldm.worlds.scenes.segmenter import Segmenter
 from ldm.files import content
 from ldm.weights import read_metadata, save_weights
+from tests import wandb_records
 
 CONFIGS = str(REPOSITORY / "configs")
 
@@ -71,6 +78,88 @@ def both(runs: Path) -> list[Path]:
 
 def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
+
+
+def tracked(runs: Path, folder: Path) -> Path:
+    """A copy of run a, as a run that was logged to W&B leaves it."""
+    shutil.copytree(runs / "a", folder)
+    (folder / "wandb_id").write_text("0123456789ab")
+    logger = {
+        "wandb": {"_target_": "elsewhere", "save_dir": "elsewhere", "project": "p", "group": "g", "log_model": True}
+    }
+    (folder / "config.yaml").write_text(json.dumps({"logger": logger, "stage": {"name": "control"}}))
+    return folder
+
+
+def test_an_evaluation_is_added_to_the_wandb_run_of_its_checkpoint(
+    runs: Path, both: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (folder,) = measure(runs, f"checkpoint={tracked(runs, tmp_path / 'a')}")
+    (file,) = (tmp_path / "a" / "wandb").glob("offline-run-*/*.wandb")
+    records = wandb_records.finished_records(file)
+    (told,) = (record.run for record in records if record.HasField("run"))
+    assert (told.run_id, told.project, told.run_group) == ("0123456789ab", "p", "g")
+    told = wandb_records.config(records)["eval/scenes"]
+    assert told["protocol_hash"] == results(folder)["protocol_hash"]
+    assert told["protocol"]["noise_seeds"] == [0, 1]
+    assert told["checkpoint_sha256"] == content(tmp_path / "a" / "control.safetensors")
+    (row,) = wandb_records.history(records)
+    assert row["eval/scenes/conflicting/edge_f1_1px"] == results(folder)["metrics"]["conflicting"]["edge_f1_1px"]
+    assert row["eval/scenes/ceiling/edge_f1_1px"] == results(folder)["ceiling"]["edge_f1_1px"]
+    (path,) = file.parent.glob("files/media/table/eval/scenes/samples_*.table.json")
+    table = json.loads(path.read_text())
+    assert len(table["data"]) == 3 * 2 * 2
+    first = dict(zip(table["columns"], table["data"][0], strict=True))
+    with np.load(folder / "per_sample.npz") as scores:
+        assert first["edge_f1_1px"] == scores["edge_f1_1px"][0]
+    assert (first["item"], first["setting"], first["prompt"]) == (0, "none", "")
+    assert [first[name] for name in ("hint", "image", "real", "hint_of_image")] == ["Image"] * 4
+
+
+class Tracked:
+    """What a W&B run online is asked to do."""
+
+    offline, id = False, "0123456789ab"
+
+    def __init__(self) -> None:
+        self.config, self.used, self.rows = {}, [], []
+
+    def use_artifact(self, name: str) -> None:
+        self.used.append(name)
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+
+    def log(self, row: dict) -> None:
+        self.rows.append(row)
+
+
+def test_online_an_evaluation_says_which_weights_it_used_and_a_lost_network_costs_no_figure(
+    runs: Path, both: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, online = tracked(runs, tmp_path / "a"), Tracked()
+    monkeypatch.setattr(logging_of_evaluations, "continued", lambda *_: nullcontext(online))
+    log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))
+    assert online.used == ["control-0123456789ab:latest"]
+    assert online.config["eval/scenes"]["checkpoint_sha256"] == content(run / "control.safetensors")
+    assert online.rows[0]["eval/scenes/none/edge_f1_1px"] >= 0
+
+    def nobody(*_: object) -> None:
+        raise wandb.errors.CommError("no route to host")
+
+    monkeypatch.setattr(logging_of_evaluations, "continued", nobody)
+    log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))
+    assert "was not added to the W&B run" in capsys.readouterr().out
+
+
+def test_what_a_sample_was_drawn_from_lies_beside_it(both: list[Path]) -> None:
+    (*_, last) = Evaluation(both[0]).samples()
+    assert (last["item"], last["setting"], last["noise"]) == (2, "conflicting", 1)
+    assert last["prompt"] != last["caption"]
+    found, hint = (np.asarray(Image.open(last[name])) > 127 for name in ("hint_of_image", "hint"))
+    scores = edge_scores(torch.from_numpy(found.any(-1))[None], torch.from_numpy(hint.any(-1))[None], 1)
+    assert last["scores"]["edge_f1_1px"] == pytest.approx(scores.f1.item(), abs=1e-6)
+    assert last["real"].is_file()
 
 
 def test_results_say_what_was_measured_on_what_and_how(runs: Path, both: list[Path]) -> None:

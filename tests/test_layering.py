@@ -26,6 +26,7 @@ FLOORS = [
     {"cldm.runs"},
     {"cldm.sampling"},
     {"cldm.evaluation"},
+    {"cldm.reports"},
     {"cldm.training"},
     {"cldm.commands"},
     {"cldm.__main__"},

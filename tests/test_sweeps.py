@@ -1,10 +1,13 @@
 """Promises of sweeps: a failed job stops no other, the same command again runs what is missing and nothing else."""
 
+import csv
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 import train
+from cldm.commands.batch import of_run, of_sweep
+from cldm.commands.cli import main
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import attempts
+from ldm.files import read_lines
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs" / "experiment").glob("*.yaml"))
 LAUNCHERS = sorted(path.stem for path in (REPOSITORY / "configs" / "launcher").glob("*.yaml"))
+RESOURCES = sorted(path.stem for path in (REPOSITORY / "configs" / "resources").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in (REPOSITORY / "configs" / "sweep").glob("*.yaml"))
 
 
@@ -148,6 +155,31 @@ def test_slurm_is_asked_for_time_a_warning_and_requeueing(small, tmp_path):
     assert not {*wanted} - asked
     assert not (tmp_path / "runs" / "cache").exists()  # nothing has run here
 
+    chosen = ["launcher=slurm", "steps=1", "seed=0,1", "hydra.launcher.partition=gpu"]
+    told = {line.removeprefix("#SBATCH --") for line in of_sweep([*small, *chosen]).splitlines()}
+    where = ("error=", "output=", "job-name=", "#", "srun", "export")
+    assert {line for line in asked if not line.startswith(where)} == {
+        line for line in told if not line.startswith(where)
+    }
+
+
+def test_the_file_of_a_run_asks_for_what_resources_say(capsys):
+    assert of_run([]) == (REPOSITORY / "cluster" / "train.sbatch").read_text()
+    script = of_run(["resources=node", "trainer=ddp", "resources.nodes=2", "condition=depth"])
+    wanted = ["nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=8", "mem=480G", "time=24:00:00"]
+    assert not {f"#SBATCH --{line}" for line in wanted} - {*script.splitlines()}
+    assert 'set -- +resources=node trainer=ddp resources.nodes=2 condition=depth "$@"' in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert main(["batch", "trainer=ddp", "steps=3"]) == 0
+    assert 'set -- +resources=gpu trainer=ddp steps=3 "$@"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", RESOURCES)
+def test_the_trainer_takes_what_the_cluster_gives(name):
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=[f"+resources={name}", "trainer=ddp", "resources.nodes=3", "model=tiny"])
+    assert (cfg.trainer.devices, cfg.trainer.num_nodes) == (cfg.resources.tasks, 3)
+
 
 @pytest.mark.slow
 def test_a_job_of_the_example_script_is_queued_again_and_goes_on(small, tmp_path):
@@ -181,6 +213,34 @@ def test_a_job_of_the_example_script_is_queued_again_and_goes_on(small, tmp_path
     assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"
     assert [line["resumed"] for line in attempts(tmp_path / "run") if line["event"] == "start"] == [False, True]
     assert (tmp_path / "run" / "DONE.json").exists()
+
+
+@pytest.mark.slow
+def test_a_preempted_job_of_a_launcher_is_saved_queued_again_and_goes_on(small, tmp_path):
+    pytest.importorskip("submitit")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    arguments = [*small, "launcher=submitit_local", "steps=60", "stage.report_items=0", "threads=1", "run_dir=run",
+                 "trainer.callbacks.watch.every=10"]  # fmt: skip
+    sweep = subprocess.Popen([sys.executable, str(REPOSITORY / "train.py"), *arguments], cwd=tmp_path, env=environment,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    run = tmp_path / "run"
+    while len(read_lines(run / "previews" / "manifest.jsonl")) < 2:  # it has looked at step 10
+        assert sweep.poll() is None, sweep.communicate()[0]
+        time.sleep(0.1)
+    os.kill(attempts(run)[0]["pid"], signal.SIGUSR2)  # as the cluster does before it takes the node back
+    told, _ = sweep.communicate(timeout=600)
+    assert sweep.returncode == 0, told
+    events = attempts(run)
+    assert [line["event"] for line in events] == ["start", "stopped", "start", "done"]
+    assert events[1]["reason"].startswith("Preempted: ")
+    assert [line["resumed"] for line in events if line["event"] == "start"] == [False, True]
+    steps = sorted({int(row["step"]) for path in run.glob("metrics*.csv") for row in csv.DictReader(path.open())
+                    if row["train/loss"]})  # fmt: skip
+    assert steps == [*range(9, 60, 10)]  # none is missing, and the second attempt began where the first had ended
+    first, second = ({int(r["step"]) for r in csv.DictReader((run / name).open()) if r["train/loss"]}
+                     for name in ("metrics.1.csv", "metrics.csv"))  # fmt: skip
+    assert first.isdisjoint(second)
+    assert not (run / "FAILED.json").exists()
 
 
 def test_a_run_is_reproduced_beside_the_old_one(small, tmp_path):

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -40,6 +39,8 @@ from ldm.files import content
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import fingerprint, read_metadata, save_weights
+from tests import wandb_records
+from tests.wandb_records import exit_code, finished_records
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTANT_RATE = "stage.module.cosine=false"  # a cosine of four steps is another one than that of two steps
@@ -414,7 +415,8 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked something"))
-    options = [*small, "logger=wandb", "steps=2", "trainer.log_every_n_steps=1", "group=mine", "tags=[a,b]"]
+    options = [*small, "logger=wandb", "steps=2", "trainer.log_every_n_steps=1", "group=mine", "tags=[a,b]",
+               "logger.wandb.log_model=true"]  # fmt: skip
     train.train(composed(*options, f"run_dir={tmp_path / 'run'}"))
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert offline.name.endswith((tmp_path / "run" / "wandb_id").read_text())
@@ -423,35 +425,44 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     records = finished_records(next(offline.glob("*.wandb")))
     (told,) = (record.run for record in records if record.HasField("run"))
     assert (told.run_group, told.job_type, [*told.tags]) == ("mine", "control", ["a", "b"])
-    config = {
-        item.key: json.loads(item.value_json)
-        for record in records
-        for item in [*record.run.config.update, *record.config.update]
-    }
+    config, history = wandb_records.config(records), wandb_records.history(records)
     assert config["steps"] == 2
     assert config["effective_batch"] == 2
     assert config["parts"]["unet"]["trainable"] == 0 < config["parts"]["control"]["trainable"]
     assert [config["parts"][part]["mode"] for part in ("unet", "control")] == ["eval", "train"]
-    history = [
-        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records
-        if record.HasField("history")
-    ]
     steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
     assert steps == sorted(set(steps))
     assert len(steps) == 2
     assert any("val/loss_0-250" in row for row in history)
     assert exit_code(records) == 0
-    shown = [(row["preview.captions"], row["preview.filenames"]) for row in history if "preview.captions" in row]
+    shown = [row for row in history if "val/000/sample.filenames" in row]
     manifest = (tmp_path / "run" / "previews" / "manifest.jsonl").read_text().splitlines()
-    for (captions, names), line in zip(shown, map(json.loads, manifest), strict=True):
-        wanted = [f"step {line['step']}: {caption} ({', '.join(line['columns'])})" for caption in line["captions"]]
-        assert captions == wanted
-        assert len(names) == len(captions)
-        for name in names:
+    assert len([name for name in shown[0] if name.endswith(".filenames")]) == 2 * 2  # the hints, once, and the samples
+    assert len([name for name in shown[-1] if name.endswith(".filenames")]) == 2
+    for row, line in zip(shown, map(json.loads, manifest), strict=True):
+        for i, caption in enumerate(line["captions"]):
+            assert row[f"val/{i:03}/sample.captions"] == [f"step {line['step']}: {caption}"]
+            (name,) = row[f"val/{i:03}/sample.filenames"]
             pixels = np.asarray(Image.open(offline / "files" / name))
-            assert pixels.shape == (64, 4 * 64, 3)
+            assert pixels.shape == (64, 64, 3)
             assert pixels.std() > 0
+    for row in history:
+        if {"train/loss", "watch/edge_f1_1px", "hint_use"} & row.keys():
+            done = row["trainer/global_step"] + ("train/loss" in row)  # Lightning counts a loss to the step before it
+            assert row["samples_seen"] == 2 * done
+            assert row["train_seconds"] >= 0
+    paces = [row["pace/seconds_per_step"] * row["pace/samples_per_second"] for row in history if "train/loss" in row]
+    assert paces == pytest.approx([2, 2])  # samples of a step
+    losses = [row["train/loss"] for row in history if "train/loss" in row]
+    summed = wandb_records.summary(next(offline.glob("*.wandb")))
+    assert summed["train/loss"] == pytest.approx({"min": min(losses), "max": max(losses), "last": losses[-1]})
+    assert {"min", "max", "last"} <= summed["watch/edge_f1_1px"].keys()
+
+    (weights,) = (record.artifact for record in records if record.HasField("artifact"))
+    assert (weights.name, weights.type) == (f"control-{told.run_id}", "model")
+    assert {"config.yaml", "control.safetensors", "checkpoints/last.ckpt"} <= {
+        entry.path for entry in weights.manifest.contents
+    }
 
     with power_cut(DiffusionTraining, step=1), pytest.raises(RuntimeError, match="power cut"):
         train.train(composed(*options, f"run_dir={tmp_path / 'other'}"))  # the next job of the same process
@@ -473,45 +484,6 @@ def test_tensorboard_gets_figures_and_pictures(composed, small, tmp_path):
     assert [event.step for event in events.Images("preview")] == [0, 2]
     assert [event.step for event in events.Images("convergence")] == [2]
     assert (tmp_path / "metrics.csv").exists()
-
-
-def finished_records(path: Path) -> list[Any]:
-    """All records of a run that has ended; on a busy machine W&B's own process writes the last ones a little later."""
-    for _ in range(300):
-        records = [*wandb_records(path)]
-        if any(record.HasField("exit") for record in records):
-            return records
-        time.sleep(0.1)
-    raise AssertionError(f"{path} does not say how the run ended")
-
-
-def exit_code(records: list[Any]) -> int:
-    (code,) = (record.exit.exit_code for record in records if record.HasField("exit"))
-    return code
-
-
-def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of an offline run: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, parts = path.read_bytes(), 7, b""
-    while position < len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        if position + 7 > len(data):
-            return
-        _, length, kind = struct.unpack_from("<IHB", data, position)  # kind: 1 whole, 2 first, 3 middle, 4 last
-        if (not length and not kind) or position + 7 + length > len(data):  # not written yet
-            return
-        chunk = data[position + 7 : position + 7 + length]
-        position += 7 + length
-        parts = chunk if kind in (1, 2) else parts + chunk
-        if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            yield record
 
 
 # ------------------------------------------------------------------ the command

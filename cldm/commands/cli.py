@@ -13,11 +13,13 @@ from cldm.runs.checkout import commit
 
 COMMANDS = {
     "annotate": "Make the hints of one picture, a folder or a JSON-lines list: source/, target/, prompt.json.",
+    "batch": "Print the sbatch file of a run or a sweep; nothing is submitted.",
     "cache": "Encode a data set's images and captions once, so that training never runs the VAE or the text encoder.",
     "convert": "Convert a checkpoint: original layout <-> diffusers folder, whole or in parts.",
     "figure": "Draw the samples of a table's runs side by side, or those of one run over its steps.",
     "inspect": "Say what a file or folder of weights is: layout, parts, sizes, family, metadata, problems.",
     "judge": "Train the small network that judges pictures of stickers (concept, category, fid_stickers).",
+    "report": "Write one HTML page that compares runs: what differs, curves, pictures, figures, samples.",
     "runs": "List run folders: state, figures, and what differs between them.",
     "segmenter": "Train the small segmenter that judges pictures of scenes (seg_miou, fid_scenes of evaluate.py).",
     "table": "Fill a table of configs/table from run folders; make the runs and evaluations that are missing.",

@@ -117,6 +117,12 @@ class DataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.began = Position(**state_dict)
 
+    def samples_seen(self) -> int:
+        """Samples that all processes have trained on together, over all attempts at the run."""
+        trainer = self.trainer
+        assert trainer is not None
+        return self._batches() * self.batch_size * trainer.world_size
+
     def _batches(self) -> int:
         """Batches that each process has trained on, as this attempt counts them."""
         trainer, began = self.trainer, self.began

@@ -13,6 +13,7 @@ from cldm.data.decoding import read_photo
 from cldm.data.hints import image_tensor
 from cldm.evaluation.protocol import Shot
 from cldm.pictures import save_atomically, to_pil
+from cldm.runs.evaluations import SAMPLES
 from ldm.files import write_json
 
 KEY = "key.json"
@@ -29,7 +30,7 @@ def claim(folder: Path, key: Mapping[str, Any], overwrite: bool) -> None:
                              "overwrite=true to lose it")  # fmt: skip
         for image in folder.glob("images/*/*.png"):
             image.unlink()
-        for name in ("results.json", "per_sample.npz"):
+        for name in ("results.json", "per_sample.npz", SAMPLES):
             (folder / name).unlink(missing_ok=True)
     write_json(path, dict(key))
 

@@ -12,11 +12,14 @@ from omegaconf import DictConfig
 from cldm.evaluation.gallery import claim, draw_missing, read_images
 from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
+from cldm.evaluation.samples import write_samples
 from cldm.evaluation.scores import as_files, means
 from cldm.evaluation.subject import UNIT, Subject, branches_of
 from cldm.runs.checkout import code, commit
 from cldm.runs.configs import expand_home, mistakes_refused
+from cldm.runs.evaluations import Evaluation
 from cldm.runs.folder import Refused, overrides_of
+from cldm.runs.loggers.evaluation import log_evaluation
 from cldm.runs.trained import FILE, device_and_precision
 from ldm.files import locked, whole, write_json
 
@@ -58,7 +61,8 @@ def _make_reference(subject: Subject, folder: Path, key: dict[str, Any], batch_s
 
 
 def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
-    """Draw, measure, write results.json and per_sample.npz into `folder`; returns the results."""
+    """Draw, measure, write results.json, per_sample.npz and samples.jsonl into `folder`, and add them to the W&B run of
+    the checkpoint where it has one; returns the results."""
     batch_size = subject.cfg.batch_size or (8 if subject.device == "cpu" else 16)
     first, more = subject.first, subject.branches[1:]
     claim(folder, subject.key, subject.cfg.overwrite)
@@ -80,15 +84,20 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
         "overrides": overrides_of(first.path.parent),
         "protocol": subject.protocol,
         "protocol_hash": subject.key["protocol"],
+        "steps": int(first.metadata["steps"]) if "steps" in first.metadata else None,
         "n": subject.cfg["items"] * len(subject.cfg.noise_seeds),
         "metrics": subject.summary(drawn, rows, subject.shots),
         **bounds,
     }
     with whole(folder / "per_sample.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **rows)  # type: ignore[arg-type]
+    target, real = subject.target(subject.shots), subject.items["image"]
+    write_samples(folder, drawn, subject.shots, target, real, first.condition)
     write_json(folder / "results.json", results)
+    log_evaluation(first.path.parent, Evaluation(folder))
     if not subject.cfg.keep_images:
-        shutil.rmtree(images)
+        for pictures in (images, folder / "items", folder / "hints"):
+            shutil.rmtree(pictures, ignore_errors=True)
     return json.loads((folder / "results.json").read_text())
 
 

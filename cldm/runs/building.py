@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 
 from cldm.runs.checkout import REPOSITORY
 
-OURS = ("cldm.branches", "cldm.conditions", "cldm.data", "cldm.evaluation", "cldm.runs.tracking", "cldm.sampling",
-        "cldm.training", "cldm.worlds", "ldm.autoencoder", "ldm.conditioner", "ldm.diffusion", "ldm.interop",
-        "ldm.losses", "ldm.samplers", "ldm.schedule", "ldm.text_encoder", "ldm.training", "ldm.unet")  # fmt: skip
+OURS = ("cldm.branches", "cldm.conditions", "cldm.data", "cldm.evaluation", "cldm.runs.loggers", "cldm.runs.tracking",
+        "cldm.sampling", "cldm.training", "cldm.worlds", "ldm.autoencoder", "ldm.conditioner", "ldm.diffusion",
+        "ldm.interop", "ldm.losses", "ldm.samplers", "ldm.schedule", "ldm.text_encoder", "ldm.training",
+        "ldm.unet")  # fmt: skip
 """Rooms whose classes and functions build things."""
 
 OTHERS = ("torch.optim", "torchao.optim", "torchao.prototype.low_bit_optim", "bitsandbytes.optim",

@@ -29,7 +29,7 @@ from ldm.files import FILES, InUse, append_line, content, locked, read_lines, re
 VOLATILE = (
     "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
     "threads", "data.cache", "data.workers", "trainer.default_root_dir", "trainer.callbacks.progress",
-    "trainer.log_every_n_steps", "trainer.plugins",
+    "trainer.callbacks.pace", "trainer.callbacks.requeue", "trainer.log_every_n_steps", "trainer.plugins", "resources",
 )  # fmt: skip
 """Keys that do not change what a run computes; the seed is a folder of its own."""
 
@@ -57,7 +57,7 @@ def stable(cfg: DictConfig, **replaced: Any) -> dict[str, Any]:
     folder = plain.get("run_dir") or ""
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
     # other values are written in terms of these; a folder that is still to be named leaves a gap
-    used = {key: plain.get(key) for key in ("seed", "threads", "group", "tags", "resume")}
+    used = {key: plain.get(key) for key in ("seed", "threads", "group", "tags", "resume", "resources")}
     root = OmegaConf.create(_without_gaps({**kept, **used, "runs": "", "run_dir": "", **replaced}))
     resolved: Any = OmegaConf.to_container(root, resolve=True)
     for key in VOLATILE:

@@ -1,17 +1,13 @@
-"""Loggers and the identity of a run. The run folder is the record; loggers are copies of it."""
+"""What loggers are told of a run. The run folder is the record; loggers are copies of it."""
 
-import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from netrc import NetrcParseError, netrc
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,45 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cldm.branches.controlnet import Branch
 from cldm.data.decoding import read_photo
 from cldm.pictures import to_pil
+from cldm.runs.loggers.wandb import RunLogger
 from ldm.diffusion import LatentDiffusion
-from ldm.files import write_text
-
-
-def has_wandb_key() -> bool:
-    """Whether W&B could log in without asking: a key in the environment or in ~/.netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, NetrcParseError):
-        return False
-
-
-def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
-    """W&B, offline unless a key is set (WANDB_MODE, if set, decides): never a prompt. options: see WandbLogger.
-
-    The run's id is kept in the run folder, so that a resumed run goes on as the same W&B run.
-    """
-    mode = os.environ.get("WANDB_MODE")
-    offline = mode != "online" if mode else not has_wandb_key()
-    os.environ.setdefault("WANDB_SILENT", "true")
-    id_file = Path(save_dir) / "wandb_id"
-    run_id = id_file.read_text().strip() if id_file.exists() else os.urandom(6).hex()
-    write_text(id_file, run_id)
-    return WandbLogger(save_dir=save_dir, id=run_id, resume="allow", offline=offline, **options)
-
-
-@contextmanager
-def wandb_run() -> Iterator[None]:
-    """Ends the W&B run that starts within the context, as failed if it does: the next job of a sweep gets its own."""
-    failed = 1
-    try:
-        yield
-        failed = 0
-    finally:
-        wandb = sys.modules.get("wandb")  # loaded only by its logger
-        if wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=failed)
 
 
 def csv_logger(save_dir: str) -> CSVLogger:
@@ -115,6 +74,10 @@ def control_cost(diffusion: LatentDiffusion, control: Branch, size: tuple[int, i
     }
 
 
+LOOK = 20
+"""Pictures that a logger gets at one look, at most: more are a strip that nobody can search."""
+
+
 def describe_run(loggers: Iterable[Logger], facts: dict[str, Any]) -> None:
     """Hand what a run is to the loggers that can filter and compare by it; the run folder has it in config.yaml."""
     for logger in loggers:
@@ -122,31 +85,48 @@ def describe_run(loggers: Iterable[Logger], facts: dict[str, Any]) -> None:
             logger.log_hyperparams(facts)
 
 
-def log_grid(
-    logger: Logger, name: str, sheet: Image.Image, columns: Mapping[str, Tensor], captions: Sequence[str], step: int
-) -> None:
-    """Hand a grid to a logger that takes pictures: to W&B row by row under their captions, to TensorBoard as a sheet.
+def fixed_items(columns: Mapping[str, Tensor], first: bool) -> dict[str, Tensor]:
+    """Pictures (3, h, w) of a look by the keys that a panel lays out: val/000/sample, and at the first look what the
+    sample was made from, val/000/hint (of an autoencoder val/000/image).
 
-    columns: images (n, 3, h, w) in [-1, 1] by name, of which `sheet` is the picture.
+    columns: images (n, 3, h, w) by name, see Stage.pictures.
     """
-    if isinstance(logger, WandbLogger):
-        rows = [torch.cat([images[i] for images in columns.values()], dim=2) for i in range(len(captions))]
-        told = [f"step {step}: {caption} ({', '.join(columns)})" for caption in captions]
-        logger.log_image(name, [to_pil(row) for row in rows], step=step, caption=told)
-    else:
-        log_picture(logger, name, sheet, step)
+    made = next(name for name in ("controlled", "sample", "reconstruction") if name in columns)
+    given = [name for name in ("hint", "image") if name in columns][:1]
+    names = {made: "sample"} | ({name: name for name in given} if first else {})
+    count = min(len(columns[made]), LOOK // (1 + len(given)))
+    return {f"val/{i:03}/{key}": columns[name][i] for i in range(count) for name, key in names.items()}
 
 
-def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
-    """Hand a picture to a logger that takes pictures; the run folder holds it as a file either way."""
-    if isinstance(logger, WandbLogger):
-        logger.log_image(name, [picture], step=step, caption=[f"step {step}"])
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+def log_look(
+    logger: Logger, sheet: Image.Image, columns: Mapping[str, Tensor], captions: Sequence[str], step: int, first: bool
+) -> None:
+    """Hand the pictures of a look to a logger that takes pictures: one key for each item, or a sheet to TensorBoard.
+
+    columns: images (n, 3, h, w) in [-1, 1] by name, of which `sheet` is the picture. first: see `fixed_items`.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        log_pictures(logger, {"preview": (sheet, "")}, step)
+        return
+    items = fixed_items(columns, first)
+    told = {name: captions[int(name.split("/")[1])] for name in items}
+    log_pictures(logger, {name: (to_pil(image), told[name]) for name, image in items.items()}, step)
+
+
+def log_pictures(logger: Logger, pictures: Mapping[str, tuple[Image.Image, str]], step: int) -> None:
+    """Hand pictures, by name with a caption, to a logger that takes pictures; the run folder holds them as files."""
+    if isinstance(logger, TensorBoardLogger):
+        for name, (picture, _) in pictures.items():
+            logger.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+    elif hasattr(logger, "log_pictures"):
+        logger.log_pictures(
+            {name: (p, f"step {step}: {told}".rstrip(": ")) for name, (p, told) in pictures.items()}, step
+        )
 
 
 def log_outcome(loggers: Iterable[Logger], folder: Path, results: Mapping[str, Any]) -> None:
-    """Hand what results.json and the pictures of a finished run say to the loggers: result/*, convergence, grid."""
+    """Hand what results.json and the pictures of a finished run say to the loggers: result/*, convergence, grid; and
+    its weights to those that were asked to keep them."""
     step, numbers = results["steps"], {"convergence_step": results.get("convergence_step")}
     for metric, value in results["fidelity"].items():
         numbers[metric] = value["control"] if isinstance(value, dict) else value
@@ -154,6 +134,9 @@ def log_outcome(loggers: Iterable[Logger], folder: Path, results: Mapping[str, A
         if isinstance(logger, CSVLogger):
             continue
         logger.log_metrics({f"result/{name}": value for name, value in numbers.items() if value is not None}, step)
-        for name in ("convergence", "grid"):
-            if (path := folder / f"{name}.png").exists():
-                log_picture(logger, name, Image.fromarray(read_photo(path)), step)
+        paths = {name: folder / f"{name}.png" for name in ("convergence", "grid")}
+        shown = {name: (Image.fromarray(read_photo(path)), "") for name, path in paths.items() if path.exists()}
+        log_pictures(logger, shown, step)
+        if isinstance(logger, RunLogger):
+            logger.log_weights(folder, results)
+        logger.finalize("success")

@@ -1,6 +1,5 @@
 """Figures of the paper's kind: samples of many runs side by side, and the samples of one run over its steps."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cldm.data.decoding import read_photo
 from cldm.pictures import GAP, INK, PAPER, TEXT_SIZE
 from cldm.tables.convergence import convergence_step
+from ldm.files import read_lines
 
 LINE = TEXT_SIZE + 4
 
@@ -45,18 +45,30 @@ def history(run: Path) -> dict[int, dict[str, Any]]:
     path = run / "previews" / "manifest.jsonl"
     if not path.is_file():
         raise ValueError(f"{run} is no run folder with previews: there is no {path}")
-    found = {line["step"]: line for line in map(json.loads, path.read_text().splitlines())}
+    found = {line["step"]: line for line in read_lines(path)}
     return dict(sorted(found.items()))
 
 
-def preview(run: Path, line: dict[str, Any], item: int, name: str, size: int) -> Image.Image:
-    """One picture of a preview that cldm.pictures.grid drew of square images, two pairs side by side."""
-    page, rows = Image.fromarray(read_photo(run / "previews" / line["file"])), -(-len(line["ids"]) // 2)
-    if not 0 <= item < rows:
-        raise ValueError(f"items of this run's strip are 0 to {rows - 1}, got {item}")
-    header = TEXT_SIZE + 6
-    x, y = GAP + line["columns"].index(name) * (size + GAP), header + item * ((page.height - header) // rows)
-    return page.crop((x, y, x + size, y + size))
+MADE = ("controlled", "sample", "reconstruction")
+"""What a look calls the picture that the model made, the first that it has."""
+
+
+def preview(run: Path, line: dict[str, Any], item: int, name: str, size: int | Sequence[int]) -> Image.Image:
+    """One picture of a preview, see `cut`."""
+    return cut(Image.fromarray(read_photo(run / "previews" / line["file"])), line, item, name, size)
+
+
+def cut(page: Image.Image, line: dict[str, Any], item: int, name: str, size: int | Sequence[int]) -> Image.Image:
+    """One picture of size (h, w), or one number for both, from a page that cldm.pictures.grid drew, two pairs side by
+    side; ValueError for an item that is not on it."""
+    (height, width), count = (size, size) if isinstance(size, int) else size, len(line["ids"])
+    if not 0 <= item < count:
+        raise ValueError(f"items of this run's previews are 0 to {count - 1}, got {item}")
+    rows, header, columns = -(-count // 2), TEXT_SIZE + 6, line["columns"]
+    pair, row = divmod(item, rows)
+    left = GAP + pair * (len(columns) * (width + GAP) + 2 * GAP)
+    x, y = left + columns.index(name) * (width + GAP), header + row * ((page.height - header) // rows)
+    return page.crop((x, y, x + width, y + height))
 
 
 def convergence_strip(run: Path, items: Sequence[int], size: int, metric: str, steps: int = 8) -> Image.Image:

@@ -1,6 +1,7 @@
 """Spread and intervals of scores. The unit is the training run: its images say nothing of other runs."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -36,6 +37,27 @@ def bootstrap_interval(
              for done in range(0, resamples, 1000)]  # fmt: skip
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def bootstrap_intervals(
+    values: np.ndarray, confidence: float = CONFIDENCE, resamples: int = 1999, seed: int = 0
+) -> np.ndarray:
+    """Percentile bootstrap of the mean of each column of values (n, k), all resampled by the same rows: (2, k).
+
+    nan is left out; (nan, nan) for columns with fewer than two values.
+    """
+    known = np.isfinite(values)
+    draws = _draws(len(values), resamples, seed) if len(values) else np.zeros((resamples, 0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (draws @ np.where(known, values, 0.0)) / (draws @ known)
+    found = np.nanquantile(np.where(known.sum(0) > 1, means, 0.0), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return np.where(known.sum(0) > 1, found, np.nan)
+
+
+@cache
+def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each of n rows is drawn in each resample: (resamples, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).astype(float)
 
 
 def means_by(groups: np.ndarray, values: np.ndarray) -> np.ndarray:

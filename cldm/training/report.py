@@ -1,6 +1,5 @@
 """What a finished run says of itself: figures on held-out items, pictures, a table."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 
 from cldm.evaluation.report import autoencoder_report, base_report, control_report, control_rows, table
 from cldm.pictures import Panel, plot
+from cldm.runs import metrics
 from cldm.tables.convergence import Moment, moment
 from ldm.weights import read_metadata
 
@@ -77,18 +77,8 @@ def convergence_plot(folder: Path, history: History, hint_use: History, found: M
     watched = curves(history)
     shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "concept", "hint_error")
     fidelity = {name: watched[name] for name in shown if name in watched} | curves(hint_use)
-    losses: Curves = {"training": logged(folder, "train/loss")}
+    trained = metrics.curves(folder, ["train/loss"]).get("train/loss")
+    losses: Curves = {"training": (trained.steps, trained.values)} if trained else {}
     losses |= {f"held out, t {name[5:]}": curve for name, curve in watched.items() if name.startswith("loss_")}
     panels = [Panel("fidelity to the hint, held-out items", fidelity), Panel("denoising loss", losses, log=True)]
     plot(folder / "convergence.png", panels, (found.step, str(found)) if found and found.step is not None else None)
-
-
-def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a column of metrics.csv; where an attempt did steps again, the last one counts."""
-    earlier = sorted(folder.glob("metrics.*.csv"), key=lambda path: int(path.suffixes[0][1:]))
-    found: dict[int, float] = {}
-    for path in (path for path in [*earlier, folder / "metrics.csv"] if path.exists()):
-        with open(path) as file:
-            found |= {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
-    steps = sorted(found)
-    return steps, [found[step] for step in steps]

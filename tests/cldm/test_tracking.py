@@ -9,7 +9,8 @@ import pytest
 from cldm.runs import checkout
 from cldm.runs.checkout import REPOSITORY as ROOT
 from cldm.runs.checkout import commit, commit_of
-from cldm.runs.tracking import csv_logger, has_wandb_key, wandb_logger
+from cldm.runs.loggers.wandb import has_wandb_key, wandb_logger
+from cldm.runs.tracking import csv_logger
 
 
 @pytest.fixture

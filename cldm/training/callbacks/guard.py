@@ -34,9 +34,14 @@ class NotFinite(FloatingPointError):
         self.weights_are_good = weights_are_good
 
 
-def _anywhere(trainer: pl.Trainer, happened: Tensor) -> bool:
+def anywhere(trainer: pl.Trainer, happened: Tensor) -> bool:
     """Whether it has happened in any of the processes, which all ask."""
     return bool(trainer.strategy.reduce(happened.float(), reduce_op="sum"))
+
+
+def ask_to_end(*_: Any) -> None:
+    """Ask this process to save its state and end, as SIGTERM does."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Guard(Callback):
@@ -59,7 +64,7 @@ class Guard(Callback):
         for name in ("SIGUSR1", "SIGUSR2"):
             number = getattr(signal, name, None)  # not on Windows
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+                signal.signal(number, ask_to_end)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._interrupted)
 
@@ -80,9 +85,9 @@ class Guard(Callback):
     ) -> None:
         losses, self.losses = torch.stack(self.losses), []
         # every process has looked at examples of its own; one that ended alone would leave the others waiting
-        if _anywhere(trainer, ~losses.isfinite().all()):
+        if anywhere(trainer, ~losses.isfinite().all()):
             values = [getattr(p, "to_local", lambda p=p: p)().isfinite().all() for p in trainable(pl_module).values()]
-            good = not _anywhere(trainer, ~torch.stack(values).all())
+            good = not anywhere(trainer, ~torch.stack(values).all())
             kept = f"its state is in {self.path}" if good else f"so are weights; {self.path} holds the last state saved"
             raise NotFinite(
                 f"the loss is {losses.sum().item()} at step {trainer.global_step + 1}; {kept}. Lower optimizer.lr, "

@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from cldm.branches.controlnet import ControlNet
+from cldm.training.callbacks.pace import log_figures
 from ldm.sharding import is_sharded
 
 
@@ -52,8 +53,7 @@ class HintUse(Callback):
             use = module.hint_use(*self.items)
         self.history["step"].append(trainer.global_step)
         self.history["hint_use"].append(use)
-        for logger in trainer.loggers:
-            logger.log_metrics({"hint_use": use, **zero_conv_norms(module.control)}, trainer.global_step)
+        log_figures(trainer, module, {"hint_use": use, **zero_conv_norms(module.control)})
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

@@ -11,8 +11,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from cldm.pictures import grid, save_atomically
-from cldm.runs.tracking import log_grid
+from cldm.runs.tracking import log_look
 from cldm.training.callbacks.average import averaged
+from cldm.training.callbacks.pace import log_figures
 from cldm.worlds import known
 from ldm.files import append_line
 from ldm.sharding import is_sharded, unsharded
@@ -48,6 +49,7 @@ class Watch(Callback):
         self.every, self.count, self.shown = every, count, shown
         self.history: dict[str, list[float]] = {"step": []}
         self.last_step = -1
+        self.looked = False  # in this attempt: what never changes is handed to loggers once
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
@@ -87,11 +89,12 @@ class Watch(Callback):
                           "out", stacklevel=2)  # fmt: skip
         elif trainer.is_global_zero:
             found = self.metrics(pictures, batch, truth, data.condition)
-            self._record(trainer, pictures, batch, found, losses)
+            self._record(trainer, module, pictures, batch, found, losses)
 
     def _record(
         self,
         trainer: pl.Trainer,
+        module: Any,
         pictures: dict[str, Tensor],
         batch: Any,
         found: dict[str, float],
@@ -104,8 +107,7 @@ class Watch(Callback):
         for name, value in {**found, **losses}.items():
             self.history.setdefault(name, []).append(value)
         watched = {f"watch/{name}": value for name, value in found.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics({**watched, **{f"val/{name}": value for name, value in losses.items()}}, step)
+        log_figures(trainer, module, {**watched, **{f"val/{name}": value for name, value in losses.items()}})
         folder = Path(trainer.default_root_dir) / "previews"
         captions, ids = batch["caption"][: self.shown], batch["id"][: self.shown].tolist()
         columns = {name: images[: self.shown] for name, images in pictures.items()}
@@ -114,7 +116,8 @@ class Watch(Callback):
         line = {"file": f"step_{step:07d}.png", "step": step, "columns": [*columns], "ids": ids, "captions": captions}
         append_line(folder / "manifest.jsonl", {**line, **found, **losses})
         for logger in trainer.loggers:
-            log_grid(logger, "preview", sheet, columns, captions, step)
+            log_look(logger, sheet, columns, captions, step, not self.looked)
+        self.looked = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

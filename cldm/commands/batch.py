@@ -1,0 +1,86 @@
+"""python -m cldm batch: the sbatch file of a run, or of a sweep, without submitting anything."""
+
+import argparse
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from cldm.runs.checkout import REPOSITORY
+
+EXAMPLES = """\
+  python -m cldm batch trainer=gpu condition=depth steps=20000                the file of one run, to read
+  python -m cldm batch trainer=gpu condition=depth steps=20000 | sbatch       ... to submit
+  python -m cldm batch resources=node trainer=ddp resources.nodes=2 steps=20000 | sbatch --array=0-2     seeds 0, 1, 2
+  python -m cldm batch sweep=locking trainer=gpu launcher=slurm               what train.py with these would submit
+What a job asks the cluster for: resources=gpu, node or cpu (configs/resources), and single values of it."""
+
+SCRIPT = REPOSITORY / "cluster" / "train.sbatch"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of train.py")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the file."""
+    is_sweep = "launcher=slurm" in args.overrides
+    print(of_sweep(args.overrides) if is_sweep else of_run(args.overrides), end="")
+
+
+def of_run(overrides: Sequence[str]) -> str:
+    """cluster/train.sbatch for these overrides, with what `resources` asks for."""
+    chosen = [item for item in overrides if item.startswith("resources=")]
+    others = [item for item in overrides if item not in chosen]
+    appended = [f"+{item}" for item in chosen or ["resources=gpu"]]
+    cfg: Any = _composed([*appended, *others])
+    wanted = cfg.resources
+    asked = {
+        "nodes": wanted.nodes,
+        "ntasks-per-node": wanted.tasks,
+        "gpus-per-node": wanted.gpus,
+        "cpus-per-task": wanted.cpus,
+        "mem": f"{wanted.memory}G",
+        "time": f"{wanted.minutes // 60:02}:{wanted.minutes % 60:02}:00",
+    }
+    text = SCRIPT.read_text()
+    for name, value in asked.items():
+        text = re.sub(rf"^#SBATCH --{name}=.*$", f"#SBATCH --{name}={value}", text, flags=re.MULTILINE)
+    typed = shlex.join([*appended, *others]) if overrides else ""
+    return text.replace("\nsrun ", f'\nset -- {typed} "$@"\nsrun ', 1) if typed else text
+
+
+def of_sweep(overrides: Sequence[str]) -> str:
+    """What submitit would hand to sbatch for `python train.py OVERRIDES`."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    try:
+        from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+    except ImportError as error:
+        raise ValueError(f"launcher=slurm needs submitit (pip install -e '.[submitit]'): {error}") from None
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    cfg: Any = _composed([item for item, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()])
+    launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+    own = ("_target_", "submitit_folder", "max_num_timeout")
+    names: Any = SlurmExecutor._equivalence_dict()  # submitit has no public way to print the file
+    asked = {names.get(key, key): value for key, value in launcher.items() if key not in own and value is not None}
+    asked["mem"] = f"{asked['mem']}GB"
+    swept = [*overrides, *(f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items())]
+    jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)[0]
+    return _make_sbatch_string("COMMAND", cfg.hydra.sweep.dir + "/.submitit/JOB", map_count=len(jobs), **asked)
+
+
+def _composed(overrides: Sequence[str]) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    from cldm.runs.configs import home_typed, register_resolvers
+
+    register_resolvers()
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg

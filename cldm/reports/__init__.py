@@ -1,0 +1,1 @@
+"""One page that compares runs, from run folders alone: what differs, curves, pictures, figures, samples."""

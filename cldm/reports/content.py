@@ -1,0 +1,85 @@
+"""All that a page says, as plain data."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cldm.reports.bands import moments, panel, read_curves
+from cldm.reports.figures import by_protocol, samples, table
+from cldm.reports.groups import Group, found_below, grouped, settings
+from cldm.reports.pictures import Album, grid, pictured
+from cldm.reports.spec import CURVES, ReportSpec
+from cldm.reports.words import words
+from cldm.runs.checkout import commit
+from cldm.runs.listing import RunFolder, differing
+
+
+def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
+    """What a page says of the runs in these folders."""
+    runs = found_below(places)
+    groups = ordered(grouped(runs), spec)
+    logged = read_curves([run for group in groups for run in group.runs], spec.curves or CURVES)
+    names = [name for name in spec.curves or CURVES if any(name in own for own in logged.values())]
+    shown, album = pictured(groups, spec.lines), Album()
+    measured, trouble = by_protocol(groups)
+    tables = [table(label, chosen, spec.scores, 0) for (label, _), chosen in measured.items()]
+    lists = [
+        samples(label, chosen, shown, [score["name"] for score in made["scores"]], spec.samples, album)
+        for ((label, _), chosen), made in zip(measured.items(), tables, strict=True)
+    ]
+    worlds = {str(chosen[0].evaluation.results["protocol"].get("world")) for chosen in measured.values()}
+    return {
+        "title": spec.title,
+        "question": spec.question,
+        "lines": spec.lines,
+        "made": {"when": time.strftime("%Y-%m-%d %H:%M"), "command": " ".join(["python -m cldm", *sys.argv[1:]]),
+                 "commit": commit()},
+        "groups": [described(group) for group in groups],
+        "settings": settings(groups),
+        "trouble": [*(told for run in runs if (told := complaint(run))), *trouble],
+        "curves": [panel(name, groups, logged) for name in names],
+        "moments": moments(groups, logged),
+        "grid": grid(shown, spec.items, spec.looks, album),
+        "tables": tables,
+        "samples": [one for one in lists if one],
+        "words": words([*names, *(score["name"] for made in tables for score in made["scores"])], worlds),
+        "pictures": album.pictures,
+    }  # fmt: skip
+
+
+def ordered(groups: Sequence[Group], spec: ReportSpec) -> list[Group]:
+    """The reference first, then by what differs, numbers by size; ValueError if `reference` is in no group's name."""
+    if not groups:
+        raise ValueError(
+            "none of these run folders has a configuration that can be read; `python -m cldm runs` says why"
+        )
+    keys = differing([group.runs[0] for group in groups])
+    groups = sorted(groups, key=lambda group: [_order(group.runs[0].telling.get(key)) for key in keys])
+    first = next((group for group in groups if spec.reference in group.name), None)
+    if first is None:
+        names = "; ".join(group.name for group in groups)
+        raise ValueError(f"reference={spec.reference!r} is in the name of no group; there are: {names}")
+    return [first, *(group for group in groups if group is not first)]
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+
+def described(group: Group) -> dict[str, Any]:
+    """Name, seeds, folders, states and commits of a group."""
+    return {
+        "name": group.name,
+        "seeds": [run.config.get("seed") for run in group.runs],
+        "runs": [str(run.folder) for run in group.runs],
+        "states": [run.state for run in group.runs],
+        "steps": [run.figures.get("steps") for run in group.runs],
+        "commits": [*dict.fromkeys(run.commit[:12] + ("+changes" if "+" in run.commit else "") for run in group.runs)],
+    }
+
+
+def complaint(run: RunFolder) -> dict[str, str] | None:
+    """Why a run tells less than others; None where it is finished."""
+    return None if run.state == "done" else {"run": str(run.folder), "reason": run.state}

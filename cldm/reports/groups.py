@@ -1,0 +1,86 @@
+"""Runs of one configuration, whatever their seed, are a group: a line of each plot, a row of each table."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cldm.runs.listing import RunFolder, differing, read, run_folders
+
+LONGEST = 60  # characters of a group's name
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone."""
+
+    name: str
+    runs: tuple[RunFolder, ...]
+
+    @property
+    def key(self) -> str:
+        """Of its configuration."""
+        return digest(self.runs[0])
+
+
+def digest(run: RunFolder) -> str:
+    """16 hex digits of a run's configuration without its seed."""
+    text = json.dumps(run.telling, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def found_below(places: Sequence[Path]) -> list[RunFolder]:
+    """Every run folder in these folders, once; ValueError where one is no folder or holds no run."""
+    found: dict[Path, RunFolder] = {}
+    for place in places:
+        if not place.is_dir():
+            raise ValueError(f"{place} is no folder; a report takes run folders, or folders that hold them")
+        below = run_folders(place)
+        if not below:
+            raise ValueError(f"{place} holds no run folder (no config.yaml, no attempts.jsonl)")
+        found |= {path.resolve(): read(path) for path in below if path.resolve() not in found}
+    return [*found.values()]
+
+
+def grouped(runs: Sequence[RunFolder]) -> list[Group]:
+    """Groups of the runs that have a configuration, each under a name of its own that says what is different in it."""
+    members: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        if run.config:
+            members.setdefault(digest(run), []).append(run)
+    names = _names([own[0] for own in members.values()])
+    return [Group(name, tuple(own)) for name, own in zip(names, members.values(), strict=True)]
+
+
+def _names(runs: Sequence[RunFolder]) -> list[str]:
+    """What was typed for these runs and not for all of them; where that is not enough, the values that differ."""
+    shared = set.intersection(*({*run.overrides} for run in runs)) if runs else set()
+    typed = [[item for item in run.overrides if item not in shared] for run in runs]
+    names = [_short(items) for items in typed]
+    if len(runs) == 1:
+        return [str(runs[0].config.get("name") or runs[0].folder.name)]
+    if len({*names}) < len(names):
+        keys = differing(runs)
+        names = [_short([f"{key}={run.telling.get(key)}" for key in keys]) for run in runs]
+    plain = [name or "default" for name in names]
+    return [name if plain.count(name) == 1 else f"{name} ({digest(run)[:6]})"
+            for name, run in zip(plain, runs, strict=True)]  # fmt: skip
+
+
+def _short(items: Sequence[str]) -> str:
+    """Overrides without the first names of their keys, in one line."""
+    pairs = [item.lstrip("+~").partition("=") for item in items]
+    text = ", ".join(f"{key.split('.')[-1]}={value}" for key, _, value in pairs)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """What differs: for each key of the configuration in which groups differ its value in each of them."""
+    keys = differing([group.runs[0] for group in groups])
+    return [{"key": key, "values": [_told(group.runs[0].telling.get(key)) for group in groups]} for key in keys]
+
+
+def _told(value: Any) -> str:
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

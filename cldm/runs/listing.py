@@ -1,0 +1,127 @@
+"""Run folders read back side by side: their states, figures and settings. Nothing that lies in them is an error."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cldm.runs.folder import ATTEMPTS, VOLATILE
+from ldm.files import InUse, locked, read_lines
+
+DERIVED = ("name", "trainer.max_steps", "trainer.callbacks.export.metadata")
+"""Keys of a configuration that only repeat what others say."""
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the quick one, where it was built
+
+
+@dataclass(frozen=True, eq=False)
+class RunFolder:
+    """What a run folder says: its state with the reason, its flat configuration, and its figures."""
+
+    folder: Path
+    state: str
+    config: dict[str, Any]
+    figures: dict[str, Any]
+
+    def value(self, column: str) -> Any:
+        """A figure, or a key of the configuration; None where the run has none."""
+        return self.figures.get(column, self.config.get(column))
+
+    @cached_property
+    def telling(self) -> dict[str, Any]:
+        """The configuration without seeds, places, and what changes no result: alike in runs of one method."""
+        place = str(self.config.get("run_dir") or self.folder)
+        return {key: _placeless(value, place) for key, value in self.config.items() if not _is_untelling(key)}
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """What was typed, without seeds and what changes no result."""
+        found, _ = load(self.folder / "overrides.yaml", list)
+        return [item for item in map(str, found or ()) if not _is_untelling(item.lstrip("+~").split("=", 1)[0])]
+
+    @cached_property
+    def commit(self) -> str:
+        """Of the code that its last attempt ran."""
+        starts = [line for line in read_lines(self.folder / ATTEMPTS) if line.get("event") == "start"]
+        return str(starts[-1].get("commit", "unknown")) if starts else "unknown"
+
+
+def _is_untelling(key: str) -> bool:
+    return key.split(".")[-1] == "seed" or any(f"{key}.".startswith(f"{name}.") for name in (*VOLATILE, *DERIVED))
+
+
+def _placeless(value: Any, place: str) -> Any:
+    return value.replace(place, "<run>") if isinstance(value, str) else value
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Folders below `folder`, or itself, that hold or should hold a run: they have a configuration or attempts."""
+    marks = {path.parent for name in ("config.yaml", ATTEMPTS) for path in folder.rglob(name)}
+    return sorted(path for path in marks if "wandb" not in path.parts)
+
+
+def read(folder: Path) -> RunFolder:
+    """What a run folder says. Never raises."""
+    config, trouble = load(folder / "config.yaml")
+    results, more = load(folder / "results.json")
+    failed, _ = load(folder / "FAILED.json")
+    done = (folder / "DONE.json").exists()
+    state = "done" if done else f"failed: {failed.get('reason')}" if failed else _unfinished(folder)
+    if trouble or (done and more):
+        state = f"unreadable: {trouble or more}"
+    return RunFolder(folder, state, flat(config or {}), _figures(results or {}))
+
+
+def load(path: Path, kind: type = dict) -> tuple[Any, str]:
+    """The content of a YAML or JSON file, or None and why."""
+    try:
+        text = path.read_text()
+        loaded = json.loads(text) if path.suffix == ".json" else yaml.load(text, LOADER)
+    except FileNotFoundError:
+        return None, f"no {path.name}"
+    except (OSError, ValueError, yaml.YAMLError):
+        return None, f"{path.name} is broken"
+    return (loaded, "") if isinstance(loaded, kind) else (None, f"{path.name} is broken")
+
+
+def _unfinished(folder: Path) -> str:
+    try:
+        with locked(folder):
+            return "cut off"
+    except InUse:
+        return "running"
+    except OSError as error:
+        return f"unreadable: {error}"
+
+
+def _figures(results: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of results.json; of those with bounds, the one with control."""
+    found = results.get("fidelity")
+    fidelity = found if isinstance(found, dict) else {}
+    own = {name: value.get("control") if isinstance(value, dict) else value for name, value in fidelity.items()}
+    kept = ("steps", "convergence_step", "train_seconds")
+    return {name: results[name] for name in kept if results.get(name) is not None} | own
+
+
+def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
+
+
+def figures(found: Sequence[RunFolder]) -> list[str]:
+    """Names of the figures that any run has."""
+    return [*dict.fromkeys(name for one in found for name in one.figures)]
+
+
+def differing(found: Sequence[RunFolder]) -> list[str]:
+    """Keys of the configuration in which runs differ, where it tells something of them."""
+    configs = [one.telling for one in found if one.config]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs))

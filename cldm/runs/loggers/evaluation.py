@@ -1,0 +1,57 @@
+"""What an evaluation adds to the W&B run of its checkpoint: figures, protocol, and a table of the samples."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cldm.runs.evaluations import PICTURES, Evaluation
+from cldm.runs.loggers.wandb import ID_FILE, artifact_name, continued
+
+USED = ("protocol_hash", "checkpoint_sha256", "base_sha256", "more", "evaluated_at_commit")
+"""What results.json says of where the figures come from."""
+
+
+def log_evaluation(run: Path, evaluation: Evaluation) -> None:
+    """Add an evaluation to the W&B run of a run folder; nothing where the run was logged elsewhere.
+
+    Figures: eval/<protocol>/<setting>/<score>. Configuration: eval/<protocol>. Table: eval/<protocol>/samples.
+    Where W&B cannot be reached, a note says so: the evaluation's folder has it all.
+    """
+    if not (run / ID_FILE).is_file():
+        return
+    import wandb
+
+    try:
+        _log(run, evaluation)
+    except wandb.errors.Error as error:
+        print(f"note: the evaluation was not added to the W&B run of {run}: {error}")
+
+
+def _log(run: Path, evaluation: Evaluation) -> None:
+    config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    settings = (config.get("logger") or {}).get("wandb") or {}
+    results, prefix = evaluation.results, f"eval/{evaluation.label}"
+    with continued(run, settings) as tracked:
+        facts = {name: results[name] for name in USED} | {"protocol": results["protocol"]}
+        tracked.config.update({prefix: facts}, allow_val_change=True)
+        if settings.get("log_model") and not tracked.offline:
+            tracked.use_artifact(f"{artifact_name(config['stage']['name'], tracked.id)}:latest")
+        tracked.define_metric(f"{prefix}/*", step_metric="trainer/global_step")
+        row: dict[str, Any] = {f"{prefix}/{name}": value for name, value in evaluation.figures().items()}
+        row |= {f"{prefix}/samples": sample_table(evaluation), "trainer/global_step": results["steps"]}
+        tracked.log(row)
+
+
+def sample_table(evaluation: Evaluation) -> Any:
+    """A wandb.Table of one row for each sample: its pictures, what was asked for, and its scores."""
+    import wandb
+
+    rows = [*evaluation.samples()]
+    scores = [*rows[0]["scores"]] if rows else []
+    told = ("item", "setting", "seed", "caption", "prompt")
+    table = wandb.Table(columns=[*told, *PICTURES, *scores])
+    for row in rows:
+        pictures = [wandb.Image(str(row[name])) if name in row else None for name in PICTURES]
+        table.add_data(*(row[name] for name in told), *pictures, *(row["scores"][name] for name in scores))
+    return table

@@ -1,0 +1,42 @@
+"""How far and how fast: what runs with other batch sizes and machines are compared by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+
+def position(trainer: pl.Trainer, module: Any) -> dict[str, float]:
+    """Samples that training has seen, of all processes and attempts, and the seconds that it took."""
+    return {"samples_seen": float(trainer.datamodule.samples_seen()), "train_seconds": module.clock.seconds}  # type: ignore[attr-defined]
+
+
+def log_figures(trainer: pl.Trainer, module: Any, figures: Mapping[str, float]) -> None:
+    """Hand figures to every logger, with the place on each axis that they may be drawn over."""
+    for logger in trainer.loggers:
+        logger.log_metrics({**figures, **position(trainer, module)}, trainer.global_step)
+
+
+class Pace(Callback):
+    """Beside every logged loss: `samples_seen`, `train_seconds`, and since the last one `pace/seconds_per_step` and
+    `pace/samples_per_second` of all processes together. Looks and checkpoints do not count."""
+
+    def __init__(self) -> None:
+        self.last_step, self.last = 0, {"samples_seen": 0.0, "train_seconds": 0.0}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._remember(trainer, position(trainer, pl_module))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if not trainer._logger_connector.should_update_logs or trainer.global_step == self.last_step:
+            return
+        now = position(trainer, pl_module)
+        samples, seconds = (now[name] - self.last[name] for name in ("samples_seen", "train_seconds"))
+        pace = {"pace/seconds_per_step": seconds / (trainer.global_step - self.last_step)}
+        pace["pace/samples_per_second"] = samples / max(seconds, 1e-9)
+        self._remember(trainer, now)
+        pl_module.log_dict(now | pace)
+
+    def _remember(self, trainer: pl.Trainer, now: dict[str, float]) -> None:
+        self.last_step, self.last = trainer.global_step, now

@@ -1,0 +1,258 @@
+"""Promises of `python -m cldm report`: a page that holds all it shows, true figures, a reason for what it lacks."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cldm.commands.cli import main
+from cldm.reports.content import content
+from cldm.reports.page import page
+from cldm.reports.spec import ReportSpec, read_spec
+from cldm.tables.statistics import bootstrap_intervals
+from tests.run_folders import compared, evaluation, quality_at, run_folder, scene
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods with two seeds each; only read."""
+    return compared(tmp_path_factory.mktemp("compared"))
+
+
+@pytest.fixture(scope="module")
+def told(place: Path) -> dict[str, Any]:
+    """What the page of these runs says."""
+    return content([place], ReportSpec())
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """The data that a page holds."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    return json.loads(text)
+
+
+def one_run(place: Path, **options: Any) -> Path:
+    return run_folder(place / "run" / "seed-0", steps=40, every=20, jump=20, **options)
+
+
+# ------------------------------------------------------------------ what it says
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group_and_what_differs_is_said(told):
+    assert [group["name"] for group in told["groups"]] == ["control=controlnet", "control=lite"]
+    assert [group["seeds"] for group in told["groups"]] == [[0, 1], [0, 1]]
+    assert told["settings"] == [
+        {"key": "control._target_", "values": ["cldm.branches.controlnet", "cldm.branches.lite"]}
+    ]
+    assert [group["states"] for group in told["groups"]] == [["done", "done"]] * 2
+    assert told["trouble"] == []
+
+
+def test_a_line_is_the_mean_of_the_seeds_within_its_band_on_all_three_axes(told):
+    (curve,) = (one for one in told["curves"] if one["name"] == "hint_use")
+    line = curve["axes"]["steps"]["0"]
+    assert line["x"] == [*range(0, 201, 10)]
+    seeds = [
+        [0.3 * quality_at(step, jump, level) - 0.03 for step in line["x"]] for jump, level in ((90, 0.9), (100, 0.88))
+    ]
+    assert line["mean"] == pytest.approx(np.mean(seeds, 0), rel=1e-4, abs=1e-5)
+    assert line["low"] == pytest.approx(np.min(seeds, 0), rel=1e-4, abs=1e-5)
+    assert line["high"] == pytest.approx(np.max(seeds, 0), rel=1e-4, abs=1e-5)
+    assert curve["axes"]["samples"]["0"]["x"] == [8 * step for step in line["x"]]
+    seconds = curve["axes"]["seconds"]["0"]  # seed 1 is slower: between the ends that both have
+    assert seconds["x"][-1] == pytest.approx(0.4 * 200)
+    assert seconds["n"] == 2
+
+
+def test_the_moment_of_sudden_convergence_is_told_for_each_run(told):
+    steps = [(one["group"], one["seed"], one["step"]) for one in told["moments"]]
+    assert steps == [(0, 0, 100), (0, 1, 110), (1, 0, 140), (1, 1, 150)]
+    assert told["moments"][0]["at"] == {"steps": 100, "samples": 800.0, "seconds": 40.0}
+
+
+def test_the_grid_shows_the_same_item_of_every_run_at_the_same_steps(told):
+    steps, items = told["grid"]["steps"], told["grid"]["items"]
+    assert (steps[0], steps[-1], len(steps)) == (0, 200, 8)
+    assert [shown["item"] for shown in items] == [0, 1, 2, 3]
+    for shown in items:
+        assert shown["caption"] == scene(shown["item"])[2]
+        assert len({row["hint"] for row in shown["rows"]}) == 1  # of one item there is one hint
+        cells = [key for row in shown["rows"] for key in row["cells"]]
+        assert len(cells) == len({*cells}) == 4 * 8
+        assert {*cells} <= told["pictures"].keys()
+
+
+def test_a_table_holds_means_intervals_over_seeds_and_paired_differences(told, place):
+    (table,) = told["tables"]
+    results = [
+        json.loads((place / f"control-{method}" / f"seed-{seed}" / "evaluation/scenes/results.json").read_text())
+        for method in ("controlnet", "lite") for seed in (0, 1)
+    ]  # fmt: skip
+    values = [one["metrics"]["perfect"]["edge_f1_1px"] for one in results]
+    first, second = (row["cells"][0] for row in table["rows"]["perfect"])
+    assert [score["name"] for score in table["scores"]] == ["edge_f1_1px", "hint_error"]
+    assert [score["lower"] for score in table["scores"]] == [False, True]
+    assert first["mean"] == pytest.approx(np.mean(values[:2]))
+    assert first["seeds"] == pytest.approx(stats.t.interval(0.95, 1, np.mean(values[:2]), stats.sem(values[:2])))
+    assert second["difference"] == pytest.approx(np.mean([values[2] - values[0], values[3] - values[1]]))
+    low, high = second["difference_items"]
+    assert low < second["difference"] < high
+    assert "difference" not in first
+    assert table["bounds"]["perfect"][0] == {"title": "base, no control", "cells": [0.12, 0.3]}
+
+
+def test_every_sample_stands_beside_its_hint_and_has_its_scores(told, place):
+    (samples,) = told["samples"]
+    assert len(samples["rows"]) == 6 * 2
+    rows = np.load(place / "control-lite/seed-1/evaluation/scenes/per_sample.npz")
+    for i, row in enumerate(sorted(samples["rows"], key=lambda row: (row["setting"], row["item"]))):
+        image, found, *scores = row["runs"]["3"]
+        assert scores == pytest.approx([rows["edge_f1_1px"][i], rows["hint_error"][i]])
+        assert {image, found, row["hint"], row["real"]} <= told["pictures"].keys()
+
+
+def test_a_bootstrap_of_columns_agrees_with_the_spread_of_their_means():
+    values = np.random.default_rng(0).normal([[1.0, 5.0, 0.0]], [[1.0, 2.0, 1.0]], (400, 3))
+    values[1:, 2] = np.nan
+    low, high = bootstrap_intervals(values)
+    half = 1.96 * values[:, :2].std(0, ddof=1) / 20
+    assert low[:2] == pytest.approx(values[:, :2].mean(0) - half, abs=0.03)
+    assert high[:2] == pytest.approx(values[:, :2].mean(0) + half, abs=0.03)
+    assert np.isnan([low[2], high[2]]).all()  # of one value nothing can be said
+
+
+# ------------------------------------------------------------------ the page
+
+
+def test_the_page_holds_all_that_it_shows_and_asks_no_network(place, tmp_path, capsys):
+    assert main(["report", str(place), "--out", str(tmp_path / "page.html")]) == 0
+    assert "page.html" in capsys.readouterr().out
+    html = (tmp_path / "page.html").read_text()
+    assert {*re.findall(r"https?://[^\s\"'`<]+", html)} == {"http://www.w3.org/2000/svg"}  # a name, never fetched
+    assert re.findall(r"<(?:link|iframe|img|script src)", html) == []
+    told = data_of(html)
+    assert {group["name"] for group in told["groups"]} == {"control=controlnet", "control=lite"}
+    assert all(uri.startswith("data:image/webp;base64,") for uri in told["pictures"].values())
+
+
+def test_no_text_of_a_run_becomes_part_of_the_page(tmp_path):
+    run = one_run(tmp_path, overrides=["note=</script><script>alert(1)</script>"])
+    manifest = run / "previews" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("a red", "</script><img src=x onerror=alert(1)>"))
+    html = page(content([tmp_path], ReportSpec(title="</script><b>")))
+    assert html.count("</script>") == 2
+    assert "<img src=x" not in html
+    assert data_of(html)["grid"]["items"][0]["caption"].startswith("</script><img")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on PATH (apt-get install chromium)")
+def test_a_browser_draws_every_section(place, told, tmp_path):
+    (tmp_path / "page.html").write_text(page(told))
+    browser = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*browser, "--dump-dom", f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True,
+                          timeout=120, check=True)  # fmt: skip
+    drawn = done.stdout[: done.stdout.index('id="data"')]
+    assert drawn.count('class="mean"') == 2 * len(told["curves"])
+    assert drawn.count('class="band"') == 2 * len(told["curves"])
+    assert drawn.count('class="track"') == 4
+    assert drawn.count('class="card"') == 6  # of the setting shown at first
+    assert drawn.count('class="protocol"') == 1
+    assert drawn.count("<dt>") == len(told["words"]) > 0
+
+
+# ------------------------------------------------------------------ what is not as it should be
+
+
+def test_a_run_that_tells_less_is_shown_with_what_it_has_and_its_reason_is_told(tmp_path):
+    one_run(tmp_path)
+    odd = tmp_path / "odd"
+    older = run_folder(odd / "older", steps=40, axes=False, pictures=False)
+    with open(older / "metrics.csv", "a") as file:
+        file.write("0.1,4")  # cut short
+    (older / "results.json").write_text('{"steps": 40}')
+    (odd / "empty").mkdir()
+    (odd / "empty" / "attempts.jsonl").write_text("")
+    cut = run_folder(odd / "cut", steps=40, pictures=False, config={"optimizer": {"lr": 5e-4}})
+    (cut / "DONE.json").unlink()
+    broken = evaluation(cut, 0.5, items=2) / "per_sample.npz"
+    broken.write_bytes(broken.read_bytes()[:40])
+    made = content([tmp_path], ReportSpec())
+    told = {one["run"]: one["reason"] for one in made["trouble"]}
+    assert told[str(odd / "empty")] == "unreadable: no config.yaml"
+    assert told[str(cut)] == "cut off"
+    assert told[str(broken.parent)].startswith("an evaluation that cannot be read")
+    assert len(made["groups"]) == 2  # lr=5e-4 beside the others
+    (loss,) = (one for one in made["curves"] if one["name"] == "train/loss")
+    assert {*loss["axes"]["steps"]} == {"0", "1"}
+    assert data_of(page(made))["tables"] == []
+
+
+def test_groups_stand_by_the_size_of_what_differs(tmp_path):
+    for i, lr in enumerate((1e-2, 5e-5, 1e-3)):
+        run_folder(tmp_path / str(i), steps=20, pictures=False, config={"optimizer": {"lr": lr}})
+    (setting,) = content([tmp_path], ReportSpec())["settings"]
+    assert setting == {"key": "optimizer.lr", "values": ["5e-05", "0.001", "0.01"]}
+
+
+def test_figures_of_different_protocols_are_never_in_one_table(tmp_path):
+    run = one_run(tmp_path, pictures=False)
+    other = run_folder(tmp_path / "other" / "seed-0", steps=40, pictures=False, overrides=["a=b"], config={"a": "b"})
+    evaluation(run, 0.8, hash_="aaaa", items=2)
+    evaluation(other, 0.9, hash_="bbbb", items=2)
+    tables = content([tmp_path], ReportSpec())["tables"]
+    assert {table["hash"] for table in tables} == {"aaaa", "bbbb"}
+    assert [len(table["rows"]["perfect"]) for table in tables] == [1, 1]
+
+
+def test_a_single_seed_has_an_interval_over_items_only(tmp_path):
+    evaluation(one_run(tmp_path, pictures=False), 0.8)
+    (cell, _) = content([tmp_path], ReportSpec())["tables"][0]["rows"]["perfect"][0]["cells"]
+    assert cell["seeds"] is None
+    assert cell["items"][0] < cell["mean"] < cell["items"][1]
+
+
+def test_a_specification_chooses_what_is_shown(place, tmp_path):
+    file = tmp_path / "spec.yaml"
+    file.write_text("{title: Small or large, reference: lite, curves: [val/loss], items: [2], looks: 3, samples: 2,"
+                    " scores: [hint_error]}")  # fmt: skip
+    made = content([place], read_spec(file))
+    assert made["title"] == "Small or large"
+    assert [group["name"] for group in made["groups"]] == ["control=lite", "control=controlnet"]
+    assert [one["name"] for one in made["curves"]] == ["val/loss"]
+    assert ([shown["item"] for shown in made["grid"]["items"]], len(made["grid"]["steps"])) == ([2], 3)
+    assert [score["name"] for score in made["tables"][0]["scores"]] == ["hint_error"]
+    assert {row["item"] for row in made["samples"][0]["rows"]} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: red", "a report takes title, question, curves.*got colour"),
+        ("items: [a]", "items is a list of int, got"),
+        ("looks: 0", "looks is a number from 1, got 0"),
+        ("title: 3", "title is a text, got 3"),
+        ("[1, 2]", "a report takes .*got list"),
+        ("a: [", "is no YAML file"),
+    ],
+)
+def test_a_mistake_in_a_specification_is_said_in_one_sentence(tmp_path, text, message):
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_spec(tmp_path / "spec.yaml")
+
+
+def test_a_place_without_runs_and_an_unknown_reference_are_refused(place, tmp_path, capsys):
+    assert main(["report", str(tmp_path / "nothing")]) == 1
+    assert "is no folder" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 1
+    assert "holds no run folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="reference='mlp' is in the name of no group; there are: control=controlnet; "):
+        content([place], ReportSpec(reference="mlp"))
