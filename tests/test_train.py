@@ -549,8 +549,17 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
         rows = [*csv.DictReader(file)]
     assert any(row.get("watch/edge_f1_1px") for row in rows)
 
-    for told in ("edge F1, 1 px", "concept right", "base", "control", "no prompt", "unseen", "ceiling", f"run folder: {folder}"):
-        assert told in done.stdout
+    told = (
+        "edge F1, 1 px",
+        "concept right",
+        "base",
+        "control",
+        "no prompt",
+        "unseen",
+        "ceiling",
+        f"run folder: {folder}",
+    )
+    assert all(words in done.stdout for words in told), done.stdout
     assert "Traceback" not in done.stderr
 
 
