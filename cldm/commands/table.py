@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     if args.publish:
         from cldm.tables.publishing import publish
 
-        print(f"{publish(found, args.runs, args.publish)} runs in {args.publish}")
+        print(f"{publish(spec.name, found, args.runs, args.publish)} runs in {args.publish}")
 
 
 def spec_file(name: str) -> Path:
@@ -87,7 +87,10 @@ def plan(spec: "Spec", runs: str) -> dict[tuple[str, int], list[Path]]:
     A folder of another name counts if it holds the same configuration, which the hash in its name tells.
     """
     from cldm.runs.configs import planned
+    from cldm.tables.publishing import published_plan
 
+    if (published := published_plan(spec.name, runs)) is not None:
+        return published
     trainings = {overrides for row in spec.rows for overrides in row.trainings}
     parents = {t: Path(planned(training(t, spec.seeds[0], runs)).run_dir).parent for t in trainings}
     return {

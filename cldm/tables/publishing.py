@@ -1,5 +1,6 @@
 """What a table was made of, without weights: small enough for git, enough to make the table again."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,16 @@ RUN_FILES = ("results.json", "DONE.json", "config.yaml", "inputs.json", "converg
 EVALUATION_FILES = ("results.json", "per_sample.npz")
 
 
-def publish(found: Sequence[Record], runs: str | Path, out: Path) -> int:
-    """Copy what the records are made of from below `runs` into `out`, at the same places; returns how many runs.
+def publish(name: str, found: Sequence[Record], runs: str | Path, out: Path) -> int:
+    """Copy what the records of a table are made of from below `runs` into `out`, at the same places; returns how many
+    runs.
 
-    Weights stay behind; their contents are named in WEIGHTS. `python -m cldm table NAME OUT` makes the same table.
+    Weights stay behind; their contents are named in WEIGHTS. `python -m cldm table NAME OUT` makes the same table, from
+    the folders that `published_plan` names: the same configuration may have another name in later versions.
     """
     copied: set[Path] = set()
+    places = [[r.row.title, r.seed, [str(run.relative_to(runs)) for run in r.runs]] for r in found]
+    write_json(_plan_file(name, out), places)
     for record in found:
         for run in record.runs:
             if run not in copied:
@@ -28,6 +33,18 @@ def publish(found: Sequence[Record], runs: str | Path, out: Path) -> int:
         for folder in record.evaluations.values():
             _copy(folder, out / folder.relative_to(runs), EVALUATION_FILES)
     return len(copied)
+
+
+def published_plan(name: str, runs: str | Path) -> dict[tuple[str, int], list[Path]] | None:
+    """{(row title, seed): run folders} of a table that was published into `runs`; None if it was not."""
+    file = _plan_file(name, Path(runs))
+    if not file.is_file():
+        return None
+    return {(title, seed): [Path(runs) / run for run in places] for title, seed, places in json.loads(file.read_text())}
+
+
+def _plan_file(name: str, runs: Path) -> Path:
+    return runs / f"{name}.table.json"
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
