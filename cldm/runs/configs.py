@@ -116,10 +116,17 @@ def mistakes_refused() -> Iterator[None]:
         raise Refused(str(error.__cause__)) from error
 
 
-def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
-    """The configuration that `python train.py OVERRIDES` would get."""
+@contextmanager
+def configs_at_hand() -> Iterator[None]:
+    """Hydra's `compose` works in this block, and with it what reads checkpoints, in programs without hydra.main."""
     register_resolvers()
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        yield
+
+
+def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
+    """The configuration that `python train.py OVERRIDES` would get."""
+    with configs_at_hand():
         cfg = compose(name, overrides=home_typed(overrides))
     expand_home(cfg)
     return cfg
@@ -127,8 +134,7 @@ def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
 
 def planned(overrides: Sequence[str]) -> DictConfig:
     """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
-    register_resolvers()
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+    with configs_at_hand():
         cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
     with open_dict(cfg):

@@ -218,8 +218,16 @@ def plan(cfg: DictConfig) -> Plan:
     return Plan(paths, trainings, conditions, jobs)
 
 
-def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, load: Inputs, cfg: DictConfig) -> None:
-    """Read the weights and draw the shots and sheets, with a progress bar that counts the steps of every image."""
+@dataclass(frozen=True)
+class Networks:
+    """What draws, where and in what it works: the base, and a branch for each checkpoint."""
+
+    diffusion: LatentDiffusion
+    branches: list[Branch]
+
+
+def load_networks(found: Plan, cfg: DictConfig) -> Networks:
+    """Read the weights of a plan."""
     device, precision = device_and_precision(cfg)
     diffusion, net = load_model(found.paths[0], found.trainings[0])
     others = zip(found.paths[1:], found.trainings[1:], strict=True)
@@ -228,11 +236,29 @@ def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, load: Inputs, cfg: 
     for module in (diffusion, *nets):
         # convolutions of channels-last weights are faster: 16 % of a 320-wide block in fp32 on a CPU
         module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)
+    return Networks(diffusion, nets)
+
+
+@dataclass(frozen=True)
+class Hands:
+    """What a program that draws more than once brings along.
+
+    networks: for a plan and its configuration. bar: told of the steps as tqdm is; what it raises ends the drawing.
+    """
+
+    networks: Callable[[Plan, DictConfig], Networks] = load_networks
+    bar: Callable[..., Any] = tqdm
+
+
+def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, load: Inputs, cfg: DictConfig, hands: Hands) -> None:
+    """Read the weights and draw the shots and sheets, with a progress bar that counts the steps of every image."""
+    networks = hands.networks(found, cfg)
+    device, _ = device_and_precision(cfg)
     steps = sum(int(s.job.sampler["steps"] * (s.job.strength if s.job.image else 1)) for s in shots)
     size = cfg.batch_size or (4 if device == "cpu" else 16)
-    with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
+    with hands.bar(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
         report = lambda _, z: bar.update(len(z))  # noqa: E731
-        brush = partial(draw, diffusion=diffusion, nets=nets, load=load, callback=report)
+        brush = partial(draw, diffusion=networks.diffusion, nets=networks.branches, load=load, callback=report)
         draw_in_batches(shots, brush, ledger, size, lambda job: _sheet(ledger, job, load))
 
 
@@ -240,7 +266,7 @@ def _sheet(ledger: Ledger, job: Job, load: Inputs) -> None:
     ledger.sheet(job, shown(load(job)))
 
 
-def sample(cfg: DictConfig) -> Path:
+def sample(cfg: DictConfig, hands: Hands | None = None) -> Path:
     """Draw the images; returns their folder."""
     expand_home(cfg)
     _, precision = device_and_precision(cfg)
@@ -259,15 +285,15 @@ def sample(cfg: DictConfig) -> Path:
         resume=bool(cfg.jobs),
     )
     with locked(ledger.folder):
-        return fill(ledger, found, cfg)
+        return fill(ledger, found, cfg, hands or Hands())
 
 
-def fill(ledger: Ledger, found: Plan, cfg: DictConfig) -> Path:
+def fill(ledger: Ledger, found: Plan, cfg: DictConfig, hands: Hands) -> Path:
     """Draw what is missing in the folder, with a sheet for each job; returns the folder."""
     remove_partial(ledger.folder, *(ledger.sheet_path(job).parent for job in found.jobs))
     shots, load = ledger.missing(found.jobs), Inputs(found.conditions)
     if shots:
-        draw_all(shots, found, ledger, load, cfg)
+        draw_all(shots, found, ledger, load, cfg, hands)
     for job in found.jobs:
         if not ledger.sheet_path(job).is_file():
             _sheet(ledger, job, load)

@@ -1,0 +1,94 @@
+"""What the page asks for, as the overrides of sample.py: the same words draw the same pixels there."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*")
+WORDS_OF_YAML = ("null", "true", "false", "yes", "no", "on", "off", "inf", "nan")
+
+
+@dataclass(frozen=True)
+class Control:
+    """One ControlNet and what it gets: a ready map (`hint`) or a picture to make it of (`photo`).
+
+    checkpoint: None for the page's own. scale, start, end, mode: see cldm.sampling.control.ControlUnit.
+    """
+
+    hint: Path | None = None
+    photo: Path | None = None
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: str = "balanced"
+    checkpoint: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What is given, by the keys of configs/sample.yaml; a picture that is not given only where one replaces it."""
+        pictures = {"hint": self.hint, "photo": self.photo}
+        given = {key: str(path) for key, path in pictures.items() if path}
+        own = {key: getattr(self, key) for key in ("scale", "start", "end", "mode")}
+        return given | {key: value for key, value in own.items() if value != getattr(Control(), key)}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Images to draw: `count` of them, with seeds seed, seed + 1, ...
+
+    image, strength, mask: a picture to draw over, how far, and where (white) it is painted anew.
+    """
+
+    control: Control
+    prompt: str = ""
+    negative: str = ""
+    count: int = 1
+    seed: int = 0
+    sampler: str = "ddim"
+    steps: int = 20
+    guidance: float = 3.0
+    more: tuple[Control, ...] = ()
+    image: Path | None = None
+    strength: float = 0.75
+    mask: Path | None = None
+
+    def overrides(self) -> list[str]:
+        """As sample.py takes them; the checkpoint is not among them."""
+        first = self.control.settings()
+        texts = {"prompt": " ".join(self.prompt.split()), "negative": " ".join(self.negative.split())}
+        told = {**first, **{key: text for key, text in texts.items() if text or key == "prompt"}}
+        told |= {"count": self.count, "seed": self.seed, "sampler": self.sampler}
+        told |= {"sampler.steps": self.steps, "sampler.guidance": self.guidance}
+        if self.more:
+            told["more"] = [{"checkpoint": unit.checkpoint, **unit.settings()} for unit in self.more]
+        if self.image:
+            told |= {"image": str(self.image), "strength": self.strength}
+        if self.mask:
+            told["mask"] = str(self.mask)
+        return [f"{key}={written(value)}" for key, value in told.items()]
+
+
+def written(value: Any) -> str:
+    """A value as Hydra's grammar reads it back: text of any letters, numbers, None, lists and dictionaries of them."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(written, value)) + "]"
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    if PLAIN.fullmatch(text) and text.lower() not in WORDS_OF_YAML:
+        return text
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)  # else it would name another value
+    text = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + (r"\"" if found[2] else ""), text)
+    return f'"{text}"'
+
+
+def command_line(overrides: Sequence[str]) -> str:
+    """What to type for the same images."""
+    return shlex.join(["python", "sample.py", *overrides])
