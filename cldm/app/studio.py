@@ -1,75 +1,59 @@
-"""Drawing for a page: a checkpoint that stays loaded, and a folder for each drawing, filled as sample.py fills it."""
+"""Drawing for a page: checkpoints that stay loaded, and a folder for each drawing, filled as sample.py fills it."""
 
-import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from cldm.app.folders import new_folder, removed_on_error, with_copies
+from cldm.app.progress import Report, Steps, Stopped
 from cldm.app.wish import Control, Wish, command_line, written
-from cldm.conditions import Condition
 from cldm.pictures import to_pil
-from cldm.runs.building import instantiate
 from cldm.runs.configs import composed, configs_at_hand, mistakes_refused
 from cldm.runs.folder import Refused
-from cldm.runs.trained import base_content, checkpoints_of, device_and_precision, trained_size
-from cldm.sampling.drawing import Hands, Networks, Plan, load_networks, sample
-from cldm.sampling.jobs import UnitSettings
+from cldm.runs.trained import FILE, base_content, device_and_precision, published, trained_size
+from cldm.sampling.drawing import Hands, sample
+from cldm.sampling.jobs import UnitSettings, load_mask
 from cldm.sampling.ledger import MANIFEST
+from cldm.sampling.opening import Networks, Opened, load_networks, open_checkpoints
 from ldm.files import content, read_lines
 
-Report = Callable[[int, int], None]
-"""Hears of each step: how many are done, of how many."""
-
-
-class Stopped(Exception):
-    """The drawing was asked to end."""
-
-
-class Steps:
-    """A progress bar in tqdm's way, which tells a function, and ends the drawing where `stop` is set."""
-
-    def __init__(self, report: Report, stop: threading.Event, total: int):
-        self.report, self.stop, self.total, self.done = report, stop, total, 0
-
-    def update(self, steps: int) -> None:
-        """Some steps are done. Raises Stopped."""
-        if self.stop.is_set():
-            raise Stopped
-        self.done += steps
-        self.report(self.done, self.total)
-
-    def __enter__(self) -> "Steps":
-        self.update(0)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        pass
+OWN = ("checkpoint", "out", "more", "hint", "photo", "prompt", "negative", "count", "seed", "sampler", "sampler.steps",
+       "sampler.guidance", "scale", "start", "end", "mode", "image", "strength", "mask")  # fmt: skip
+"""Keys that the page writes for every drawing; what the command says of them is where its fields start."""
 
 
 class Kept:
-    """The networks of the last plan; read again only where a plan needs others."""
+    """The checkpoints and networks of the last drawing; opened and read again only where one needs others."""
 
     def __init__(self) -> None:
-        self.key: Any = None
-        self.networks: Networks | None = None
+        self.opened: tuple[Any, Opened] | None = None
+        self.networks: tuple[Any, Networks] | None = None
 
-    def __call__(self, found: Plan, cfg: DictConfig) -> Networks:
-        files = [content(path) for path in found.paths], base_content(found.paths[0], found.trainings[0])
-        built = [str((training.model, training.control)) for training in found.trainings]
+    def opening(self, cfg: DictConfig) -> Opened:
+        """As `open_checkpoints`."""
+        others = [(unit.checkpoint, unit.get("condition")) for unit in cfg.more]
+        key = (cfg.checkpoint, others, cfg.base, OmegaConf.to_container(cfg.trained))
+        if self.opened is None or self.opened[0] != key:
+            self.opened = key, open_checkpoints(cfg)
+        return self.opened[1]
+
+    def reading(self, opened: Opened, cfg: DictConfig) -> Networks:
+        """As `load_networks`."""
+        files = [content(path) for path in opened.paths], base_content(opened.paths[0], opened.trainings[0])
+        built = [str((training.model, training.control)) for training in opened.trainings]
         key = (files, built, device_and_precision(cfg), cfg.sampler.low_memory)
-        if self.networks is None or key != self.key:
+        if self.networks is None or self.networks[0] != key:
             self.networks = None  # two sets may not fit
-            self.networks, self.key = load_networks(found, cfg), key
-        return self.networks
+            self.networks = key, load_networks(opened, cfg)
+        return self.networks[1]
 
 
 @dataclass(frozen=True)
@@ -81,9 +65,9 @@ class Drawn:
     settings: list[dict[str, Any]]
     hint: Image.Image
     line: str
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    stopped: bool = False
+    notes: list[str]
+    seconds: float
+    stopped: bool
 
 
 class Studio:
@@ -97,11 +81,13 @@ class Studio:
         self.lock, self.kept = threading.Lock(), Kept()
         with sentences():
             self.cfg = composed(given, "sample")
-            with configs_at_hand():
-                (self.path, *_), (self.training, *_) = checkpoints_of(self.cfg.checkpoint, self.cfg)
-                self.condition: Condition = instantiate(self.training.condition, _convert_="all")
-        kept = [item for item in given if item.split("=")[0] not in ("checkpoint", "out")]
-        self.given = [f"checkpoint={written(str(self.path))}", *kept]
+        if self.cfg.jobs:
+            raise Refused(f"a page draws no list of jobs: type python sample.py jobs={self.cfg.jobs}")
+        with sentences(), configs_at_hand():
+            alone = self.kept.opening(OmegaConf.merge(self.cfg, {"more": []}))  # type: ignore[arg-type]
+        self.path, self.training, self.condition = alone.paths[0], alone.trainings[0], alone.conditions[0]
+        self.typed = given
+        self.given = [item for item in given if item.lstrip("+").split("=")[0] not in OWN]
         size = self.cfg.size or trained_size(self.training)
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.folder = (Path(self.cfg.out) if self.cfg.out else self.path.parent / "samples" / "page").absolute()
@@ -111,25 +97,46 @@ class Studio:
         """The words that a small base knows; none for one that reads any text."""
         return [*(self.training.model.get("conditioner", {}).get("vocabulary") or ())]
 
-    def hint(self, control: Control) -> Image.Image:
-        """The map that the ControlNet gets. Refused where the picture cannot be used."""
+    @property
+    def sampler(self) -> str:
+        """The name of the command's sampler, or the usual one's."""
+        return self.cfg.sampler.sampler._target_.split(".")[-1]
+
+    @property
+    def prompt(self) -> str:
+        """The command's prompt; none where it gives none."""
+        return self.cfg.prompt if any(item.startswith("prompt=") for item in self.typed) else ""
+
+    def others(self) -> dict[str, dict[str, Any]]:
+        """ControlNets that may join: those that the command names in `more`, and the runs' of the same model."""
+        named = [{key: unit[key] for key in ("checkpoint", "condition") if key in unit} for unit in self.cfg.more]
+        model = published(self.path).metadata.get("model")
+        runs = sorted(Path("runs").glob(f"**/{FILE}"), key=lambda path: -path.stat().st_mtime)
+        alike = [path for path in runs if model and published(path).metadata.get("model") == model]
+        return {str(unit["checkpoint"]): unit for unit in [*named, *({"checkpoint": str(path)} for path in alike)]}
+
+    def hint(self, control: Control, mask: Path | None = None) -> Image.Image:
+        """The map that the page's own ControlNet gets. Refused where the picture cannot be used."""
         with sentences(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            unit = UnitSettings(control.hint and str(control.hint), control.photo and str(control.photo))
-            return to_pil(2 * unit.load(self.size, self.condition, lambda _: None)[0] - 1)
+            hint, photo = (None if path is None else str(path) for path in (control.hint, control.photo))
+            hole = None if mask is None else load_mask(mask, self.size)
+            loaded = UnitSettings(hint, photo).load(self.size, self.condition, lambda _: None, hole)
+            return to_pil(2 * loaded[0] - 1)
 
-    def draw(self, wish: Wish, report: Report, stop: threading.Event) -> Drawn:
-        """Draw the images into a folder of their own. Refused where the wish cannot be drawn; nothing is left then."""
-        folder = new_folder(self.folder)
-        try:
-            wish = with_copies(wish, folder)
-            overrides = [*self.given, *wish.overrides()]
-            hint, started = self.hint(wish.control), time.monotonic()
-            with self.lock, noted() as notes, sentences():
-                stopped = self._sample([*overrides, f"out={written(str(folder))}"], report, stop)
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
+    def draw(self, wish: Wish, report: Report, stop: threading.Event, place: str | None = None) -> Drawn:
+        """Draw the images into a folder of their own below `folder`, named by the time or `place`, which is emptied.
+
+        Refused where the wish cannot be drawn; nothing is left then. stop: ends the drawing at its next step.
+        """
+        with self.lock:
+            folder, started = new_folder(self.folder, place), time.monotonic()
+            with removed_on_error(folder), sentences():
+                wish = with_copies(wish, folder)
+                overrides = [f"checkpoint={written(str(self.path))}", *self.given, *wish.overrides()]
+                with noted() as notes:
+                    stopped = self._sample([*overrides, f"out={written(str(folder))}"], report, stop)
+                hint = self.hint(wish.control, wish.mask)
         lines = read_lines(folder / MANIFEST)
         images = [folder / line.pop("file") for line in lines]
         seconds = time.monotonic() - started
@@ -137,8 +144,8 @@ class Studio:
 
     def _sample(self, overrides: Sequence[str], report: Report, stop: threading.Event) -> bool:
         """As sample.py would; returns whether it was stopped."""
+        hands = Hands(self.kept.opening, self.kept.reading, lambda *, total, **_: Steps(report, stop, total))
         cfg = composed(overrides, "sample")
-        hands = Hands(self.kept, lambda *, total, **_: Steps(report, stop, total))
         try:
             with configs_at_hand():
                 sample(cfg, hands)
@@ -165,31 +172,3 @@ def noted() -> Iterator[list[str]]:
         warnings.simplefilter("always", UserWarning)
         yield found
     found += dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning))
-
-
-def new_folder(parent: Path) -> Path:
-    """A folder named by the time of day, that nobody else has."""
-    stamp, number = time.strftime("%Y-%m-%d_%H-%M-%S"), 1
-    while True:
-        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-
-
-def with_copies(wish: Wish, folder: Path) -> Wish:
-    """The wish with its pictures copied into the folder: uploads vanish, a command line shall not."""
-    units = [_copied(unit, folder, f"-{i}" if i else "") for i, unit in enumerate((wish.control, *wish.more))]
-    image, mask = _copy(wish.image, folder, "image"), _copy(wish.mask, folder, "mask")
-    return replace(wish, control=units[0], more=tuple(units[1:]), image=image, mask=mask)
-
-
-def _copied(unit: Control, folder: Path, number: str) -> Control:
-    hint, photo = _copy(unit.hint, folder, f"hint{number}"), _copy(unit.photo, folder, f"photo{number}")
-    return replace(unit, hint=hint, photo=photo)
-
-
-def _copy(path: Path | None, folder: Path, name: str) -> Path | None:
-    return None if path is None else Path(shutil.copyfile(path, folder / f"{name}{path.suffix.lower()}"))

@@ -2,8 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ WORDS_OF_YAML = ("null", "true", "false", "yes", "no", "on", "off", "inf", "nan"
 class Control:
     """One ControlNet and what it gets: a ready map (`hint`) or a picture to make it of (`photo`).
 
-    checkpoint: None for the page's own. scale, start, end, mode: see cldm.sampling.control.ControlUnit.
+    checkpoint: None for the page's own. condition: its kind, where the checkpoint does not say.
+    scale, start, end, mode: see cldm.sampling.control.ControlUnit.
     """
 
     hint: Path | None = None
@@ -25,11 +26,12 @@ class Control:
     end: float = 1.0
     mode: str = "balanced"
     checkpoint: str | None = None
+    condition: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What is given, by the keys of configs/sample.yaml; a picture that is not given only where one replaces it."""
-        pictures = {"hint": self.hint, "photo": self.photo}
-        given = {key: str(path) for key, path in pictures.items() if path}
+        """What is given, by the keys of configs/sample.yaml."""
+        named = ("checkpoint", "condition", "hint", "photo")
+        given = {key: str(value) for key in named if (value := getattr(self, key))}
         own = {key: getattr(self, key) for key in ("scale", "start", "end", "mode")}
         return given | {key: value for key, value in own.items() if value != getattr(Control(), key)}
 
@@ -62,12 +64,44 @@ class Wish:
         told |= {"count": self.count, "seed": self.seed, "sampler": self.sampler}
         told |= {"sampler.steps": self.steps, "sampler.guidance": self.guidance}
         if self.more:
-            told["more"] = [{"checkpoint": unit.checkpoint, **unit.settings()} for unit in self.more]
+            told["more"] = [unit.settings() for unit in self.more]
         if self.image:
             told |= {"image": str(self.image), "strength": self.strength}
         if self.mask:
             told["mask"] = str(self.mask)
         return [f"{key}={written(value)}" for key, value in told.items()]
+
+
+def wish_of(settings: Mapping[str, Any]) -> Wish:
+    """The wish for an image alone, from the settings that its PNG holds."""
+    files = [checkpoint["file"] for checkpoint in settings["checkpoints"]]
+    units = [_control(unit, file) for unit, file in zip(settings["units"], files, strict=True)]
+    first, sampler = replace(units[0], checkpoint=None), settings["sampler"]
+    image, mask = (Path(settings[key]) if settings[key] else None for key in ("image", "mask"))
+    return Wish(
+        first, settings["prompt"], settings["negative"], 1, settings["seed"], sampler["sampler"]["_target_"].split(".")[-1],
+        sampler["steps"], sampler["guidance"], tuple(units[1:]), image, settings["strength"], mask,
+    )  # fmt: skip
+
+
+def _control(unit: Mapping[str, Any], checkpoint: str) -> Control:
+    hint, photo = (Path(unit[key]) if unit[key] else None for key in ("hint", "photo"))
+    return Control(hint, photo, unit["scale"], unit["start"], unit["end"], unit["mode"], checkpoint)
+
+
+def summary(wish: Wish) -> str:
+    """The settings of an image in one line."""
+    control, parts = (
+        wish.control,
+        [f"seed {wish.seed}", f"{wish.sampler}, {wish.steps} steps, guidance {wish.guidance:g}"],
+    )
+    parts.append(f"scale {control.scale:g}" + (f", {control.mode}" if control.mode != "balanced" else ""))
+    if (control.start, control.end) != (0.0, 1.0):
+        parts.append(f"from {control.start:.0%} to {control.end:.0%} of the steps")
+    parts += [f"with {Path(unit.checkpoint or '').parent.name} at {unit.scale:g}" for unit in wish.more]
+    if wish.image:
+        parts.append(f"over a picture, strength {wish.strength:g}" + (", in the painted part" if wish.mask else ""))
+    return " · ".join(parts)
 
 
 def written(value: Any) -> str:

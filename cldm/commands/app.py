@@ -6,7 +6,8 @@ from importlib.util import find_spec
 EXAMPLES = """\
   python -m cldm app
   python -m cldm app checkpoint=runs/R/seed-0 sampler=unipc sampler.steps=10
-  python -m cldm app checkpoint=control_v11p_sd15_canny.pth trained.model=sd15 trained.condition=canny base=sd15.safetensors
+  python -m cldm app checkpoint=control_v11p_sd15_canny.pth trained.model=sd15 trained.condition=canny \\
+    base=sd15.safetensors
 What is given holds for every drawing. The page is open to this machine alone; --host opens it to others."""
 
 
@@ -23,7 +24,9 @@ def run(args: argparse.Namespace) -> None:
     """Open the page and wait until it is closed."""
     if find_spec("gradio") is None:
         raise ValueError("the page needs gradio: pip install -e '.[app]'")
-    from cldm.app.server import serve  # late: every command of `python -m cldm` imports this file
+    from cldm.app.server import serving  # late: every command of `python -m cldm` imports this file
     from cldm.app.studio import Studio
 
-    serve(Studio(args.overrides), args.host, args.port)
+    with serving(Studio(args.overrides), args.host, args.port) as page:
+        print(f"the page is at {page.local_url}; Ctrl-C closes it")
+        page.block_thread()

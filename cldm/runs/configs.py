@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
@@ -125,9 +125,12 @@ def configs_at_hand() -> Iterator[None]:
 
 
 def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
-    """The configuration that `python train.py OVERRIDES` would get."""
-    with configs_at_hand():
-        cfg = compose(name, overrides=home_typed(overrides))
+    """The configuration that `python train.py OVERRIDES` would get. ValueError for what it would refuse."""
+    try:
+        with configs_at_hand():
+            cfg = compose(name, overrides=home_typed(overrides))
+    except HydraException as error:
+        raise ValueError(" ".join(str(error).split())) from error
     expand_home(cfg)
     return cfg
 
