@@ -11,7 +11,7 @@ from cldm.data.transforms import Size
 
 SIDE = 512  # pixels of the canvas's longer side: maps are small, hands are not
 WHITE, BLACK = "#ffffff", "#000000"
-PENS = {
+PENS: dict[str, list[str | tuple[str, float]]] = {
     "white_on_black": [BLACK],
     "near_white": ["#ffffff", "#c0c0c0", "#808080", "#404040", "#000000"],
     "color": ["#ffffff", "#e03131", "#f08c00", "#ffd43b", "#2f9e44", "#1971c2", "#7048e8", "#000000"],

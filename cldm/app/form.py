@@ -13,17 +13,13 @@ from cldm.sampling.drawing import SAMPLERS
 
 FURTHER = 2  # ControlNets beside the page's own
 MOST = 16  # images of a drawing
-PICTURES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"]
 
 
-class Upload(gr.Image):
+def upload(label: str, **options: Any) -> gr.Image:
     """A picture that is handed on as the file that it is: cldm.data.decoding is the one reader of pictures."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:  # type: ignore[override]
-        """The path of the file."""
-        return None if payload is None else payload.path
+    field = gr.Image(label=label, sources=["upload", "clipboard"], type="filepath", min_width=160, **options)
+    field.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    return field
 
 
 @dataclass
@@ -86,10 +82,15 @@ def _hint(form: Form, studio: Studio) -> None:
             visible=studio.condition.polarity == "white_on_black",
         )  # fmt: skip
     with gr.Row(visible=False) as form.fields["upload"]:
-        form.fields["picture"] = Upload(label="Your picture", sources=["upload", "clipboard"], type="filepath")
-        with gr.Column():
+        form.fields["picture"] = upload("Your picture", height=260, elem_id="picture")
+        with gr.Column(min_width=160):
             form.fields["seen"] = gr.Image(
-                label=f"The {made} map that the ControlNet gets", interactive=False, format="png"
+                label=f"Its {made} map: what the ControlNet gets",
+                interactive=False,
+                format="png",
+                height=220,
+                buttons=[],
+                elem_id="seen",
             )
             form.fields["edit"] = gr.Button("Draw on this map", size="sm", interactive=False)
 
@@ -98,7 +99,7 @@ def _words(form: Form, studio: Studio) -> None:
     known = [word for word in studio.vocabulary if word.isalpha()]
     info = f"This base knows {len(known)} words; they are offered as you type." if known else None
     form.fields["prompt"] = gr.Textbox(
-        studio.prompt, label="What the picture shows", info=info, lines=1, elem_id="prompt"
+        studio.prompt, label="What the picture shows (prompt)", info=info, lines=1, elem_id="prompt"
     )
     form.fields["words"] = gr.Dataset(
         components=["textbox"], samples=[], type="values", show_label=False, visible=bool(known), elem_id="words"
@@ -110,7 +111,7 @@ def _settings(form: Form, studio: Studio) -> None:
     with gr.Row():
         fields["count"] = gr.Slider(1, MOST, min(cfg.count, MOST), step=1, label="Images")
         fields["seed"] = gr.Number(cfg.seed, precision=0, minimum=0, label="First seed")
-        fields["scale"] = gr.Slider(0, 2, cfg.scale, step=0.05, label="Hint strength")
+        fields["scale"] = gr.Slider(0, 2, cfg.scale, step=0.05, label="Hint scale")
     with gr.Accordion("More settings", open=False):
         fields["negative"] = gr.Textbox(cfg.negative, label="What it does not show (negative prompt)")
         with gr.Row():
@@ -141,12 +142,10 @@ def _further(form: Form, studio: Studio) -> None:
         with gr.Group():
             form.others.append(gr.Dropdown(choices, value="", label=f"ControlNet {number}"))
             with gr.Row():
-                form.others.append(
-                    Upload(label="Its picture", sources=["upload", "clipboard"], type="filepath", height=180)
-                )
+                form.others.append(upload("Its picture", height=200))
                 with gr.Column():
                     form.others.append(gr.Radio([PHOTO, MAP], value=PHOTO, label="Its hint is"))
-                    form.others.append(gr.Slider(0, 2, 1, step=0.05, label="Strength"))
+                    form.others.append(gr.Slider(0, 2, 1, step=0.05, label="Scale"))
             with gr.Row():
                 form.others.append(gr.Slider(0, 1, 0, step=0.05, label="From"))
                 form.others.append(gr.Slider(0, 1, 1, step=0.05, label="to"))

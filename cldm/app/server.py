@@ -21,15 +21,17 @@ OWN_ONLY = (
 )
 """A browser that shows the page loads nothing from elsewhere, whatever the page says."""
 
-OPENING = """() => setTimeout(() => {
-  window.dispatchEvent(new Event("resize"));
-  document.querySelector('#canvas [aria-label="Brush"]')?.click();
-}, 1500)"""
-"""When the page opens: the canvas takes its place, and the pen is taken up."""
+READY = """() => setInterval(() => {
+  const pen = document.querySelector('#canvas [aria-label="Brush"]');
+  if (pen && !pen.dataset.taken) { pen.dataset.taken = "yes"; pen.click(); }
+}, 300)"""
+"""In the browser: the pen is taken up wherever a canvas appears."""
 
 CSS = """
 footer { display: none !important }
-.gradio-container { max-width: 1280px !important; margin: auto }
+.gradio-container { width: 100% !important; max-width: 1280px !important; margin: auto }
+#line { max-height: 190px; overflow-y: auto }
+#gallery .grid-wrap { height: auto !important; min-height: 0; max-height: 420px }
 """
 
 
@@ -64,7 +66,7 @@ def serving(studio: Studio, host: str = "127.0.0.1", port: int | None = None) ->
         blocks.launch(
             server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
             allowed_paths=[str(studio.folder)], max_file_size=LARGEST, enable_monitoring=False, footer_links=[],
-            ssr_mode=False, mcp_server=False, run_history=False, show_error=True, theme=theme, css=CSS, js=OPENING,
+            ssr_mode=False, mcp_server=False, run_history=False, show_error=True, theme=theme, css=CSS, js=READY,
             app_kwargs={"middleware": [Middleware(Guarded)]},
         )  # fmt: skip
         try:

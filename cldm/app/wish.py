@@ -78,9 +78,10 @@ def wish_of(settings: Mapping[str, Any]) -> Wish:
     units = [_control(unit, file) for unit, file in zip(settings["units"], files, strict=True)]
     first, sampler = replace(units[0], checkpoint=None), settings["sampler"]
     image, mask = (Path(settings[key]) if settings[key] else None for key in ("image", "mask"))
+    name = sampler["sampler"]["_target_"].split(".")[-1]
     return Wish(
-        first, settings["prompt"], settings["negative"], 1, settings["seed"], sampler["sampler"]["_target_"].split(".")[-1],
-        sampler["steps"], sampler["guidance"], tuple(units[1:]), image, settings["strength"], mask,
+        first, settings["prompt"], settings["negative"], 1, settings["seed"], name, sampler["steps"],
+        sampler["guidance"], tuple(units[1:]), image, settings["strength"], mask,
     )  # fmt: skip
 
 
@@ -91,10 +92,8 @@ def _control(unit: Mapping[str, Any], checkpoint: str) -> Control:
 
 def summary(wish: Wish) -> str:
     """The settings of an image in one line."""
-    control, parts = (
-        wish.control,
-        [f"seed {wish.seed}", f"{wish.sampler}, {wish.steps} steps, guidance {wish.guidance:g}"],
-    )
+    control = wish.control
+    parts = [f"seed {wish.seed}", f"{wish.sampler}, {wish.steps} steps, guidance {wish.guidance:g}"]
     parts.append(f"scale {control.scale:g}" + (f", {control.mode}" if control.mode != "balanced" else ""))
     if (control.start, control.end) != (0.0, 1.0):
         parts.append(f"from {control.start:.0%} to {control.end:.0%} of the steps")
