@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,31 +20,16 @@ from cldm.runs.trained import FILE
 from cldm.sampling import drawing as sample
 from cldm.sampling import opening
 from ldm.files import InUse, locked
-from ldm.weights import load_weights, save_weights
+from ldm.weights import load_weights
 
 CONFIGS = str(REPOSITORY / "configs")
 register_resolvers()
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Path]) -> Path:
     """A run folder with the weights of a tiny base and of a branch that is no longer silent."""
-    folder = tmp_path_factory.mktemp("work") / "runs" / "a"
-    torch.manual_seed(0)
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("train", overrides=["model=tiny"])
-    base = instantiate(cfg.model, _convert_="all")
-    for parameter in base.parameters():
-        if not parameter.any():  # layers that start at zero would hide everything
-            torch.nn.init.normal_(parameter, std=0.1)
-    control = instantiate(cfg.control, _convert_="all")(base.unet)
-    for parameter in control.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    save_weights(base, folder / "base.safetensors")
-    metadata = {"stage": "control", "model": "tiny", "control": "controlnet", "condition": "canny"}
-    save_weights(control, folder / FILE, metadata)
-    return folder
+    return make_run(tmp_path_factory.mktemp("work") / "runs" / "a")
 
 
 def draw(run: Path, *overrides: str) -> Path:

@@ -9,6 +9,7 @@ from cldm.app.canvas import Editor, flat, painted, save_map
 from cldm.app.studio import Studio
 from cldm.app.wish import Control, Wish
 from cldm.runs.folder import Refused
+from cldm.sampling.drawing import SAMPLERS
 
 CANVAS, PHOTO, MAP = "drawn here", "made from a picture", "a ready map"
 """Where the hint comes from."""
@@ -43,6 +44,8 @@ class Asked:
 
     def wish(self, studio: Studio, folder: Path) -> Wish:
         """What is asked for, drawings written to files in `folder`. Refused where a picture is missing."""
+        if self.sampler not in SAMPLERS:
+            raise Refused(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
         image, mask = self._image(folder)
         more = [self.others[i : i + 7] for i in range(0, len(self.others), 7)]
         return Wish(
