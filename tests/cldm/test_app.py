@@ -52,7 +52,8 @@ def strokes(tmp_path: Path) -> Path:
 
 
 def asked(**values) -> Asked:
-    usual = {"source": CANVAS, "paper": WHITE, "canvas": None, "picture": None, "prompt": "", "negative": "", "count": 1,
+    usual = {"source": CANVAS, "paper": WHITE, "canvas": None, "picture": None, "prompt": "", "negative": "",
+             "count": 1,
              "seed": 0, "sampler": "ddim", "steps": 2, "guidance": 3.0, "scale": 1.0, "start": 0.0, "end": 1.0,
              "mode": "balanced", "image": None, "strength": 0.75}  # fmt: skip
     return Asked(**{**usual, **values})
@@ -175,7 +176,8 @@ def test_the_settings_of_an_image_are_the_wish_for_it(studio: Studio, strokes: P
     done = drawn(studio, wish)
     found = wish_of(done.settings[0])
     copies = {"control": replace(control, hint=done.folder / "hint.png"), "image": done.folder / "image.png",
-              "more": (replace(other, photo=done.folder / "photo-2.png"),), "mask": done.folder / "mask.png"}  # fmt: skip
+              "mask": done.folder / "mask.png",
+              "more": (replace(other, photo=done.folder / "photo-2.png"),)}  # fmt: skip
     assert found == replace(wish, **copies)
     assert "seed 3 · unipc, 3 steps, guidance 2 · scale 0.8, prompt" in summary(found)
 
@@ -242,7 +244,7 @@ def test_live_drawings_take_one_folder_and_others_one_each(studio: Studio, strok
         ({"steps": 2000}, r"1\.\.1000"),
         ({"start": 0.5, "end": 0.5}, "a control acts from start to end"),
         ({"sampler": "../../x"}, "sampler must be one of ddim"),
-        ({"others": ["/etc/passwd", "words.png", MAP, 1, 0, 1, "balanced"]}, "there is no ControlNet /etc/passwd to add"),
+        ({"others": ["/etc/passwd", "words.png", MAP, 1, 0, 1, "balanced"]}, "there is no ControlNet /etc/passwd"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused_in_one_sentence_and_leaves_nothing(
