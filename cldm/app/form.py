@@ -11,6 +11,7 @@ from cldm.app.studio import Studio
 from cldm.sampling.control import MODES
 from cldm.sampling.drawing import SAMPLERS
 
+AWAY = "away"  # the class of what is out of sight, see cldm.app.server.CSS
 FURTHER = 2  # ControlNets beside the page's own
 MOST = 16  # images of a drawing
 
@@ -81,7 +82,7 @@ def _hint(form: Form, studio: Studio) -> None:
             [("black on white", WHITE), ("white on black", BLACK)], value=paper, label="Pen and paper",
             visible=studio.condition.polarity == "white_on_black",
         )  # fmt: skip
-    with gr.Row(visible=False) as form.fields["upload"]:
+    with gr.Row(elem_classes=[AWAY]) as form.fields["upload"]:
         form.fields["picture"] = upload("Your picture", height=260, elem_id="picture")
         with gr.Column(min_width=160):
             form.fields["seen"] = gr.Image(
@@ -111,7 +112,7 @@ def _settings(form: Form, studio: Studio) -> None:
     with gr.Row():
         fields["count"] = gr.Slider(1, MOST, min(cfg.count, MOST), step=1, label="Images")
         fields["seed"] = gr.Number(cfg.seed, precision=0, minimum=0, label="First seed")
-        fields["scale"] = gr.Slider(0, 2, cfg.scale, step=0.05, label="Hint scale")
+        fields["scale"] = gr.Slider(0, 2, cfg.scale, step=0.05, label="Scale")
     with gr.Accordion("More settings", open=False):
         fields["negative"] = gr.Textbox(cfg.negative, label="What it does not show (negative prompt)")
         with gr.Row():

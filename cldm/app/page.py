@@ -8,10 +8,12 @@ import gradio as gr
 
 from cldm.app.answers import Answers
 from cldm.app.asked import CANVAS
-from cldm.app.form import Form, ask
+from cldm.app.form import AWAY, Form, ask
 from cldm.app.studio import Studio
 
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
+DROP_PEN = """() => { delete document.querySelector('#canvas [aria-label="Brush"]')?.dataset.taken }"""
+"""So that it is taken up again, see cldm.app.server."""
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -61,8 +63,8 @@ def show() -> Results:
     slider = gr.ImageSlider(label="Hint | image: pull the line", format="png", max_height=430, elem_id="slider")
     settings = gr.Markdown(elem_id="settings")
     gallery = gr.Gallery(
-        label="Click one to compare it", format="png", columns=4, height="auto", object_fit="contain",
-        allow_preview=False, interactive=False, buttons=["download"], elem_id="gallery",
+        label="Click one to compare it", format="png", columns=4, fit_columns=False, height="auto",
+        object_fit="contain", allow_preview=False, interactive=False, buttons=["download"], elem_id="gallery",
     )  # fmt: skip
     again = gr.Button("Take over the settings of this image", size="sm")
     line = gr.Code(
@@ -94,7 +96,7 @@ def wire(form: Form, results: Results, answers: Answers, blocks: gr.Blocks) -> N
 
 def _wire_hint(form: Form, answers: Answers, blocks: gr.Blocks) -> None:
     form.source.change(
-        lambda source: (gr.update(visible=source == CANVAS), gr.update(visible=source != CANVAS)),
+        lambda source: (shown(source == CANVAS), shown(source != CANVAS)),
         form.source, [form.drawing, form.upload], **AT_ONCE,
     )  # fmt: skip
     seen: dict[str, Any] = {
@@ -106,3 +108,9 @@ def _wire_hint(form: Form, answers: Answers, blocks: gr.Blocks) -> None:
     form.edit.click(answers.edit, [form.seen, form.paper], [form.source, form.canvas], **AT_ONCE)
     form.paper.change(answers.paper, form.paper, form.canvas, **AT_ONCE)
     blocks.load(answers.sheet, form.paper, form.canvas, **AT_ONCE)
+    form.canvas.clear(answers.sheet, form.paper, form.canvas, **AT_ONCE).then(None, js=DROP_PEN)
+
+
+def shown(yes: bool) -> Any:
+    """A part of the form, shown or out of sight; a canvas is asked for its drawing there too."""
+    return gr.update(elem_classes=[] if yes else [AWAY])

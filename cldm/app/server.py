@@ -28,7 +28,7 @@ READY = """() => setInterval(() => {
 """In the browser: the pen is taken up wherever a canvas appears."""
 
 CSS = """
-footer { display: none !important }
+footer, .away { display: none !important }
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: auto }
 #line { max-height: 190px; overflow-y: auto }
 #gallery .grid-wrap { height: auto !important; min-height: 0; max-height: 420px }
