@@ -30,6 +30,7 @@ READY = """() => setInterval(() => {
 CSS = """
 footer, .away { display: none !important }
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: auto }
+#gallery .grid-container { margin-top: 26px }
 #line { max-height: 190px; overflow-y: auto }
 #gallery .grid-wrap { height: auto !important; min-height: 0; max-height: 420px }
 """
