@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
@@ -26,6 +27,7 @@ from ldm.random import generator
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig
+from ldm.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -170,6 +172,35 @@ def small() -> list[str]:
         "trainer.callbacks.watch.count=2",
         "trainer.callbacks.progress.refresh_rate=0",
     ]
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """`make_run(folder, seed)`: weights of a tiny base, and of a branch that is no longer silent, as a run folder."""
+
+    def make(folder: Path, seed: int = 0) -> Path:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("train", overrides=["model=tiny"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            base = instantiate(cfg.model, _convert_="all")
+            _fill_small(base)
+            torch.manual_seed(seed)
+            control = instantiate(cfg.control, _convert_="all")(base.unet)
+            _fill_small(control)
+        save_weights(base, folder / "base.safetensors")
+        metadata = {"stage": "control", "model": "tiny", "control": "controlnet", "condition": "canny"}
+        save_weights(control, folder / "control.safetensors", metadata)
+        return folder
+
+    return make
+
+
+def _fill_small(module: nn.Module) -> None:
+    """Give small random values to parameters that start as zero and would hide everything."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
 
 
 # ------------------------------------------------------------------ small models of diffusers and transformers

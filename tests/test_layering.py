@@ -25,7 +25,7 @@ FLOORS = [
     {"cldm.branches", "cldm.tables"},
     {"cldm.runs"},
     {"cldm.sampling"},
-    {"cldm.evaluation"},
+    {"cldm.evaluation", "cldm.app"},
     {"cldm.reports"},
     {"cldm.training"},
     {"cldm.commands"},

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +15,21 @@ from PIL import Image
 
 from cldm.pictures import to_pil
 from cldm.runs.checkout import REPOSITORY
+from cldm.runs.configs import register_resolvers
 from cldm.runs.trained import FILE
 from cldm.sampling import drawing as sample
+from cldm.sampling import opening
 from ldm.files import InUse, locked
-from ldm.weights import load_weights, save_weights
+from ldm.weights import load_weights
 
 CONFIGS = str(REPOSITORY / "configs")
+register_resolvers()
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Path]) -> Path:
     """A run folder with the weights of a tiny base and of a branch that is no longer silent."""
-    folder = tmp_path_factory.mktemp("work") / "runs" / "a"
-    torch.manual_seed(0)
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("train", overrides=["model=tiny"])
-    base = instantiate(cfg.model, _convert_="all")
-    for parameter in base.parameters():
-        if not parameter.any():  # layers that start at zero would hide everything
-            torch.nn.init.normal_(parameter, std=0.1)
-    control = instantiate(cfg.control, _convert_="all")(base.unet)
-    for parameter in control.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    save_weights(base, folder / "base.safetensors")
-    metadata = {"stage": "control", "model": "tiny", "control": "controlnet", "condition": "canny"}
-    save_weights(control, folder / FILE, metadata)
-    return folder
+    return make_run(tmp_path_factory.mktemp("work") / "runs" / "a")
 
 
 def draw(run: Path, *overrides: str) -> Path:
@@ -138,7 +127,7 @@ def test_what_is_no_picture_is_refused_before_weights_are_read(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hint.png").write_text("not a picture")
-    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr(opening, "load_model", lambda *_: pytest.fail("weights were read first"))
     with pytest.raises(SystemExit, match=r"hint.png"):
         draw(run, f"checkpoint={run}", f"hint={tmp_path}/hint.png")
 
@@ -173,7 +162,7 @@ def test_a_job_list_is_drawn_into_folders_and_not_drawn_twice(
     assert pixels(folder / "cat/seed_1.png").shape == (64, 72, 3)
     found = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert found == {"cat/seed_0.png", "cat/seed_1.png", "cat/sheet.png", "over/seed_0.png", "over/sheet.png"}
-    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("everything was there already"))
+    monkeypatch.setattr(opening, "load_model", lambda *_: pytest.fail("everything was there already"))
     draw(run, *arguments)
 
 
@@ -223,7 +212,7 @@ def test_two_controlnets_of_half_scale_draw_what_one_draws(run: Path, tmp_path: 
 def test_bad_settings_are_refused_before_weights_are_read(
     run: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
 ) -> None:
-    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr(opening, "load_model", lambda *_: pytest.fail("weights were read first"))
     with pytest.raises(SystemExit, match=message):
         draw(run, f"checkpoint={run}", override)
 
@@ -270,7 +259,7 @@ def test_a_job_may_have_a_sampler_of_its_own_and_residuals_of_their_own_scale(ru
 def test_a_job_with_settings_that_cannot_be_is_refused_before_weights_are_read(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: dict, message: str
 ) -> None:
-    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr(opening, "load_model", lambda *_: pytest.fail("weights were read first"))
     (tmp_path / "jobs.jsonl").write_text(json.dumps(line))
     with pytest.raises(SystemExit, match=message):
         draw(run, f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl")

@@ -13,6 +13,7 @@ from cldm.runs.checkout import commit
 
 COMMANDS = {
     "annotate": "Make the hints of one picture, a folder or a JSON-lines list: source/, target/, prompt.json.",
+    "app": "Open a page in the browser to draw hints on, and see the images that obey them.",
     "batch": "Print the sbatch file of a run or a sweep; nothing is submitted.",
     "cache": "Encode a data set's images and captions once, so that training never runs the VAE or the text encoder.",
     "convert": "Convert a checkpoint: original layout <-> diffusers folder, whole or in parts.",

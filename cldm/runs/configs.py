@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
@@ -116,19 +116,28 @@ def mistakes_refused() -> Iterator[None]:
         raise Refused(str(error.__cause__)) from error
 
 
-def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
-    """The configuration that `python train.py OVERRIDES` would get."""
+@contextmanager
+def configs_at_hand() -> Iterator[None]:
+    """Hydra's `compose` works in this block, and with it what reads checkpoints, in programs without hydra.main."""
     register_resolvers()
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        cfg = compose(name, overrides=home_typed(overrides))
+        yield
+
+
+def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
+    """The configuration that `python train.py OVERRIDES` would get. ValueError for what it would refuse."""
+    try:
+        with configs_at_hand():
+            cfg = compose(name, overrides=home_typed(overrides))
+    except HydraException as error:
+        raise ValueError(" ".join(str(error).split())) from error
     expand_home(cfg)
     return cfg
 
 
 def planned(overrides: Sequence[str]) -> DictConfig:
     """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
-    register_resolvers()
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+    with configs_at_hand():
         cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
     with open_dict(cfg):

@@ -17,21 +17,12 @@ from cldm.conditions import Condition
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import expand_home
-from cldm.runs.trained import (
-    PRECISIONS,
-    base_content,
-    base_of,
-    checkpoints_of,
-    device_and_precision,
-    is_pooled,
-    load_branch,
-    load_model,
-    trained_size,
-)
+from cldm.runs.trained import base_content, base_of, device_and_precision, trained_size
 from cldm.sampling.control import ControlUnit
 from cldm.sampling.generation import Sampling
 from cldm.sampling.jobs import Job, check_pictures, load_image, load_mask, make_job, read_jobs
 from cldm.sampling.ledger import Ledger, Shot, draw_in_batches
+from cldm.sampling.opening import Networks, Opened, load_networks, open_checkpoints
 from ldm.diffusion import LatentDiffusion
 from ldm.files import content, locked, remove_partial
 from ldm.identity import decisive
@@ -78,15 +69,12 @@ def sampler_settings(shared: dict[str, Any], job: Job) -> dict[str, Any]:
     return settings
 
 
-def check(jobs: list[Job], trainings: list[DictConfig], conditions: list[Condition]) -> None:
+def check(jobs: list[Job], opened: Opened) -> None:
     """Raise for whatever cannot be drawn, before weights are read: sizes, steps, pictures that are none."""
-    with torch.device("meta"):
-        skeleton: LatentDiffusion = instantiate(trainings[0].model, _convert_="all")
-        nets = [instantiate(training.control, _convert_="all")(skeleton.unet) for training in trainings]
     for job in jobs:
         try:
-            check_job(job, skeleton, nets)
-            check_pictures(job, conditions)
+            check_job(job, opened.skeleton, opened.branches)
+            check_pictures(job, opened.conditions)
         except ValueError as error:
             raise ValueError(f"{job.name}: {error}" if len(jobs) > 1 else str(error)) from error
 
@@ -182,16 +170,6 @@ def draw(
     )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be drawn with what: checkpoints, the configs they were trained with, their conditions, the jobs."""
-
-    paths: list[Path]
-    trainings: list[DictConfig]
-    conditions: list[Condition]
-    jobs: list[Job]
-
-
 def tell_of_the_example(cfg: DictConfig, condition: Condition) -> None:
     """Say which of the shipped example's values are in force beside what was given, or do not suit the condition."""
     example = OmegaConf.load(REPOSITORY / "configs" / "sample.yaml")
@@ -205,34 +183,38 @@ def tell_of_the_example(cfg: DictConfig, condition: Condition) -> None:
         print(f"note: the prompt is the example's: {cfg.prompt}")
 
 
-def plan(cfg: DictConfig) -> Plan:
+def plan(cfg: DictConfig, opening: Callable[[DictConfig], Opened] = open_checkpoints) -> tuple[Opened, list[Job]]:
     """Everything found and checked before weights are read; SystemExit says what cannot be drawn."""
-    paths, trainings = checkpoints_of(cfg.checkpoint, cfg)
-    pools = [is_pooled(path) for path in paths]
     try:
-        conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
-        jobs = jobs_of(cfg, trained_size(trainings[0]), pools)
-        check(jobs, trainings, conditions)
+        opened = opening(cfg)
+        jobs = jobs_of(cfg, trained_size(opened.trainings[0]), opened.pools)
+        check(jobs, opened)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
-    return Plan(paths, trainings, conditions, jobs)
+    return opened, jobs
 
 
-def draw_all(shots: list[Shot], found: Plan, ledger: Ledger, load: Inputs, cfg: DictConfig) -> None:
+@dataclass(frozen=True)
+class Hands:
+    """How checkpoints are opened and loaded, and who hears of the steps: a program that draws often has its own.
+
+    bar: as tqdm; what its `update` raises ends the drawing.
+    """
+
+    opening: Callable[[DictConfig], Opened] = open_checkpoints
+    networks: Callable[[Opened, DictConfig], Networks] = load_networks
+    bar: Callable[..., Any] = tqdm
+
+
+def draw_all(shots: list[Shot], opened: Opened, ledger: Ledger, load: Inputs, cfg: DictConfig, hands: Hands) -> None:
     """Read the weights and draw the shots and sheets, with a progress bar that counts the steps of every image."""
-    device, precision = device_and_precision(cfg)
-    diffusion, net = load_model(found.paths[0], found.trainings[0])
-    others = zip(found.paths[1:], found.trainings[1:], strict=True)
-    nets = [net, *(load_branch(path, training, diffusion) for path, training in others)]
-    home = "cpu" if cfg.sampler.low_memory else device
-    for module in (diffusion, *nets):
-        # convolutions of channels-last weights are faster: 16 % of a 320-wide block in fp32 on a CPU
-        module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)
+    networks = hands.networks(opened, cfg)
+    device, _ = device_and_precision(cfg)
     steps = sum(int(s.job.sampler["steps"] * (s.job.strength if s.job.image else 1)) for s in shots)
     size = cfg.batch_size or (4 if device == "cpu" else 16)
-    with tqdm(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
+    with hands.bar(total=steps, desc=f"drawing {len(shots)} images", unit="step") as bar:
         report = lambda _, z: bar.update(len(z))  # noqa: E731
-        brush = partial(draw, diffusion=diffusion, nets=nets, load=load, callback=report)
+        brush = partial(draw, diffusion=networks.diffusion, nets=networks.branches, load=load, callback=report)
         draw_in_batches(shots, brush, ledger, size, lambda job: _sheet(ledger, job, load))
 
 
@@ -240,38 +222,40 @@ def _sheet(ledger: Ledger, job: Job, load: Inputs) -> None:
     ledger.sheet(job, shown(load(job)))
 
 
-def sample(cfg: DictConfig) -> Path:
+def sample(cfg: DictConfig, hands: Hands | None = None) -> Path:
     """Draw the images; returns their folder."""
     expand_home(cfg)
     _, precision = device_and_precision(cfg)
-    found = plan(cfg)
+    hands = hands or Hands()
+    opened, jobs = plan(cfg, hands.opening)
     if not cfg.jobs:
-        tell_of_the_example(cfg, found.conditions[0])
+        tell_of_the_example(cfg, opened.conditions[0])
+    first = opened.trainings[0]
     ledger = Ledger(
-        Path(cfg.out) if cfg.out else found.paths[0].parent / "samples",
+        Path(cfg.out) if cfg.out else opened.paths[0].parent / "samples",
         {
-            "checkpoints": [{"file": str(path), "content": content(path)} for path in found.paths],
-            "base": {"file": base_of(found.trainings[0]), "content": base_content(found.paths[0], found.trainings[0])},
-            "conditions": [decisive(condition) for condition in found.conditions],
+            "checkpoints": [{"file": str(path), "content": content(path)} for path in opened.paths],
+            "base": {"file": base_of(first), "content": base_content(opened.paths[0], first)},
+            "conditions": [decisive(condition) for condition in opened.conditions],
             "precision": precision,
         },
         flat=not cfg.jobs,
         resume=bool(cfg.jobs),
     )
     with locked(ledger.folder):
-        return fill(ledger, found, cfg)
+        return fill(ledger, opened, jobs, cfg, hands)
 
 
-def fill(ledger: Ledger, found: Plan, cfg: DictConfig) -> Path:
+def fill(ledger: Ledger, opened: Opened, jobs: list[Job], cfg: DictConfig, hands: Hands) -> Path:
     """Draw what is missing in the folder, with a sheet for each job; returns the folder."""
-    remove_partial(ledger.folder, *(ledger.sheet_path(job).parent for job in found.jobs))
-    shots, load = ledger.missing(found.jobs), Inputs(found.conditions)
+    remove_partial(ledger.folder, *(ledger.sheet_path(job).parent for job in jobs))
+    shots, load = ledger.missing(jobs), Inputs(opened.conditions)
     if shots:
-        draw_all(shots, found, ledger, load, cfg)
-    for job in found.jobs:
+        draw_all(shots, opened, ledger, load, cfg, hands)
+    for job in jobs:
         if not ledger.sheet_path(job).is_file():
             _sheet(ledger, job, load)
-    there = sum(job.count for job in found.jobs) - len(shots)
+    there = sum(job.count for job in jobs) - len(shots)
     print(
         f"{len(shots)} image{'s' * (len(shots) != 1)} and sheets in {ledger.folder}"
         + (f"; {there} were there already" if there else "")

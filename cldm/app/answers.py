@@ -1,0 +1,188 @@
+"""What the page answers: each method belongs to a button or a field. Whatever is refused is said in one sentence."""
+
+import html
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
+from cldm.app.canvas import canvas_size, flat_map
+from cldm.app.form import FURTHER, editor
+from cldm.app.studio import Drawn, Studio
+from cldm.app.wish import Control, Wish, summary, wish_of
+from cldm.app.words import completed, offers
+from cldm.runs.folder import Refused
+from ldm.files import read_lines
+
+LIVE_STEPS = 10
+PROGRESS = gr.Progress()
+
+
+@dataclass
+class Desk:
+    """The drawing that one visitor has under way: how to stop it, and what it came to."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    drawn: Drawn | None = None
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """A refusal is shown on the page."""
+    try:
+        yield
+    except Refused as error:
+        raise gr.Error(html.escape(str(error)), duration=None, print_exception=False, title="Not drawn") from None
+
+
+class Answers:
+    """The functions behind the page of a studio."""
+
+    def __init__(self, studio: Studio):
+        self.studio, self.desks = studio, dict[str, Desk]()
+
+    def draw(
+        self, request: gr.Request, source: str, paper: str, canvas: Any, picture: Any, prompt: str, negative: str,
+        count: int, seed: int, sampler: str, steps: int, guidance: float, scale: float, start: float, end: float,
+        mode: str, image: Any, strength: float, progress: gr.Progress = PROGRESS, *others: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Gallery, slider, settings, command line, what there is to say, and the files."""
+        asked = Asked(source, paper, canvas, picture, prompt, negative, count, seed, sampler, steps, guidance, scale,
+                      start, end, mode, image, strength, others)  # fmt: skip
+        desk = self.desks[str(request.session_hash)] = Desk()
+        return self._drawn(asked, desk, lambda step, total: progress((step, total), unit="steps"), None)
+
+    def live(
+        self, request: gr.Request, on: bool, source: str, paper: str, canvas: Any, picture: Any, prompt: str,
+        negative: str, count: int, seed: int, sampler: str, steps: int, guidance: float, scale: float, start: float,
+        end: float, mode: str, image: Any, strength: float, *others: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """As `draw`, for one image of few steps; nothing while live mode is off."""
+        if not on:
+            return tuple(gr.skip() for _ in range(6))
+        asked = Asked(source, paper, canvas, picture, prompt, negative, 1, seed, sampler, min(steps, LIVE_STEPS),
+                      guidance, scale, start, end, mode, image, strength, others)  # fmt: skip
+        return self._drawn(asked, Desk(), lambda *_: None, "live")
+
+    def _drawn(self, asked: Asked, desk: Desk, report: Callable[[int, int], Any], place: str | None) -> tuple[Any, ...]:
+        try:
+            with said(), tempfile.TemporaryDirectory() as folder:
+                wish = asked.wish(self.studio, Path(folder))
+                desk.drawn = self.studio.draw(wish, report, desk.stop, place)
+        finally:
+            desk.over.set()
+        return self._results(desk.drawn)
+
+    def stop(self, request: gr.Request) -> tuple[Any, ...]:
+        """End the visitor's drawing at its next step; shows what there is of it."""
+        desk = self.desks.get(str(request.session_hash))
+        if desk is None or desk.over.is_set():
+            return (*(gr.skip() for _ in range(4)), "Nothing is being drawn.", gr.skip())
+        desk.stop.set()
+        desk.over.wait()
+        return self._results(desk.drawn) if desk.drawn else tuple(gr.skip() for _ in range(6))
+
+    def _results(self, drawn: Drawn) -> tuple[Any, ...]:
+        files = [str(path) for path in drawn.images]
+        shown = [(path, f"seed {told['seed']}") for path, told in zip(files, drawn.settings, strict=True)]
+        first = (*self.chosen(files, 0),) if files else (None, "")
+        return shown, *first, drawn.line, told(drawn), files
+
+    def chosen(self, files: list[str], number: int) -> tuple[Any, str]:
+        """Slider and settings of an image."""
+        wish = wish_of(settings_of(files[number]))
+        hint = self.studio.hint(wish.control, wish.mask)
+        return (hint, Image.open(files[number]).convert("RGB")), summary(wish)
+
+    def select(self, files: list[str], event: gr.SelectData) -> tuple[Any, str, int]:
+        """Slider, settings and number of the image that was clicked."""
+        return *self.chosen(files, event.index), event.index
+
+    def again(self, files: list[str], number: int) -> list[Any]:
+        """The fields, filled with what the chosen image was drawn with."""
+        if not files:
+            raise gr.Error("there is no image yet whose settings could be taken", print_exception=False)
+        return fields_of(wish_of(settings_of(files[number])))
+
+    def seen(self, source: str, picture: str | None) -> tuple[Any, Any]:
+        """The map of an uploaded picture, and whether it can be drawn on."""
+        if source == CANVAS or not picture:
+            return None, gr.update(interactive=False)
+        with said():
+            control = Control(photo=Path(picture)) if source == PHOTO else Control(hint=Path(picture))
+            return self.studio.hint(control), gr.update(interactive=True)
+
+    def edit(self, seen: Any, paper: str) -> tuple[str, Any]:
+        """Put a map on the canvas."""
+        picture = flat_map(Image.fromarray(seen), paper, self.studio.condition)
+        ground = picture.resize(canvas_size(self.studio.size), Image.Resampling.NEAREST)
+        return CANVAS, gr.update(value={"background": ground, "layers": [], "composite": None})
+
+    def offers(self, text: str) -> Any:
+        """The words that the last one of the prompt may become."""
+        return gr.Dataset(samples=[[word] for word in offers(text, self.studio.vocabulary)])
+
+    def complete(self, text: str, chosen: list[str]) -> tuple[str, Any]:
+        """The prompt with the chosen word."""
+        return completed(text, chosen[0]), gr.Dataset(samples=[])
+
+    def paper(self, paper: str) -> Any:
+        """An empty canvas of that paper."""
+        return gr.update(**editor(self.studio, paper, self.sheet(paper)))
+
+    def sheet(self, paper: str) -> Any:
+        """What lies on an empty canvas."""
+        ground = Image.new("RGB", canvas_size(self.studio.size), paper)
+        return {"background": ground, "layers": [], "composite": None}
+
+
+def settings_of(file: str) -> dict[str, Any]:
+    """The settings of an image of the page's own, from the list beside it."""
+    path = Path(file)
+    return [line for line in read_lines(path.parent / "manifest.jsonl") if line["file"] == path.name][-1]
+
+
+def fields_of(wish: Wish) -> list[Any]:
+    """The values of Asked's fields, canvas and paper left alone, that make the wish."""
+    control = wish.control
+    source, picture = (PHOTO, control.photo) if control.photo else (MAP, control.hint)
+    others: list[Any] = []
+    for unit in (*wish.more, *(None,) * FURTHER)[:FURTHER]:
+        others += _unit(unit) if unit else ["", None, PHOTO, 1.0, 0.0, 1.0, "balanced"]
+    return [
+        source, gr.skip(), gr.skip(), str(picture), wish.prompt, wish.negative, wish.count, wish.seed, wish.sampler,
+        wish.steps, wish.guidance, control.scale, control.start, control.end, control.mode, _editor(wish),
+        wish.strength, *others,
+    ]  # fmt: skip
+
+
+def _unit(unit: Control) -> list[Any]:
+    source, picture = (PHOTO, unit.photo) if unit.photo else (MAP, unit.hint)
+    return [unit.checkpoint, str(picture), source, unit.scale, unit.start, unit.end, unit.mode]
+
+
+def _editor(wish: Wish) -> Any:
+    if wish.image is None:
+        return None
+    image = Image.open(wish.image).convert("RGBA")
+    layers = []
+    if wish.mask:
+        paint = Image.new("RGBA", image.size, "#e03131")
+        paint.putalpha(Image.open(wish.mask).convert("L"))
+        layers = [paint]
+    return {"background": image, "layers": layers, "composite": None}
+
+
+def told(drawn: Drawn) -> str:
+    """What there is to say of a drawing, as Markdown."""
+    done = f"{len(drawn.images)} image{'s' * (len(drawn.images) != 1)} in {drawn.seconds:.1f} s"
+    lines = [f"{'Stopped: ' * drawn.stopped}{done}, in `{drawn.folder}`"]
+    return "  \n".join([*lines, *(f"⚠ {html.escape(note)}" for note in drawn.notes)])

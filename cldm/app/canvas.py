@@ -1,0 +1,64 @@
+"""The canvases of the page: paper and pens, and what was drawn on them as picture files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cldm.conditions import Condition
+from cldm.data.transforms import Size
+
+SIDE = 512  # pixels of the canvas's longer side: maps are small, hands are not
+WHITE, BLACK = "#ffffff", "#000000"
+PENS: dict[str, list[str | tuple[str, float]]] = {
+    "white_on_black": [BLACK],
+    "near_white": ["#ffffff", "#c0c0c0", "#808080", "#404040", "#000000"],
+    "color": ["#ffffff", "#e03131", "#f08c00", "#ffd43b", "#2f9e44", "#1971c2", "#7048e8", "#000000"],
+}
+"""The colours to draw a map with, by the polarity of the condition. Lines are drawn in ink on paper."""
+
+Editor = dict[str, Any]
+"""What gradio's ImageEditor holds: `background`, `layers` and `composite`, pictures or None."""
+
+
+def canvas_size(size: Size) -> tuple[int, int]:
+    """Width and height of the canvas for drawings of `size` (h, w)."""
+    scale = SIDE / max(size)
+    return round(size[1] * scale), round(size[0] * scale)
+
+
+def paper_of(condition: Condition) -> str:
+    """White for lines, which are drawn in ink; black, "nothing here", for other maps."""
+    return WHITE if condition.polarity == "white_on_black" else BLACK
+
+
+def flat(drawn: Editor | None, paper: str, size: Size) -> Image.Image:
+    """The drawing on its paper, RGB; the paper alone where nothing was drawn."""
+    top = (drawn or {}).get("composite")
+    if top is None:
+        return Image.new("RGB", canvas_size(size), paper)
+    sheet = Image.new("RGBA", top.size, paper)
+    sheet.alpha_composite(top.convert("RGBA"))
+    return sheet.convert("RGB")
+
+
+def save_map(drawn: Editor | None, paper: str, size: Size, condition: Condition, path: Path) -> Path:
+    """Write the drawing as a map of the condition's kind: lines are white on black, whatever they were drawn on."""
+    flat_map(flat(drawn, paper, size), paper, condition).save(path)
+    return path
+
+
+def flat_map(picture: Image.Image, paper: str, condition: Condition) -> Image.Image:
+    """A drawing as the map that it stands for, and a map as the drawing: ink on white paper is light on black."""
+    inked = condition.polarity == "white_on_black" and paper == WHITE
+    return ImageOps.invert(picture) if inked else picture
+
+
+def painted(drawn: Editor | None) -> Image.Image | None:
+    """A mask (mode L), white where a layer of the editor was painted; None where nothing was."""
+    layers = [layer.convert("RGBA").getchannel("A") for layer in (drawn or {}).get("layers") or [] if layer is not None]
+    masks = [np.asarray(layer) > 127 for layer in layers]
+    if not any(mask.any() for mask in masks):
+        return None
+    return Image.fromarray(np.any(masks, axis=0).astype(np.uint8) * 255)

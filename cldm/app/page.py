@@ -1,0 +1,116 @@
+"""The page: the fields on the left, what was drawn on the right, and which answer belongs to which button."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from cldm.app.answers import Answers
+from cldm.app.asked import CANVAS
+from cldm.app.form import AWAY, Form, ask
+from cldm.app.studio import Studio
+
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
+DROP_PEN = """() => { delete document.querySelector('#canvas [aria-label="Brush"]')?.dataset.taken }"""
+"""So that it is taken up again, see cldm.app.server."""
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass
+class Results:
+    """What shows a drawing, in the order of Answers.draw."""
+
+    gallery: gr.Gallery
+    slider: gr.ImageSlider
+    settings: gr.Markdown
+    line: gr.Code
+    told: gr.Markdown
+    files: gr.State
+    again: gr.Button
+
+    @property
+    def all(self) -> list[Any]:
+        """What a drawing fills."""
+        return [self.gallery, self.slider, self.settings, self.line, self.told, self.files]
+
+
+def page(studio: Studio) -> gr.Blocks:
+    """The page of a studio; cldm.app.server opens it."""
+    with gr.Blocks(title="Draw a hint", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+        gr.Markdown(heading(studio))
+        with gr.Row():
+            with gr.Column(min_width=420):
+                form = ask(studio)
+            with gr.Column(min_width=420):
+                results = show()
+        wire(form, results, Answers(studio), blocks)
+    return blocks
+
+
+def heading(studio: Studio) -> str:
+    """What the page is for, and with what it draws."""
+    name = studio.path.parent if studio.path.name == "control.safetensors" else studio.path
+    return (
+        "### Draw a hint, say what the picture shows, press Draw\n"
+        f"ControlNet `{Path(name)}`: {studio.condition.name} maps, {studio.size[1]} x {studio.size[0]} pixels"
+    )
+
+
+def show() -> Results:
+    """All results, in the column that is being built."""
+    told = gr.Markdown("The images will appear here.", elem_id="told")
+    slider = gr.ImageSlider(label="Hint | image: pull the line", format="png", max_height=430, elem_id="slider")
+    settings = gr.Markdown(elem_id="settings")
+    gallery = gr.Gallery(
+        label="Click one to compare it", format="png", columns=4, fit_columns=False, height="auto",
+        object_fit="contain", allow_preview=False, interactive=False, buttons=["download"], elem_id="gallery",
+    )  # fmt: skip
+    again = gr.Button("Take over the settings of this image", size="sm")
+    line = gr.Code(
+        label="The same images from the command line", language="shell", interactive=False, wrap_lines=True,
+        lines=3, max_lines=8, elem_id="line",
+    )  # fmt: skip
+    return Results(gallery, slider, settings, line, told, gr.State([]), again)
+
+
+def wire(form: Form, results: Results, answers: Answers, blocks: gr.Blocks) -> None:
+    """Every field and button gets its answer."""
+    number = gr.State(0)
+    drawing = form.draw.click(
+        answers.draw, form.asked, results.all, api_name="draw", show_progress_on=[results.gallery], **ONE_AT_A_TIME
+    )
+    drawing.then(lambda: 0, None, number, **AT_ONCE)
+    form.stop.click(answers.stop, None, results.all, cancels=[drawing], **AT_ONCE)
+    gr.on(
+        [form.canvas.input, form.canvas.clear, form.prompt.submit, form.scale.release], answers.live,
+        [form.live, *form.asked], results.all, trigger_mode="always_last", show_progress="hidden",
+        api_visibility="private", **ONE_AT_A_TIME,
+    )  # fmt: skip
+    results.gallery.select(answers.select, results.files, [results.slider, results.settings, number], **AT_ONCE)
+    results.again.click(answers.again, [results.files, number], form.asked, **AT_ONCE)
+    _wire_hint(form, answers, blocks)
+    form.prompt.input(answers.offers, form.prompt, form.words, trigger_mode="always_last", **AT_ONCE)
+    form.words.click(answers.complete, [form.prompt, form.words], [form.prompt, form.words], **AT_ONCE)
+
+
+def _wire_hint(form: Form, answers: Answers, blocks: gr.Blocks) -> None:
+    form.source.change(
+        lambda source: (shown(source == CANVAS), shown(source != CANVAS)),
+        form.source, [form.drawing, form.upload], **AT_ONCE,
+    )  # fmt: skip
+    seen: dict[str, Any] = {
+        "fn": answers.seen,
+        "inputs": [form.source, form.picture],
+        "outputs": [form.seen, form.edit],
+    }
+    gr.on([form.source.change, form.picture.change], **seen, queue=False, api_name="map")
+    form.edit.click(answers.edit, [form.seen, form.paper], [form.source, form.canvas], **AT_ONCE)
+    form.paper.change(answers.paper, form.paper, form.canvas, **AT_ONCE)
+    blocks.load(answers.sheet, form.paper, form.canvas, **AT_ONCE)
+    form.canvas.clear(answers.sheet, form.paper, form.canvas, **AT_ONCE).then(None, js=DROP_PEN)
+
+
+def shown(yes: bool) -> Any:
+    """A part of the form, shown or out of sight; a canvas is asked for its drawing there too."""
+    return gr.update(elem_classes=[] if yes else [AWAY])

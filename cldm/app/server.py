@@ -1,0 +1,76 @@
+"""Serving the page: to this machine alone unless asked, without a word to any other."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.middleware import Middleware
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which asks for news otherwise
+
+import gradio as gr
+
+from cldm.app.page import page
+from cldm.app.studio import Studio
+
+LARGEST = "20mb"  # of an upload
+OWN_ONLY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:"
+)
+"""A browser that shows the page loads nothing from elsewhere, whatever the page says."""
+
+READY = """() => setInterval(() => {
+  const pen = document.querySelector('#canvas [aria-label="Brush"]');
+  if (pen && !pen.dataset.taken) { pen.dataset.taken = "yes"; pen.click(); }
+}, 300)"""
+"""In the browser: the pen is taken up wherever a canvas appears."""
+
+CSS = """
+footer, .away { display: none !important }
+.gradio-container { width: 100% !important; max-width: 1280px !important; margin: auto }
+#gallery .grid-container { margin-top: 26px }
+#line { max-height: 190px; overflow-y: auto }
+#gallery .grid-wrap { height: auto !important; min-height: 0; max-height: 420px }
+"""
+
+
+class Guarded:
+    """Adds the policy of OWN_ONLY to every answer."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        """As ASGI asks for."""
+
+        async def with_policy(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", OWN_ONLY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+@contextmanager
+def serving(studio: Studio, host: str = "127.0.0.1", port: int | None = None) -> Iterator[gr.Blocks]:
+    """The page of a studio at http://host:port, or at the next free port from 7860 on, for this block.
+
+    Uploads lie in a folder of their own, which goes when the block is done.
+    """
+    with tempfile.TemporaryDirectory(prefix="cldm-app-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        font = ["ui-sans-serif", "system-ui", "sans-serif"]  # nothing is asked of a server of fonts
+        theme = gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"])
+        blocks = page(studio)
+        blocks.launch(
+            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
+            allowed_paths=[str(studio.folder)], max_file_size=LARGEST, enable_monitoring=False, footer_links=[],
+            ssr_mode=False, mcp_server=False, run_history=False, show_error=True, theme=theme, css=CSS, js=READY,
+            app_kwargs={"middleware": [Middleware(Guarded)]},
+        )  # fmt: skip
+        try:
+            yield blocks
+        finally:
+            blocks.close(verbose=False)

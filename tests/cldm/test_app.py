@@ -1,0 +1,280 @@
+"""What the page asks for is what sample.py is asked for: the same words, the same pixels, refused in one sentence."""
+
+import re
+import shlex
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
+from cldm.app.canvas import BLACK, WHITE, painted, save_map
+from cldm.app.studio import Drawn, Studio
+from cldm.app.wish import Control, Wish, summary, wish_of, written
+from cldm.app.words import completed, offers
+from cldm.commands import cli
+from cldm.conditions import get_condition
+from cldm.runs.configs import composed, configs_at_hand
+from cldm.runs.folder import Refused
+from cldm.sampling import opening
+from cldm.sampling.drawing import sample
+
+Make = Callable[..., Path]
+
+
+GIVEN = ("checkpoint=runs/a", "base=runs/a/base.safetensors")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _work(tmp_path_factory: pytest.TempPathFactory, make_run: Make) -> Iterator[None]:
+    """The tests stand in a folder with two runs of one base."""
+    folder = tmp_path_factory.mktemp("app")
+    for seed, name in enumerate("ab"):
+        make_run(folder / "runs" / name, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return Studio(GIVEN)
+
+
+@pytest.fixture
+def strokes(tmp_path: Path) -> Path:
+    """A ready map: a white box on black."""
+    picture = Image.new("RGB", (64, 64))
+    ImageDraw.Draw(picture).rectangle((16, 16, 48, 48), outline="white")
+    picture.save(tmp_path / "strokes.png")
+    return tmp_path / "strokes.png"
+
+
+def asked(**values) -> Asked:
+    usual = {"source": CANVAS, "paper": WHITE, "canvas": None, "picture": None, "prompt": "", "negative": "",
+             "count": 1,
+             "seed": 0, "sampler": "ddim", "steps": 2, "guidance": 3.0, "scale": 1.0, "start": 0.0, "end": 1.0,
+             "mode": "balanced", "image": None, "strength": 0.75}  # fmt: skip
+    return Asked(**{**usual, **values})
+
+
+def drawn(studio: Studio, wish: Wish, report=lambda *_: None, place: str | None = None) -> Drawn:
+    return studio.draw(wish, report, threading.Event(), place)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def typed(line: str, out: Path) -> Path:
+    """The folder that sample.py fills when the line is typed."""
+    _, program, *overrides = shlex.split(line)
+    assert program == "sample.py"
+    cfg = composed([*overrides, f"out={out}"], "sample")
+    with configs_at_hand():
+        return sample(cfg)
+
+
+# ------------------------------------------------------------------ words
+
+
+@settings(max_examples=25, deadline=None)
+@example("(a ${seed}:1.2), 'q' \\")
+@example('\\${x} \\" null')
+@example("null")
+@example("1e5")
+@given(st.text(alphabet="ab $\"'\\{}:,=[]()#~!é中%@&*|<>?`-.0").filter(lambda text: text != "???"))
+def test_any_text_reaches_sample_py_as_it_was_typed(text: str) -> None:
+    assert composed([f"prompt={written(text)}"], "sample").prompt == text
+
+
+def test_a_list_of_controls_reaches_sample_py_as_it_was_given() -> None:
+    more = [{"checkpoint": "runs/it's, {a}", "scale": 0.5}, {"checkpoint": "b", "hint": None, "on": [1, 2]}]
+    assert composed([f"more={written(more)}"], "sample").more == more
+
+
+def test_known_words_are_offered_while_one_is_typed() -> None:
+    known = ["a", "octopus", "on", "owl", "pear", "left", ","]
+    assert offers("an o", known) == ["octopus", "on", "owl"]
+    assert offers("an octupus", known) == ["octopus"]  # misspelt
+    assert offers("an octopus", known) == []
+    assert offers("an octopus ", known) == []
+    assert completed("an oc", "octopus") == "an octopus "
+
+
+# ------------------------------------------------------------------ canvas
+
+
+def test_a_drawing_is_white_on_black_whatever_its_paper(tmp_path: Path) -> None:
+    canny = get_condition("canny")
+    found = []
+    for paper, pen in ((WHITE, BLACK), (BLACK, WHITE)):
+        sheet = Image.new("RGBA", (512, 512))  # what the editor holds is transparent where nothing was drawn
+        ImageDraw.Draw(sheet).line((100, 100, 400, 300), fill=pen, width=4)
+        found.append(pixels(save_map({"composite": sheet}, paper, (64, 64), canny, tmp_path / "map.png")))
+    assert np.array_equal(found[0], found[1])
+    assert set(np.unique(found[0])) == {0, 255}
+    assert found[0].mean() < 128
+
+
+def test_colours_of_a_map_stay_and_an_empty_canvas_is_black(tmp_path: Path) -> None:
+    colours = get_condition("color_grid")
+    sheet = Image.new("RGBA", (512, 256), "#e03131")
+    assert tuple(pixels(save_map({"composite": sheet}, BLACK, (64, 128), colours, tmp_path / "map.png"))[0, 0]) == (
+        224,
+        49,
+        49,
+    )
+    assert pixels(save_map(None, WHITE, (64, 128), get_condition("canny"), tmp_path / "map.png")).shape == (256, 512, 3)
+    assert not pixels(tmp_path / "map.png").any()
+
+
+def test_what_is_painted_is_the_mask() -> None:
+    layer = Image.new("RGBA", (64, 64))
+    assert painted({"layers": [layer]}) is None
+    ImageDraw.Draw(layer).rectangle((0, 0, 31, 63), fill="#e03131")
+    mask = painted({"layers": [layer, None]})
+    assert mask is not None
+    assert np.asarray(mask)[:, :32].min() == 255
+    assert not np.asarray(mask)[:, 32:].any()
+
+
+# ------------------------------------------------------------------ drawing
+
+
+def test_the_line_of_a_drawing_gives_its_pixels_again(studio: Studio, strokes: Path, tmp_path: Path) -> None:
+    done = drawn(
+        studio, Wish(Control(strokes, scale=0.8, end=0.5), 'a (red:1.2) "star", it\'s', count=2, seed=7, steps=2)
+    )
+    again = typed(done.line, tmp_path / "again")
+    assert [path.name for path in done.images] == ["seed_7.png", "seed_8.png"]
+    assert all(np.array_equal(pixels(path), pixels(again / path.name)) for path in done.images)
+    assert {path.name for path in done.folder.iterdir()} >= {"hint.png", "manifest.jsonl", "sheet.png"}
+
+
+def test_pictures_masks_and_further_controlnets_are_in_the_line_too(
+    studio: Studio, strokes: Path, tmp_path: Path
+) -> None:
+    ground = Image.new("RGBA", (64, 64), "#2f9e44")
+    paint = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(paint).rectangle((0, 0, 31, 63), fill="#e03131")
+    other = ["runs/b/control.safetensors", str(strokes), MAP, 0.5, 0.0, 1.0, "balanced"]
+    wish = asked(image={"background": ground, "layers": [paint]}, strength=0.9, others=other).wish(studio, tmp_path)
+    assert wish.control.photo == tmp_path / "image.png"  # an empty canvas takes the map of the picture
+    done = drawn(studio, wish)
+    again = typed(done.line, tmp_path / "again")
+    assert np.array_equal(pixels(done.images[0]), pixels(again / "seed_0.png"))
+    for changed in (replace(wish, more=()), replace(wish, mask=None)):
+        assert np.abs(pixels(drawn(studio, changed).images[0]) - pixels(done.images[0])).max() > 1
+
+
+def test_the_settings_of_an_image_are_the_wish_for_it(studio: Studio, strokes: Path) -> None:
+    control = Control(strokes, None, 0.8, 0.1, 0.9, "prompt")
+    other = Control(None, strokes, 0.5, checkpoint="runs/b/control.safetensors")
+    wish = Wish(control, "a star", "a cat", 1, 3, "unipc", 3, 2.0, (other,), strokes, 0.5, strokes)
+    done = drawn(studio, wish)
+    found = wish_of(done.settings[0])
+    copies = {"control": replace(control, hint=done.folder / "hint.png"), "image": done.folder / "image.png",
+              "mask": done.folder / "mask.png",
+              "more": (replace(other, photo=done.folder / "photo-2.png"),)}  # fmt: skip
+    assert found == replace(wish, **copies)
+    assert "seed 3 · unipc, 3 steps, guidance 2 · scale 0.8, prompt" in summary(found)
+
+
+def test_a_blank_canvas_is_drawn_and_told_of(studio: Studio, tmp_path: Path) -> None:
+    done = drawn(studio, asked().wish(studio, tmp_path))
+    assert len(done.images) == 1
+    assert any("blank" in note for note in done.notes)
+
+
+def test_a_drawing_ends_at_the_step_where_it_is_stopped(strokes: Path) -> None:
+    studio = Studio([*GIVEN, "batch_size=1"])
+    stop, steps = threading.Event(), []
+
+    def report(done: int, total: int) -> None:
+        steps.append((done, total))
+        if done == 3:  # in the second image
+            stop.set()
+
+    done = studio.draw(Wish(Control(strokes), count=3, steps=2), report, stop)
+    assert done.stopped
+    assert [path.name for path in done.images] == ["seed_0.png"]
+    assert steps == [(0, 6), (1, 6), (2, 6), (3, 6)]
+
+
+def test_weights_are_read_once_and_again_only_for_other_checkpoints(
+    strokes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio = Studio(GIVEN)
+    reads, read = [], opening.load_model
+    monkeypatch.setattr(opening, "load_model", lambda *given: reads.append(1) or read(*given))
+    wish = Wish(Control(strokes), steps=1)
+    other = Control(strokes, checkpoint="runs/b/control.safetensors")
+    counts = []
+    for one in (wish, replace(wish, seed=1), replace(wish, more=(other,)), wish):
+        drawn(studio, one)
+        counts.append(len(reads))
+    assert counts == [1, 1, 2, 3]
+
+
+def test_live_drawings_take_one_folder_and_others_one_each(studio: Studio, strokes: Path) -> None:
+    wish = Wish(Control(strokes), steps=1)
+    first, second = (drawn(studio, replace(wish, seed=seed), place="live").folder for seed in (0, 1))
+    assert first == second
+    assert [path.name for path in first.glob("seed_*.png")] == ["seed_1.png"]
+    assert drawn(studio, wish).folder != drawn(studio, wish).folder
+
+
+# ------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"source": PHOTO}, "there is no picture for the hint yet"),
+        ({"source": MAP, "picture": "words.png"}, "it is not a readable picture"),
+        ({"count": 0}, "count must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"steps": 2000}, r"1\.\.1000"),
+        ({"start": 0.5, "end": 0.5}, "a control acts from start to end"),
+        ({"sampler": "../../x"}, "sampler must be one of ddim"),
+        ({"others": ["/etc/passwd", "words.png", MAP, 1, 0, 1, "balanced"]}, "there is no ControlNet /etc/passwd"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_refused_in_one_sentence_and_leaves_nothing(
+    studio: Studio, tmp_path: Path, values: dict, sentence: str
+) -> None:
+    (tmp_path / "words.png").write_text("no picture")
+    if "picture" in values:
+        values = {**values, "picture": str(tmp_path / values["picture"])}
+    before = sorted(studio.folder.glob("*"))
+    with pytest.raises(Refused, match=sentence) as refusal:
+        drawn(studio, asked(**values).wish(studio, tmp_path))
+    assert "\n" not in str(refusal.value)
+    assert sorted(studio.folder.glob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["checkpoint=nothing"], "there is no nothing"),
+        (["checkpoint=runs/a", "colour=red"], "colour"),
+        (["checkpoint=runs/a", "jobs=list.jsonl"], r"python sample.py jobs=list.jsonl"),
+    ],
+)
+def test_a_page_that_cannot_open_says_why(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(Refused, match=sentence):
+        Studio(overrides)
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("cldm.commands.app.find_spec", lambda _: None)
+    assert cli.main(["app"]) == 1
+    assert re.search(r"pip install -e '\.\[app\]'", capsys.readouterr().err)
