@@ -8,7 +8,7 @@ from pathlib import Path
 from cldm.tables.records import WEIGHTS, Record
 from ldm.files import content, write_json, write_text
 
-RUN_FILES = ("results.json", "DONE.json", "config.yaml", "inputs.json", "convergence.png", "metrics.csv")
+RUN_FILES = ("results.json", "DONE.json", "config.yaml", "inputs.json", "metrics.csv")
 EVALUATION_FILES = ("results.json", "per_sample.npz")
 
 
