@@ -426,7 +426,7 @@ def test_a_probe_adds_its_loss_trains_alongside_and_is_not_exported(diffusion):
     batch["labels"] = torch.randint(3, (2, 1, 8, 8))
     for module in (plain, probed):
         module.log = module.log_dict = lambda *_, **__: None
-        module.step_generator = lambda _: torch.Generator().manual_seed(0)
+        module.step_generator = lambda *_, **__: torch.Generator().manual_seed(0)
     alone, both = plain.training_step(batch, 0), probed.training_step(batch, 0)
     assert (both - alone).item() == pytest.approx(0.5 * math.log(3), rel=0.3)
     both.backward()
