@@ -66,7 +66,7 @@ def test_values_of_the_example_that_stay_in_force_are_told(run: Path, tmp_path: 
     draw(run, *few, f"image={picture}")
     told = capsys.readouterr().out
     assert "the hint is the example's" in told
-    assert "the prompt is the example's: a bear left of" in told
+    assert "the prompt is the example's: a strawberry on" in told
     draw(run, *few, f"photo={picture}", "prompt=mine")
     assert "example's" not in capsys.readouterr().out
 
