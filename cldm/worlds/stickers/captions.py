@@ -2,7 +2,7 @@
 
 one     a flamingo on a mint background
 two     a flamingo left of a taco on a mint background
-        (left of, right of, above, below, or plain "and"; either may come first)
+        (left of, right of, above, below, or plain "and"; most name the left or upper one first, as one reads)
 three   a flamingo, a taco and grapes on a mint background
 none    a mint background (says nothing of the stickers)
 """
@@ -19,6 +19,9 @@ from cldm.worlds.stickers.world import GROUNDS, MAX_STICKERS, Composition
 
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 RELATION_DROP = 0.2  # share of captions of two that say "and" instead of the relation
+READING_ORDER = 0.75  # share of captions of two in reading order; the others are in either order
+CAPTIONS_VERSION = 2
+"""Of the captions: a composition's words change only together with it. Part of every cache's key."""
 
 _GRAMMAR_WORDS = {"a", "an", "and", "on", "background", ",", *" ".join(RELATIONS).split()}
 WORDS: tuple[str, ...] = tuple(sorted(_GRAMMAR_WORDS.union(CONCEPTS, GROUNDS)))
@@ -47,13 +50,21 @@ def relation_of(dx: float, dy: float) -> str:
 
 
 def describe(composition: Composition, seed: int, index: int) -> CaptionSpec:
-    """What the caption of the composition says; a pure function of its arguments."""
+    """What the caption of the composition says; a pure function of its arguments.
+
+    Two stickers are mostly named in reading order. If either came first as often, a side would follow from the order
+    and the relation only together, like a parity: a base trained on that placed stickers at random after 16,100 steps.
+    With the order alone right most of the time it learns the order first, and then the exceptions.
+    """
     rng = np.random.default_rng([seed, index, _STREAM])
     order = [composition.stickers[int(i)] for i in rng.permutation(len(composition.stickers))]
-    relation = None
-    if len(order) == 2 and rng.random() >= RELATION_DROP:
-        relation = relation_of(order[0].x - order[1].x, order[0].y - order[1].y)
-    return CaptionSpec(tuple(s.concept for s in order), composition.ground, relation)
+    if len(order) != 2:
+        return CaptionSpec(tuple(s.concept for s in order), composition.ground)
+    drops, reads = rng.random() < RELATION_DROP, rng.random() < READING_ORDER
+    relation = relation_of(order[0].x - order[1].x, order[0].y - order[1].y)
+    if reads and relation in ("right of", "below"):
+        order, relation = order[::-1], {"right of": "left of", "below": "above"}[relation]
+    return CaptionSpec(tuple(s.concept for s in order), composition.ground, None if drops else relation)
 
 
 def with_article(word: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cldm.worlds import Scores
-from cldm.worlds.stickers.captions import caption
+from cldm.worlds.stickers.captions import CAPTIONS_VERSION, caption
 from cldm.worlds.stickers.composer import render
 from cldm.worlds.stickers.concepts import CLASSES
 from cldm.worlds.stickers.drawings import artwork
@@ -72,8 +72,8 @@ class Stickers:
 
     @cached_property
     def version(self) -> str:
-        """Of the compositions, of their label maps and of the installed artwork."""
-        return f"{VERSION}.{len(self.label_classes)}, {artwork()}"
+        """Of the compositions, of their label maps, of the captions and of the installed artwork."""
+        return f"{VERSION}.{len(self.label_classes)}.{CAPTIONS_VERSION}, {artwork()}"
 
     def sample(self, seed: int, index: int, family: str) -> Composition:
         return compose(seed, index, get_family(family))
