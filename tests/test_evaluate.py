@@ -223,6 +223,26 @@ def test_no_control_is_the_base(runs: Path, tmp_path: Path) -> None:
 FAST = ("items=2", "noise_seeds=[0]", "prompts=[none]")
 
 
+def test_a_branch_on_another_base_is_moved_by_the_difference_of_the_two(runs: Path, tmp_path: Path) -> None:
+    weights = load_file(runs / "base.safetensors")
+    name = next(n for n in weights if n.endswith("unet.encoder.conv_in.weight"))
+    metadata = read_metadata(runs / "base.safetensors")
+    save_file(weights | {name: weights[name] + 0.5}, tmp_path / "other.safetensors", metadata)
+    on_other = [f"checkpoint={runs}/a", f"base={tmp_path}/other.safetensors", *FAST]
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("evaluate", overrides=["protocol=scenes", *on_other, f"moved_from={runs}/base.safetensors"])
+        [branch] = subject_module.branches_of(cfg, str(runs / "a"))
+    _, [moved] = Subject([branch], cfg, "cpu", "fp32").models
+    before = load_file(runs / "a/control.safetensors")
+    changed = {n for n, p in moved.named_parameters() if not torch.equal(p, before[n].float())}
+    assert changed == {"encoder.conv_in.weight"}
+    assert torch.allclose(moved.encoder.conv_in.weight, before["encoder.conv_in.weight"] + 0.5)
+    [plain] = measure(runs, *on_other, f"out={tmp_path}/plain")
+    [offset] = measure(runs, *on_other, f"moved_from={runs}/base.safetensors", f"out={tmp_path}/offset")
+    assert results(plain)["base"] == results(offset)["base"]
+    assert results(plain)["metrics"] != results(offset)["metrics"]
+
+
 def test_branches_add_up_and_each_hint_is_measured(runs: Path, tmp_path: Path) -> None:
     def pair(name: str, scale: float, other: float) -> dict:
         [folder] = measure(runs, f"checkpoint={runs}/a", f"scale={scale}", f"out={tmp_path / name}", *FAST,

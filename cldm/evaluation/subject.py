@@ -32,6 +32,7 @@ from cldm.runs.trained import (
     is_pooled,
     load_branch,
     load_model,
+    move_branch,
     published,
     trained_size,
 )
@@ -149,6 +150,7 @@ class Subject:
             "base": base_content(self.first.path, self.first.training),
             "conditions": [decisive(branch.condition) for branch in self.branches],
             "code": code(),
+            **({"moved_from": content(self.cfg.moved_from)} if self.cfg.moved_from else {}),
         }
 
     def load(self) -> None:
@@ -160,6 +162,8 @@ class Subject:
         """The base and the branches, on the device."""
         diffusion, net = load_model(self.first.path, self.first.training)
         nets = [net, *(load_branch(branch.path, branch.training, diffusion) for branch in self.branches[1:])]
+        for branch, loaded in zip(self.branches, nets, strict=True) if self.cfg.moved_from else ():
+            move_branch(loaded, branch.training, self.cfg.moved_from, diffusion)
         self.fingerprint = fingerprint(diffusion)
         for module in (diffusion, *nets):
             module.to(self.device, PRECISIONS[self.precision]).to(memory_format=torch.channels_last)

@@ -130,6 +130,20 @@ def load_branch(path: Path, cfg: DictConfig, diffusion: LatentDiffusion) -> Bran
     return control.eval()
 
 
+@torch.no_grad()
+def move_branch(branch: Branch, cfg: DictConfig, source: str, target: LatentDiffusion) -> None:
+    """Add to a loaded branch what tells the encoder of `target` from that of the base in `source`, on which it was
+    trained; `python -m cldm transfer` does so for files. ValueError for a branch that is no copy of the encoder."""
+    trained_on: LatentDiffusion = instantiate(cfg.model, _convert_="all")
+    load_base(trained_on, source)
+    old, new = (dict(model.unet.encoder.named_parameters()) for model in (trained_on, target))
+    own = {name.removeprefix("encoder."): p for name, p in branch.named_parameters() if name.startswith("encoder.")}
+    if {name: p.shape for name, p in own.items()} != {name: p.shape for name, p in old.items()}:
+        raise ValueError("moved_from needs a branch that is a copy of the base's encoder, as control=controlnet is")
+    for name, parameter in own.items():
+        parameter += new[name] - old[name]
+
+
 def base_of(cfg: DictConfig) -> str | None:
     """Where the weights of the locked model come from; None for a model that has random ones."""
     try:

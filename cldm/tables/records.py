@@ -53,7 +53,8 @@ class Record:
             return None
         measured = [found["checkpoint_sha256"], *(branch["checkpoint_sha256"] for branch in found.get("more", ()))]
         base = found.get("base_sha256")
-        return found if measured == self._weights and base in (self._base or base, None) else None
+        own = any(item.startswith("base=") for item in self.row.evaluate) or base in (self._base or base, None)
+        return found if measured == self._weights and own else None
 
     @cached_property
     def _base(self) -> str | None:

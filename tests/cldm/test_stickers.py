@@ -1,11 +1,11 @@
 """Promises of the stickers world: concepts, drawings, compositions, pictures, truth maps, captions, judge."""
 
+import dataclasses
 import math
 import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -15,7 +15,15 @@ import torch
 
 from cldm.worlds.dataset import WorldDataset
 from cldm.worlds.stickers import drawings
-from cldm.worlds.stickers.captions import WORDS, CaptionSpec, caption, describe, format_caption, parse_caption
+from cldm.worlds.stickers.captions import (
+    RELATIONS,
+    WORDS,
+    CaptionSpec,
+    caption,
+    describe,
+    format_caption,
+    parse_caption,
+)
 from cldm.worlds.stickers.composer import MAPS, SHADOW_STRENGTH, render
 from cldm.worlds.stickers.concepts import (
     CATEGORIES,
@@ -332,14 +340,17 @@ def test_wrong_sizes_and_maps_are_refused():
         render([], 128, ["depth"])
 
 
-def test_composing_is_fast():
-    many = [compose(SEED, index) for index in range(300)]
-    render(many, 128)  # copies of the drawings are made once
-    began = time.process_time()
-    render(many, 128)
-    rate = len(many) / (time.process_time() - began)
-    print(f"{rate:.0f} pictures of 128 px a second and core")
-    assert rate >= 150  # that is 300 on two cores
+def test_recoloured_stickers_have_the_same_shapes_and_lightness_in_other_colours():
+    plain = [compose(SEED, index) for index in range(16)]
+    turned = [dataclasses.replace(composition, hue=120.0) for composition in plain]
+    before, after = (render(one, 128, ["lines", "alpha"]) for one in (plain, turned))
+    assert all(torch.equal(before.maps[name], after.maps[name]) for name in before.maps)
+    ground = before.maps["alpha"] == 0
+    grey = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    assert (before.image - after.image).abs().mul(ground).max() == 0
+    assert (before.image - after.image).abs().mean() > 0.02
+    assert ((before.image - after.image) * grey).sum(dim=1).abs().mean() < 0.005
+    assert compose(SEED, 0, get_family("recoloured")).hue == 120.0
 
 
 # --- captions ----------------------------------------------------------------------------------------------
@@ -357,6 +368,14 @@ def test_a_caption_says_what_is_there_and_is_read_back(compositions):
             (x1, y1), (x2, y2) = (at[name] for name in spec.concepts)
             assert {"left of": x1 < x2, "right of": x1 > x2, "above": y1 < y2, "below": y1 > y2}[spec.relation]
         assert set(re.findall(r"\w+|,", caption(composition, SEED, index))) <= set(WORDS)
+
+
+def test_most_captions_of_two_read_from_the_left_or_from_above():
+    captions = [caption(compose(SEED, index), SEED, index) for index in range(2000)]
+    count = {relation: sum(f" {relation} " in text for text in captions) for relation in RELATIONS}
+    assert min(count.values()) > 20
+    reading = count["left of"] + count["above"]
+    assert 0.82 < reading / sum(count.values()) < 0.93  # READING_ORDER, and half of the rest
 
 
 def test_articles_are_english():

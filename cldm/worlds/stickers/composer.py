@@ -80,15 +80,20 @@ def _paint(composition: Composition, canvas: np.ndarray, maps: dict[str, np.ndar
     turn = math.radians(composition.light)
     away = SHADOW_OFFSET * math.cos(turn), SHADOW_OFFSET * math.sin(turn)
     for number, sticker in enumerate(composition.stickers, start=1):
-        _stick(sticker, number, away, canvas, maps)
+        copy = copy_of(sticker.concept, side_of_copy(sticker.size * size), composition.hue)
+        _stick(sticker, copy, number, away, canvas, maps)
 
 
 def _stick(
-    sticker: Sticker, number: int, away: tuple[float, float], canvas: np.ndarray, maps: dict[str, np.ndarray]
+    sticker: Sticker,
+    copy: Copy,
+    number: int,
+    away: tuple[float, float],
+    canvas: np.ndarray,
+    maps: dict[str, np.ndarray],
 ) -> None:
     size = len(canvas)
     pixels = sticker.size * size
-    copy = copy_of(sticker.concept, side_of_copy(pixels))
     shift = (pixels * away[0], pixels * away[1])
     forward = _matrix(sticker, copy, size)
     left, top, right, bottom = _bounds(forward, copy, shift, size)

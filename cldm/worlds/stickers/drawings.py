@@ -62,18 +62,30 @@ class Copy:
 
 
 @lru_cache(maxsize=4096)
-def copy_of(concept: str, side: int) -> Copy:
-    """The drawing with its longer side `side` px, made smaller by averaging from the cached raster."""
+def copy_of(concept: str, side: int, hue: float = 0.0) -> Copy:
+    """The drawing with its longer side `side` px, made smaller by averaging from the cached raster; its colours
+    turned by `hue` degrees."""
     raster = rasters()[get_concept(concept).number - 1]
     pad = math.ceil(PAD * side)
     small, lines = (_resized(np.ascontiguousarray(part), side, pad) for part in (raster[..., :4], raster[..., 4]))
-    colors = small.astype(np.float32)
+    colors = _hue_turned(small.astype(np.float32), hue)
     stroke = lines.astype(np.float32)[..., None] / 255.0
     behind = stroke * (1.0 - colors[..., 3:] / 255.0)  # so that outlines cover what lies behind the sticker
     darker = 1.0 - LINE_OPACITY * stroke * np.array([1, 1, 1, 0], np.float32)
     look = colors * darker + behind * np.array([*INK, 255.0], np.float32)
     shadow = cv2.GaussianBlur(look[..., 3], (0, 0), max(SHADOW_BLUR * side, 0.3))
     return Copy(side, pad, np.rint(look).astype(np.uint8), lines, np.rint(shadow).astype(np.uint8))
+
+
+def _hue_turned(rgba: np.ndarray, degrees: float) -> np.ndarray:
+    """Premultiplied RGBA with the chroma of YCbCr (BT.601) turned; the lightness stays."""
+    if not degrees:
+        return rgba
+    to_ycc = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = np.linalg.inv(to_ycc) @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ to_ycc
+    rgb = rgba[..., :3] @ turn.T.astype(np.float32)
+    return np.concatenate([rgb.clip(0, rgba[..., 3:]), rgba[..., 3:]], axis=2)
 
 
 def _resized(plane: np.ndarray, side: int, pad: int) -> np.ndarray:

@@ -59,24 +59,27 @@ class Composition:
 
     light: where on screen the light comes from, in degrees clockwise from left; shadows fall away from it.
     gradient: signed change of the ground's brightness from top to bottom.
+    hue: degrees by which the colours of the drawings are turned; the grounds keep theirs.
     """
 
     stickers: tuple[Sticker, ...]
     ground: str
     light: float = 45.0
     gradient: float = -0.03
+    hue: float = 0.0
 
 
 @dataclass(frozen=True)
 class Family:
     """A set of compositions: the concepts that may appear; how far they turn, in degrees, whether some are mirrored;
-    the shares of one, two and three stickers."""
+    the shares of one, two and three stickers; how far their hues are turned, in degrees."""
 
     name: str
     concepts: tuple[str, ...]
     max_angle: float = MAX_ANGLE
     mirrors: bool = True
     shares: tuple[float, ...] = COUNT_SHARES
+    hue: float = 0.0
 
 
 BASE = Family("base", tuple(CONCEPTS))
@@ -84,7 +87,8 @@ CONTROL = Family("control", tuple(name for name in CONCEPTS if name not in UNSEE
 HELD_OUT = Family("unseen", tuple(name for name in CONCEPTS if name in UNSEEN))
 CALM = Family("calm", tuple(CONCEPTS), 0.0, False)  # each drawing upright, as its artist made it
 PAIRS = Family("pairs", tuple(CONCEPTS), 0.0, False, (0.0, 1.0, 0.0))  # to learn sides from
-FAMILIES: dict[str, Family] = {family.name: family for family in (BASE, CONTROL, HELD_OUT, CALM, PAIRS)}
+RECOLOURED = Family("recoloured", CONTROL.concepts, hue=120.0)  # another look: red becomes green, green blue
+FAMILIES: dict[str, Family] = {f.name: f for f in (BASE, CONTROL, HELD_OUT, CALM, PAIRS, RECOLOURED)}
 
 
 def get_family(name: str) -> Family:
@@ -110,7 +114,8 @@ def compose(seed: int, index: int, family: Family = BASE) -> Composition:
         mirrored = bool(rng.random() < 0.5) and family.mirrors
         stickers.append(Sticker(str(concept), x, y, float(size), angle, mirrored))
     ground = str(rng.choice(list(GROUNDS)))
-    return Composition(tuple(stickers), ground, float(rng.uniform(*LIGHT)), float(rng.uniform(*GRADIENT)))
+    light, gradient = float(rng.uniform(*LIGHT)), float(rng.uniform(*GRADIENT))
+    return Composition(tuple(stickers), ground, light, gradient, family.hue)
 
 
 def _one(rng: np.random.Generator, sizes: np.ndarray) -> np.ndarray:
