@@ -11,8 +11,10 @@ import train
 from cldm.data.cache import build_cache
 from cldm.data.fill50k import write_fill50k
 from cldm.data.listing import ITEMS, Item
+from cldm.runs.folder import ChangedConfig, attempt, results_of
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.fitting import record_items
+from ldm.files import write_json
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import save_weights
 
@@ -115,3 +117,20 @@ def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeyp
     assert torch.equal(seen[0], batch["hint"])
     with pytest.raises(ValueError, match=r"stage\.module\.hint_dropout is a probability"):
         ControlLDM(diffusion, control, torch.optim.SGD, hint_dropout=2)
+
+
+def test_pictures_that_changed_under_a_finished_run_are_no_run_that_was_done(composed, places, tmp_path):
+    pictures = write_fill50k(6, tmp_path / "fill", side=72)
+    base = next(word for word in places["augmented"] if word.startswith("base="))
+    cfg = composed(*SMALL, base, "data=folder", f"data.path={pictures}", "data.val_count=2", f"run_dir={tmp_path}/run")
+    with attempt(cfg) as run:
+        write_json(run.folder / "DONE.json", {})
+        write_json(run.folder / "results.json", {"loss": 1.0})
+    assert results_of(cfg) == {"loss": 1.0}
+    (pictures / ".DS_Store").write_text("not a picture")
+    assert results_of(cfg) == {"loss": 1.0}
+    picture = next(pictures.rglob("*.png"))
+    picture.write_bytes(picture.read_bytes() + b"0")
+    for start in (lambda: results_of(cfg), lambda: attempt(cfg).__enter__()):
+        with pytest.raises(ChangedConfig, match=r"another content of what data\.path names"):
+            start()

@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--publish", type=Path, metavar="FOLDER",
                         help="also copy the results that the table was made of, without weights, for git")  # fmt: skip
     parser.add_argument("--into", type=Path, metavar="PAGE",
-                        help="also put the Markdown into a page, between <!-- table TABLE: ... --> and <!-- /table -->")  # fmt: skip
+                        help="also put the Markdown into a page, at its mark <!-- table TABLE: ... -->")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the files (default: RUNS/tables/TABLE)")
 
 
