@@ -135,11 +135,17 @@ def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
     return cfg
 
 
-def planned(overrides: Sequence[str]) -> DictConfig:
-    """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
+def with_hydra(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of train.py and, under `hydra`, of its launcher and sweep."""
     with configs_at_hand():
         cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
+    return cfg
+
+
+def planned(overrides: Sequence[str]) -> DictConfig:
+    """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
+    cfg = with_hydra(overrides)
     with open_dict(cfg):
         del cfg["hydra"]
     expand_home(cfg)
