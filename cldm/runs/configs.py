@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.folder import Refused, run_id
+from cldm.runs.folder import Refused, overrides_of, run_id
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
 """Keys, of whichever entry point, that hold numbers from 1 on, or null."""
@@ -76,6 +76,17 @@ def refuse_mistakes(cfg: DictConfig) -> None:
 def home_typed(overrides: Sequence[str]) -> list[str]:
     """Overrides with KEY=~/... written out: a shell leaves it as it is, and Hydra's grammar has no such value."""
     return [re.sub(r"^([\w.+/@]+=)~/", lambda found: f"{found[1]}{Path.home()}/", item) for item in overrides]
+
+
+def with_choices(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a command, behind the config groups that the run of its resume= or reproduce= chose (stage,
+    data, ...): otherwise Hydra would refuse a typed key that is not in the default stage."""
+    typed = {item.partition("=")[0]: item.partition("=")[2] for item in overrides}
+    run = typed.get("resume") or typed.get("reproduce")
+    recorded = overrides_of(Path(run.strip("'\"")).expanduser()) if run else []
+    groups = {path.name for path in (REPOSITORY / "configs").iterdir() if path.is_dir()}
+    keys = {item: item.partition("=")[0] for item in recorded}
+    return [*(item for item, key in keys.items() if key in groups and key not in typed), *overrides]
 
 
 def expand_home(cfg: DictConfig | ListConfig) -> None:
