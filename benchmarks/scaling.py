@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,8 +43,6 @@ CACHED_PIXELS, LOADED = 512, 16  # of the cache; examples in a batch of a loader
 H100 = 120
 """Samples/s that a cached step at Stable Diffusion 1.5's sizes is expected to take on an H100: an estimate."""
 
-Row = Sequence[str]
-
 
 # ------------------------------------------------------------------ points, each in a process of its own
 
@@ -55,7 +53,8 @@ def sample(args: argparse.Namespace, pixels: int, batch: int, controls: int) -> 
     from tests.pipelines import build
 
     both = build(training.sizes(args.size), controls, quiet)
-    both.parts.clear(), both.controlnets.clear()
+    both.parts.clear()
+    both.controlnets.clear()
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     for module in (both.diffusion, *both.controls):
         module.to(args.device, dtype).to(memory_format=torch.channels_last)
@@ -180,11 +179,12 @@ def cells(found: dict[str, Any], first: dict[str, Any], key: str) -> list[str]:
 def steps_table(args: argparse.Namespace, points: dict[str, dict[str, int]]) -> str:
     """Training and sampling steps of each point: its name, and its pixels and batch."""
     key, title = clock(args)
-    rows: list[Row] = []
-    for name, asked in points.items():
-        pair = train(args, **asked), point(args, "sample", controls=1, **asked)
-        firsts = pair if not rows else firsts
-        rows.append([name, *(cell for two in zip(pair, firsts, strict=True) for cell in cells(*two, key))])
+    found = {name: (train(args, **asked), point(args, "sample", controls=1, **asked)) for name, asked in points.items()}
+    firsts = next(iter(found.values()))
+    rows = [
+        [name, *(cell for two in zip(pair, firsts, strict=True) for cell in cells(*two, key))]
+        for name, pair in found.items()
+    ]
     return table(["", f"training {title}", "ratio", "peak GiB", f"sampling {title}", "ratio", "GiB more"], rows)
 
 
@@ -228,7 +228,7 @@ def ranks(args: argparse.Namespace) -> str:
     return table(["", "s/step", "ratio", "CPU s/step of a process", "samples/s"], rows)
 
 
-def table(head: Row, rows: Sequence[Row]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
