@@ -221,7 +221,7 @@ def work(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def once(side: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What `work` finds of a side in a fresh process."""
+    """What `work` finds of a side in a fresh process. RuntimeError with its last words if that fails."""
     given = ["--side", side, "--size", args.size, "--device", args.device, "--pixels", args.pixels,
              "--steps", args.steps, "--warmup", args.warmup, "--batch", args.batch_size, "--dtypes", args.dtype,
              "--ranks", args.ranks,
@@ -229,16 +229,21 @@ def once(side: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.training", *map(str, given)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{side}: {done.stderr[-3000:]}")
+        raise RuntimeError(f"{side}: {done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Every side, in turns, each time in a fresh process."""
+    """Every side, in turns, each time in a fresh process. A side that fails, often of memory, is told and left out."""
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
     for i in range(args.rounds):
-        for side in args.sides if i % 2 == 0 else list(reversed(args.sides)):
-            found[side].append(once(side, args))
+        for side in [*found] if i % 2 == 0 else [*reversed(found)]:
+            try:
+                found[side].append(once(side, args))
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                del found[side]
+                continue
             print(f"round {i + 1}, {side}: {statistics.median(found[side][-1]['seconds']):.4f} s/step", file=sys.stderr)
     return {side: summary(rounds, args.batch_size) for side, rounds in found.items()}
 
@@ -311,6 +316,7 @@ def main() -> None:
         parser.error("--ranks needs --sides without diffusers, whose loop runs in one process")
     if any(batch % args.ranks for batch in args.batch):
         parser.error(f"--ranks {args.ranks} must divide every --batch")
+    failed: set[str] = set()
     for dtype, batch in itertools.product(args.dtypes, args.batch):
         one = argparse.Namespace(**{**vars(args), "dtype": dtype, "batch_size": batch})
         if args.side:
@@ -320,10 +326,13 @@ def main() -> None:
             continue
         found = measure(one)
         print("\n" + table(found, one), flush=True)
+        failed |= {*args.sides} - {*found}
         if args.out:
             told = {key: getattr(one, key) for key in ("size", "pixels", "batch_size", "dtype", "compile")}
             with args.out.open("a") as file:
                 file.write(json.dumps({**told, "machine": machine(args.device), "sides": found}) + "\n")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(sorted(failed))}")
 
 
 if __name__ == "__main__":
