@@ -173,7 +173,7 @@ def clock(args: argparse.Namespace) -> tuple[str, str]:
 
 def cells(found: dict[str, Any], first: dict[str, Any], key: str) -> list[str]:
     """Time, its ratio to the first row's, memory."""
-    return [f"{found[key]:.3f}", f"{found[key] / first[key]:.2f}", f"{found['peak_gib']:.2f}"]
+    return [f"{found[key]:.3f}", f"{found[key] / first[key]:.2f}", f"{1024 * found['peak_gib']:.0f}"]
 
 
 def steps_table(args: argparse.Namespace, points: dict[str, dict[str, int]]) -> str:
@@ -185,7 +185,7 @@ def steps_table(args: argparse.Namespace, points: dict[str, dict[str, int]]) -> 
         [name, *(cell for two in zip(pair, firsts, strict=True) for cell in cells(*two, key))]
         for name, pair in found.items()
     ]
-    return table(["", f"training {title}", "ratio", "peak GiB", f"sampling {title}", "ratio", "GiB more"], rows)
+    return table(["", f"training {title}", "ratio", "peak MiB", f"sampling {title}", "ratio", "MiB more"], rows)
 
 
 def resolution(args: argparse.Namespace) -> str:
@@ -200,7 +200,7 @@ def controls(args: argparse.Namespace) -> str:
     key, title = clock(args)
     found = [point(args, "sample", pixels=PIXELS[args.size][1], batch=1, controls=n) for n in CONTROLS]
     rows = [[f"{n} controls", *cells(one, found[0], key)] for n, one in zip(CONTROLS, found, strict=True)]
-    return table(["", f"sampling {title}", "ratio", "GiB more"], rows)
+    return table(["", f"sampling {title}", "ratio", "MiB more"], rows)
 
 
 def data(args: argparse.Namespace) -> str:
@@ -209,9 +209,9 @@ def data(args: argparse.Namespace) -> str:
     for name, title in (("stickers", "stickers, 128 px"), ("cached", f"data=cached, {CACHED_PIXELS} px")):
         for count in args.items:
             one = point(args, name, count=count)
-            read = f"{one['rate']:.0f}", f"{one['rate'] / H100:.1f}", f"{one['peak_gib']:.2f}"
+            read = f"{one['rate']:.0f}", f"{one['rate'] / H100:.1f}", f"{1024 * one['peak_gib']:.0f}"
             rows.append([f"{title}, {count} items", f"{one['made']:.0f}", f"{one['opened']:.2f}", *read])
-    head = ["", "made, items/s", "opened again, s", "loader, items/s", f"ratio to {H100}/s (H100)", "GiB more"]
+    head = ["", "made, items/s", "opened again, s", "loader, items/s", f"ratio to {H100}/s (H100)", "MiB more"]
     return table(["stickers", "compositions/s"], drawn) + "\n\n" + table(head, rows)
 
 

@@ -1,4 +1,4 @@
-"""Promises of benchmarks/gpu.sh, shown without a GPU: its commands exist, and a failing step ends nothing but itself."""
+"""Promises of benchmarks/gpu.sh, without a GPU: its commands exist, and a failing step ends nothing but itself."""
 
 import os
 import shlex
