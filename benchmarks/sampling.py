@@ -1,8 +1,8 @@
 """Seconds per sampling step and peak memory: this project against diffusers' pipeline, in one process.
 
-    python benchmarks/sampling.py                      small model, fp32 and bf16
-    python benchmarks/sampling.py --size sd15          Stable Diffusion 1.5's sizes at 256 px, random weights, minutes
-    python benchmarks/sampling.py --size sd15 --device cuda --batch 1 8 --compile          512 px
+    python -m benchmarks.sampling                      small model, fp32 and bf16
+    python -m benchmarks.sampling --size sd15          Stable Diffusion 1.5's sizes at 256 px, random weights, minutes
+    python -m benchmarks.sampling --size sd15 --device cuda --batch 1 8 --compile          512 px
 
 The same weights, latents, prompts and hint, DDIM, guidance 7.5; ours with channels-last weights, as sample.py sets
 them, diffusers' as it comes. The two take turns, round by round, so that a loaded machine slows both. Stated are
@@ -15,13 +15,12 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from benchmarks.measuring import now, peak_gib, quiet, reset_peak, since
 from cldm.sampling.control import ControlUnit
 from cldm.sampling.generation import Sampling
 from ldm.samplers import ddim, initial_noise
@@ -31,16 +30,29 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROMPT, NEGATIVE = "a large red star left of a blue ring", "blurry"
 
 
-def quiet(module: nn.Module, seed: int) -> None:
-    """Weights of trained size, drawn quickly: a residual network at its usual initial scale, nothing zero."""
-    torch.manual_seed(seed)
-    for p in module.parameters():
-        if not p.any():
-            nn.init.normal_(p, std=0.01)
+def ours(both: Both, size: int, steps: int, batch: int, compile: bool, device: str) -> Callable[[], torch.Tensor]:
+    """A function that samples once, with all branches, and returns the latents."""
+    sampling = Sampling(ddim, steps, "leading", 7.5, compile=compile)
+    units = [ControlUnit(control, hint_of(both, size, device)) for control in both.controls]
+    both.diffusion.decode = lambda z: z  # type: ignore[method-assign]
+
+    def run() -> torch.Tensor:
+        seen = {}
+        sampling(both.diffusion, [PROMPT] * batch, range(batch), (size, size), units, NEGATIVE,
+                 callback=lambda i, z: seen.update(z=z))  # fmt: skip
+        return seen["z"]
+
+    return run
 
 
-def runners(both: Both, size: int, steps: int, batch: int, compile: bool, device: str) -> dict[str, Callable]:
-    """name -> a function that samples once and returns the latents."""
+def hint_of(both: Both, size: int, device: str) -> torch.Tensor:
+    """A random hint in the model's precision."""
+    hint = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return hint.to(device, both.diffusion.unet.encoder.conv_in.weight.dtype)
+
+
+def theirs(both: Both, size: int, steps: int, batch: int, compile: bool, device: str) -> Callable[[], torch.Tensor]:
+    """The same by diffusers' pipeline."""
     import diffusers
 
     scheduler = diffusers.DDIMScheduler(
@@ -48,24 +60,14 @@ def runners(both: Both, size: int, steps: int, batch: int, compile: bool, device
         set_alpha_to_one=False,
     )  # fmt: skip
     pipeline = both.pipeline("StableDiffusionControlNetPipeline", scheduler, both.controlnets)
-    dtype = both.diffusion.unet.encoder.conv_in.weight.dtype
-    hint = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    noise = initial_noise(range(batch), (4, size // 8, size // 8), device, dtype)
+    hint = hint_of(both, size, device)
+    noise = initial_noise(range(batch), (4, size // 8, size // 8), device, hint.dtype)
     tokens = both.diffusion.conditioner.tokenize([PROMPT, NEGATIVE]).to(device)
-    sampling = Sampling(ddim, steps, "leading", 7.5, compile=compile)
     if compile:
         pipeline.unet = torch.compile(pipeline.unet, mode="reduce-overhead" if device == "cuda" else None)
         pipeline.controlnet = torch.compile(pipeline.controlnet, mode="reduce-overhead" if device == "cuda" else None)
 
-    def ours() -> torch.Tensor:
-        seen = {}
-        both.diffusion.decode = lambda z: z  # type: ignore[method-assign]
-        unit = ControlUnit(both.controls[0], hint)
-        sampling(both.diffusion, [PROMPT] * batch, range(batch), (size, size), unit, NEGATIVE,
-                 callback=lambda i, z: seen.update(z=z))  # fmt: skip
-        return seen["z"]
-
-    def theirs() -> torch.Tensor:
+    def run() -> torch.Tensor:
         with torch.no_grad():
             prompt, negative = pipeline.text_encoder(tokens)[0].split(1)
         return pipeline(
@@ -73,38 +75,14 @@ def runners(both: Both, size: int, steps: int, batch: int, compile: bool, device
             image=hint, latents=noise.clone(), num_inference_steps=steps, guidance_scale=7.5, output_type="latent",
         ).images  # fmt: skip
 
-    return {"ours": ours, "diffusers": theirs}
+    return run
 
 
 def timed(run: Callable, device: str) -> tuple[float, float, float]:
     """Seconds, seconds of CPU time, and the memory in GiB that the run needs at its peak."""
-    before = reset_peak(device)
-    began, busy = time.perf_counter(), time.process_time()
+    before, began = reset_peak(device), now(device)
     run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    seconds, busy = time.perf_counter() - began, time.process_time() - busy
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else resident("VmHWM")
-    return seconds, busy, peak - before
-
-
-def reset_peak(device: str) -> float:
-    """Forget the highest use of memory so far; returns the use now, in GiB."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**30
-    if platform.system() == "Linux":
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-    return resident("VmRSS")
-
-
-def resident(name: str) -> float:
-    """Resident memory of this process now (VmRSS) or at its highest (VmHWM), in GiB; NaN where the system hides it."""
-    if platform.system() != "Linux":
-        return float("nan")
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
-    return int(line.split()[1]) / 2**20
+    return *since(began, device), peak_gib(device) - before
 
 
 def measure(runs: dict[str, Callable], steps: int, rounds: int, device: str) -> dict:
@@ -153,7 +131,7 @@ DEFAULTS = {  # (size, on a GPU?) -> pixels, steps, rounds
 }
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "sd15"), default="small")
     parser.add_argument("--pixels", type=int, help="side of the images (default: 128 small, 256 sd15, 512 on a GPU)")
@@ -164,7 +142,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="default: 5, or 3 for sd15 on a CPU")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON file to add the results to")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = options().parse_args()
     usual = DEFAULTS[args.size, args.device == "cuda"]
     pixels, steps, rounds = (a or b for a, b in zip((args.pixels, args.steps, args.rounds), usual, strict=True))
     both = build(SD15 if args.size == "sd15" else SMALL, controls=1, randomise=quiet)
@@ -176,7 +158,8 @@ def main() -> None:
         for module in (both.diffusion, *both.controls):
             module.to(memory_format=torch.channels_last)  # as sample.py does
         for batch in args.batch:
-            runs = runners(both, pixels, steps, batch, args.compile, args.device)
+            asked = (both, pixels, steps, batch, args.compile, args.device)
+            runs = {"ours": ours(*asked), "diffusers": theirs(*asked)}
             row = {
                 "size": args.size, "pixels": pixels, "device": machine, "threads": torch.get_num_threads(),
                 "torch": torch.__version__, "dtype": dtype, "batch": batch, "steps": steps,

@@ -1,8 +1,8 @@
 """Seconds, memory and operations of a training step: this project against diffusers' recipe and plain fine-tuning.
 
-    python benchmarks/training.py                                      the main job's sizes, fp32
-    python benchmarks/training.py --size sd15 --dtypes fp32 bf16       Stable Diffusion 1.5's sizes at 256 px, batch 1
-    python benchmarks/training.py --size sd15 --device cuda --batch 1 8 32 [--compile] [--checkpointing]       512 px
+    python -m benchmarks.training                                      the main job's sizes, fp32
+    python -m benchmarks.training --size sd15 --dtypes fp32 bf16       Stable Diffusion 1.5's sizes at 256 px, batch 1
+    python -m benchmarks.training --size sd15 --device cuda --batch 1 8 32 [--compile] [--checkpointing]       512 px
 
     cached      ControlLDM on cached moments and contexts (data=cached), by Lightning's Trainer as train.py runs it
     uncached    ControlLDM on images and prompts (data=folder)
@@ -20,11 +20,10 @@ import argparse
 import itertools
 import json
 import logging
-import platform
+import os
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measuring import machine, now, peak_gib, quiet, reset_peak, since
 
 SIDES = ("cached", "uncached", "diffusers", "finetune", "decoder")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,7 +59,7 @@ def optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=LR, fused=True)
 
 
-def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[float]]:
+def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[tuple[float, float]]]:
     """steps -> the times of that many steps of Lightning's Trainer."""
     import pytorch_lightning as pl
 
@@ -83,8 +84,9 @@ def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iter
         image = batch["image"].to(next(diffusion.parameters()).device)
         return {**kept, "moments": diffusion.autoencoder.moments(image).cpu(), "context": context}
 
-    context = diffusion.context([PROMPT] * args.batch_size).detach() if cached else None
-    items = [prepared(batch) for batch, _ in zip(batches(args.pixels, args.batch_size), range(4), strict=False)]
+    mine = args.batch_size // args.ranks
+    context = diffusion.context([PROMPT] * mine).detach() if cached else None
+    items = [prepared(batch) for batch, _ in zip(batches(args.pixels, mine), range(4), strict=False)]
     if args.compile:
         diffusion.unet.compile()
     precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[args.dtype]
@@ -102,17 +104,17 @@ def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iter
             self.began = now(args.device)
 
         def on_train_batch_end(self, *_: Any) -> None:
-            times.append(tuple(b - a for a, b in zip(self.began, now(args.device), strict=True)))
+            times.append(since(self.began, args.device))
 
     times: list[Any] = []
     loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
 
-    def run(steps: int) -> Iterator[float]:
+    def run(steps: int) -> Iterator[tuple[float, float]]:
         times.clear()
         trainer = pl.Trainer(
-            max_steps=steps, accelerator="cuda" if args.device == "cuda" else "cpu", devices=1, precision=precision,
+            max_steps=steps, accelerator="cuda" if args.device == "cuda" else "cpu", devices=args.ranks,
+            strategy="ddp" if args.ranks > 1 else "auto", precision=precision, gradient_clip_val=1.0,
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            gradient_clip_val=1.0,
         )  # fmt: skip
         trainer.callbacks.append(Clock())
         trainer.fit(module, loader)
@@ -121,7 +123,7 @@ def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iter
     return run
 
 
-def theirs(both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[float]]:
+def theirs(both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[tuple[float, float]]]:
     """steps -> the times of that many steps of train_controlnet's loop."""
     import diffusers
 
@@ -156,7 +158,7 @@ def theirs(both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[floa
         )[0]  # fmt: skip
         return F.mse_loss(found.float(), noise.float())
 
-    def run(steps: int) -> Iterator[float]:
+    def run(steps: int) -> Iterator[tuple[float, float]]:
         for _ in range(steps):
             batch, began = next(stream), now(device)
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -166,26 +168,9 @@ def theirs(both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[floa
             adam.step()
             adam.zero_grad(set_to_none=True)
             loss.detach().item()
-            yield tuple(b - a for a, b in zip(began, now(device), strict=True))  # type: ignore[misc]
+            yield since(began, device)
 
     return run
-
-
-def now(device: str) -> tuple[float, float]:
-    """Seconds, and seconds of CPU time."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
-
-
-def peak_gib(device: str) -> float:
-    """The most memory so far: of the GPU, or of the process; nan where the system hides it."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    if platform.system() != "Linux":
-        return float("nan")
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**20
 
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
@@ -200,14 +185,20 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
     return 2 * side**3 / best / 1e9
 
 
+def sizes(name: str) -> Any:
+    """The model's widths: Stable Diffusion 1.5's, or the main job's."""
+    from tests.pipelines import SD15, Sizes
+
+    return SD15 if name == "sd15" else Sizes(**MAIN_JOB)
+
+
 def work(args: argparse.Namespace) -> dict[str, Any]:
     """One side's steps, in this process."""
-    from benchmarks.sampling import quiet
-    from tests.pipelines import SD15, Sizes, build
+    from tests.pipelines import build
 
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    both = build(SD15 if args.size == "sd15" else Sizes(**MAIN_JOB), controls=1, randomise=quiet)
+    both = build(sizes(args.size), controls=1, randomise=quiet)
     if args.side == "diffusers":
         run = theirs(both, args)
     else:
@@ -218,8 +209,7 @@ def work(args: argparse.Namespace) -> dict[str, Any]:
         [*run(1)]
     flops = counter.get_total_flops()
     [*run(args.warmup)]
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak(args.device)
     times: list[Any] = [*run(args.steps)]
     return {
         "seconds": [wall for wall, _ in times],
@@ -230,19 +220,30 @@ def work(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Every side, in turns, each time in a fresh process."""
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
-    given = ["--size", args.size, "--device", args.device, "--pixels", args.pixels, "--steps", args.steps,
-             "--warmup", args.warmup, "--batch", args.batch_size, "--dtypes", args.dtype,
+def once(side: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What `work` finds of a side in a fresh process. RuntimeError with its last words if that fails."""
+    given = ["--side", side, "--size", args.size, "--device", args.device, "--pixels", args.pixels,
+             "--steps", args.steps, "--warmup", args.warmup, "--batch", args.batch_size, "--dtypes", args.dtype,
+             "--ranks", args.ranks,
              *(f"--{flag}" for flag in ("compile", "checkpointing") if getattr(args, flag))]  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.training", *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{side}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every side, in turns, each time in a fresh process. A side that fails, often of memory, is told and left out."""
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
     for i in range(args.rounds):
-        for side in args.sides if i % 2 == 0 else list(reversed(args.sides)):
-            command = [sys.executable, "-m", "benchmarks.training", *map(str, given), "--side", side]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{side}: {done.stderr[-3000:]}")
-            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+        for side in [*found] if i % 2 == 0 else [*reversed(found)]:
+            try:
+                found[side].append(once(side, args))
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                del found[side]
+                continue
             print(f"round {i + 1}, {side}: {statistics.median(found[side][-1]['seconds']):.4f} s/step", file=sys.stderr)
     return {side: summary(rounds, args.batch_size) for side, rounds in found.items()}
 
@@ -263,6 +264,7 @@ def table(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
     """The results as Markdown."""
     lines = [
         f"{args.size}, {args.pixels} px, batch {args.batch_size}, {args.dtype}"
+        + f", {args.ranks} processes" * (args.ranks > 1)
         + ", compiled" * args.compile + ", checkpointing" * args.checkpointing + f"; {machine(args.device)}",
         "",
         "| side | s/step (min to max) | CPU s/step | samples/s | peak GiB | GFLOP/step | share of matmul peak |",
@@ -281,16 +283,10 @@ def table(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def machine(device: str) -> str:
-    """What it ran on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
 PIXELS = {("small", "cpu"): 128, ("small", "cuda"): 128, ("sd15", "cpu"): 256, ("sd15", "cuda"): 512}
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "sd15"), default="small")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
@@ -301,25 +297,42 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="timed in each round: 10 small, 3 sd15, 10 on a GPU")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
     parser.add_argument("--rounds", type=int, help="default: 3 small, 2 sd15")
+    parser.add_argument("--ranks", type=int, default=1, help="processes (DDP) that share each batch; not for diffusers")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON lines to add the results to")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    parser = options()
     args = parser.parse_args()
     small, gpu = args.size == "small", args.device == "cuda"
     args.pixels = args.pixels or PIXELS[args.size, args.device]
     args.steps, args.rounds = args.steps or (10 if small or gpu else 3), args.rounds or (3 if small else 2)
-    for dtype, batch in itertools.product(args.dtypes, args.batch or [16 if small else 1]):
+    args.batch = args.batch or [16 if small else 1]
+    if args.ranks > 1 and "diffusers" in ([args.side] if args.side else args.sides):
+        parser.error("--ranks needs --sides without diffusers, whose loop runs in one process")
+    if any(batch % args.ranks for batch in args.batch):
+        parser.error(f"--ranks {args.ranks} must divide every --batch")
+    failed: set[str] = set()
+    for dtype, batch in itertools.product(args.dtypes, args.batch):
         one = argparse.Namespace(**{**vars(args), "dtype": dtype, "batch_size": batch})
         if args.side:
-            print(json.dumps(work(one)))
+            found = work(one)
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # Lightning starts this command again for every other rank
+                print(json.dumps(found))
             continue
         found = measure(one)
         print("\n" + table(found, one), flush=True)
+        failed |= {*args.sides} - {*found}
         if args.out:
             told = {key: getattr(one, key) for key in ("size", "pixels", "batch_size", "dtype", "compile")}
             with args.out.open("a") as file:
                 file.write(json.dumps({**told, "machine": machine(args.device), "sides": found}) + "\n")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(sorted(failed))}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yaml").read_text())["dependencies"]
-OURS = {"ldm", "cldm", "train", "sample", "evaluate", "tests"}
+OURS = {"ldm", "cldm", "train", "sample", "evaluate", "tests", "benchmarks"}
 
 
 def declared(*extras: str) -> set[str]:

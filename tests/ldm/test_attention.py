@@ -105,6 +105,7 @@ def test_a_transformer_block_calls_xformers_as_the_others(xformers):
     torch.testing.assert_close(found["xformers"], found["einsum"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available() or not importlib.util.find_spec("xformers"), reason="needs both")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_xformers_itself_agrees_on_a_gpu(dtype):
