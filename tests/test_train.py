@@ -22,7 +22,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
@@ -30,6 +29,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file, save_file
 
 import train
+from cldm.runs.building import instantiate
 from cldm.runs.configs import with_choices
 from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
 from cldm.runs.trained import load_model

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 import train
 from cldm.data.cache import build_cache
 from cldm.data.fill50k import write_fill50k
 from cldm.data.listing import ITEMS, Item
+from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import ChangedConfig, attempt, results_of
 from cldm.training.control_ldm import ControlLDM
