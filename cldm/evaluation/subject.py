@@ -30,10 +30,10 @@ from cldm.runs.trained import (
     base_content,
     checkpoints_of,
     is_pooled,
-    load_branch,
-    load_model,
+    load_models,
     move_branch,
     published,
+    to_work,
     trained_size,
 )
 from cldm.sampling.control import ControlUnit, check_settings
@@ -160,13 +160,12 @@ class Subject:
     @cached_property
     def models(self) -> tuple[LatentDiffusion, list[Branch]]:
         """The base and the branches, on the device."""
-        diffusion, net = load_model(self.first.path, self.first.training)
-        nets = [net, *(load_branch(branch.path, branch.training, diffusion) for branch in self.branches[1:])]
+        paths, trainings = zip(*((branch.path, branch.training) for branch in self.branches), strict=True)
+        diffusion, nets = load_models(paths, trainings)
         for branch, loaded in zip(self.branches, nets, strict=True) if self.cfg.moved_from else ():
             move_branch(loaded, branch.training, self.cfg.moved_from, diffusion)
         self.fingerprint = fingerprint(diffusion)
-        for module in (diffusion, *nets):
-            module.to(self.device, PRECISIONS[self.precision]).to(memory_format=torch.channels_last)
+        to_work((diffusion, *nets), self.device, self.precision)
         return diffusion, nets
 
     @cached_property

@@ -9,14 +9,7 @@ from omegaconf import DictConfig
 from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.runs.building import instantiate
-from cldm.runs.trained import (
-    PRECISIONS,
-    checkpoints_of,
-    device_and_precision,
-    is_pooled,
-    load_branch,
-    load_model,
-)
+from cldm.runs.trained import checkpoints_of, device_and_precision, is_pooled, load_models, to_work
 from ldm.diffusion import LatentDiffusion
 
 
@@ -58,11 +51,6 @@ class Networks:
 def load_networks(opened: Opened, cfg: DictConfig) -> Networks:
     """Read the weights, and bring them to the device and the precision that the configuration asks for."""
     device, precision = device_and_precision(cfg)
-    diffusion, net = load_model(opened.paths[0], opened.trainings[0])
-    others = zip(opened.paths[1:], opened.trainings[1:], strict=True)
-    nets = [net, *(load_branch(path, training, diffusion) for path, training in others)]
-    home = "cpu" if cfg.sampler.low_memory else device
-    for module in (diffusion, *nets):
-        # convolutions of channels-last weights are faster: 16 % of a 320-wide block in fp32 on a CPU
-        module.to(home, PRECISIONS[precision]).to(memory_format=torch.channels_last)
+    diffusion, nets = load_models(opened.paths, opened.trainings)
+    to_work((diffusion, *nets), "cpu" if cfg.sampler.low_memory else device, precision)
     return Networks(diffusion, nets)
