@@ -51,7 +51,7 @@ def main() -> None:
         "evaluate.py --help": (["evaluate.py", "--help"], None, TORCH),
         "python -m cldm --help": (["-m", "cldm", "--help"], None, TORCH),
         "sample.py, first step": (["sample.py", f"checkpoint={args.runs}/first"], r" [1-9]\d*/20 \[", TORCH),
-        "train.py, first step": (quick, r" [1-9]\d*/400 \[", LIGHTNING),
+        "train.py, first step": (quick, r" [1-9]\d*/600 \[", LIGHTNING),
     }
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(args.rounds):
