@@ -13,7 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cldm.runs.checkout import commit
-from cldm.runs.configs import expand_home, home_typed, mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.configs import (
+    expand_home,
+    home_typed,
+    mistakes_refused,
+    refuse_mistakes,
+    register_resolvers,
+    with_choices,
+)
 from cldm.runs.folder import Refused, attempt, differences, overrides_of, results_of, stable
 from cldm.runs.sweeps import in_sweep, note_failure
 
@@ -114,5 +121,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv = home_typed(sys.argv)
+    sys.argv[1:] = with_choices(home_typed(sys.argv[1:]))
     main()

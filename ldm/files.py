@@ -147,6 +147,20 @@ def contents(files: Iterable[Path], root: Path = Path("/")) -> str:
     return digest.hexdigest()
 
 
+def listing(path: str | Path) -> str:
+    """Digest of the names and sizes of a file, or of all files below a folder but hidden ones: what can be known of
+    many pictures without reading them."""
+    top, digest = Path(path), hashlib.sha256()
+    if top.is_file():
+        return hashlib.sha256(f"{top.name} {top.stat().st_size}".encode()).hexdigest()
+    for folder, folders, names in os.walk(top):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            file = Path(folder, name)
+            digest.update(f"{file.relative_to(top)} {file.stat().st_size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def _file(path: Path) -> str:
     stat = path.stat()
     return _read(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
+from cldm.runs.building import instantiate
 from cldm.runs.configs import register_resolvers
 from cldm.training import fitting
 from cldm.worlds.scenes import WORDS

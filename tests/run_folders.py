@@ -61,7 +61,7 @@ def run_folder(
     """The folder of a finished run. axes: whether it logged samples and seconds."""
     folder.mkdir(parents=True)
     told = {"name": "control-canny", "seed": seed, "steps": steps, "size": 64, "run_dir": str(folder), "batch_size": 8,
-            "optimizer": {"lr": 1e-3}, "stage": {"name": "control", "module": {"seed": seed}},
+            "optimizer": {"lr": 1e-3}, "data": {"order": seed}, "stage": {"name": "control", "module": {"seed": seed}},
             "trainer": {"default_root_dir": str(folder), "max_steps": steps}, **(config or {})}  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(told))
     (folder / "overrides.yaml").write_text(yaml.safe_dump([*overrides, f"seed={seed}"]))

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ldm.random
 from cldm.branches.controlnet import ControlNet
+from cldm.runs.building import instantiate
 from cldm.sampling.control import ControlUnit
 from cldm.training.control_ldm import ControlLDM
 from ldm.batch import Batch

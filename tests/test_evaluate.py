@@ -10,7 +10,6 @@ import pytest
 import torch
 import wandb
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +23,7 @@ from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.seen import training_images
 from cldm.evaluation.subject import Subject
 from cldm.pictures import save_atomically
+from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import composed
 from cldm.runs.evaluations import Evaluation

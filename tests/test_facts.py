@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -15,6 +14,7 @@ import train
 from cldm.branches.controlnet import ControlNet
 from cldm.commands import cli
 from cldm.evaluation.clip import ClipScore, says_quick_gelu
+from cldm.runs.building import instantiate
 from cldm.runs.configs import expand_home, home_typed
 from cldm.runs.folder import Refused
 from cldm.runs.trained import training_config

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
 import train
 from cldm.branches.controlnet import ControlNet
+from cldm.runs.building import instantiate
 from cldm.training.control_ldm import ControlLDM
 from ldm.attention import attend
 from ldm.batch import Batch

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 from hydra import initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file
 
 import train
 from cldm.commands import cli
 from cldm.evaluation import measuring
+from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import Refused
 from cldm.sampling import drawing

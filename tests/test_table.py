@@ -6,10 +6,10 @@ import json
 import sys
 
 import pytest
-from hydra.utils import instantiate
 from PIL import Image
 
 from cldm.commands.cli import main
+from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from ldm.weights import save_weights
 

@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import initialize_config_dir
-from hydra.utils import instantiate
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
@@ -30,6 +29,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file, save_file
 
 import train
+from cldm.runs.building import instantiate
+from cldm.runs.configs import with_choices
 from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
 from cldm.runs.trained import load_model
 from cldm.training import fitting
@@ -272,6 +273,18 @@ def test_resuming_takes_the_overrides_of_the_run_and_those_typed_on_top(run, str
     changed = differences(stable(recorded), stable(again))
     assert changed == ["optimizer.lr: 0.002 -> 0.5"]
     assert again.run_dir == str(straight)
+
+
+def test_keys_of_the_stage_of_a_run_can_be_typed_on_its_resumption(tmp_path):
+    (tmp_path / "overrides.yaml").write_text(
+        json.dumps(["stage=diffusion", "data=stickers", "model=stickers", "steps=9"])
+    )
+    typed = [f"resume={tmp_path}", "model=tiny", "stage.module.pure_noise=0.4"]
+    words = with_choices(typed)
+    assert words == ["stage=diffusion", "data=stickers", *typed]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        assert compose("train", words).stage.module.pure_noise == 0.4
+    assert with_choices(["steps=3"]) == ["steps=3"]
 
 
 def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed(run):

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 import train
 from cldm.data.cache import build_cache
 from cldm.data.fill50k import write_fill50k
 from cldm.data.listing import ITEMS, Item
+from cldm.runs.building import instantiate
+from cldm.runs.checkout import REPOSITORY
+from cldm.runs.folder import ChangedConfig, attempt, results_of
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.fitting import record_items
+from ldm.files import write_json
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import save_weights
 
@@ -70,22 +73,27 @@ def test_a_run_on_pictures_that_died_goes_on_as_if_it_had_not(composed, places, 
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-OWN = [*SMALL[:-1], "steps=2", "stage.module.warmup_steps=1"]
+OWN = [*SMALL[1:-1], "steps=2", "stage.module.warmup_steps=1", "data.val_count=2"]
 
 
-def test_an_own_latent_diffusion_model_comes_from_a_folder_of_pictures(composed, places, tmp_path):
-    """The three stages of docs/own_model.md: autoencoder, base, ControlNet, each from the file of the one before."""
-    data = places["fill50k"][1:]
-    first = train.train(composed(*OWN, "stage=autoencoder", *data, f"run_dir={tmp_path / 'a'}"))
+def test_the_commands_of_docs_own_model_train_the_three_stages_on_a_folder(composed, places, tmp_path):
+    """As written, at tiny size: autoencoder, base, ControlNet, each from the file of the one before."""
+    page = (REPOSITORY / "docs" / "own_model.md").read_text()
+    pictures = next(word for word in places["fill50k"] if word.startswith("data.path="))
+    places_here = {"model=scenes": "model=tiny", "size=128": "size=64", "data.path=photos": pictures}
+    commands = [line.split()[2:] for line in page.splitlines() if line.startswith("python train.py stage=")]
+    commands += [line.split()[2:] for line in page.splitlines() if line.startswith("python train.py model=")]
+    assert len(commands) == 3
+    found = []
+    for number, words in enumerate(commands):
+        words = [places_here.get(word, word).replace("runs/own", str(tmp_path)) for word in words]
+        found.append(train.train(composed(f"run_dir={tmp_path}/{number}", *words, *OWN)))
+    first, second, third = found
     assert {"psnr", "ssim", "edge_f1_1px"} <= first["fidelity"].keys()
-    base = f"base={tmp_path / 'a' / 'autoencoder.safetensors'}"
-    second = train.train(composed(*OWN, "stage=diffusion", base, *data, f"run_dir={tmp_path / 'b'}"))
     assert second["fidelity"]["loss"] > 0
-    assert (tmp_path / "b" / "grid.png").exists()
-    base = f"base={tmp_path / 'b' / 'diffusion.safetensors'}"
-    third = train.train(composed(*OWN, base, *data, f"run_dir={tmp_path / 'c'}"))
+    assert (tmp_path / "base" / "grid.png").exists()
     assert "edge_f1_1px" in third["fidelity"]
-    told = json.loads((tmp_path / "c" / "items.json").read_text())  # evaluate.py measures on none of the trained ones
+    told = json.loads((tmp_path / "2" / "items.json").read_text())  # evaluate.py measures on none of the trained ones
     assert (len(told["trained"]), len(told["held_out"])) == (7, 2)
     assert not {*told["trained"]} & {*told["held_out"]}
 
@@ -115,3 +123,20 @@ def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeyp
     assert torch.equal(seen[0], batch["hint"])
     with pytest.raises(ValueError, match=r"stage\.module\.hint_dropout is a probability"):
         ControlLDM(diffusion, control, torch.optim.SGD, hint_dropout=2)
+
+
+def test_pictures_that_changed_under_a_finished_run_are_no_run_that_was_done(composed, places, tmp_path):
+    pictures = write_fill50k(6, tmp_path / "fill", side=72)
+    base = next(word for word in places["augmented"] if word.startswith("base="))
+    cfg = composed(*SMALL, base, "data=folder", f"data.path={pictures}", "data.val_count=2", f"run_dir={tmp_path}/run")
+    with attempt(cfg) as run:
+        write_json(run.folder / "DONE.json", {})
+        write_json(run.folder / "results.json", {"loss": 1.0})
+    assert results_of(cfg) == {"loss": 1.0}
+    (pictures / ".DS_Store").write_text("not a picture")
+    assert results_of(cfg) == {"loss": 1.0}
+    picture = next(pictures.rglob("*.png"))
+    picture.write_bytes(picture.read_bytes() + b"0")
+    for start in (lambda: results_of(cfg), lambda: attempt(cfg).__enter__()):
+        with pytest.raises(ChangedConfig, match=r"another content of what data\.path names"):
+            start()

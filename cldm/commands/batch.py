@@ -34,7 +34,9 @@ def of_run(overrides: Sequence[str]) -> str:
     chosen = [item for item in overrides if item.startswith("resources=")]
     others = [item for item in overrides if item not in chosen]
     appended = [f"+{item}" for item in chosen or ["resources=gpu"]]
-    cfg: Any = _composed([*appended, *others])
+    from cldm.runs.configs import with_hydra
+
+    cfg: Any = with_hydra([*appended, *others])
     wanted = cfg.resources
     asked = {
         "nodes": wanted.nodes,
@@ -57,12 +59,14 @@ def of_sweep(overrides: Sequence[str]) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
+    from cldm.runs.configs import with_hydra
+
     try:
         from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
     except ImportError as error:
         raise ValueError(f"launcher=slurm needs submitit (pip install -e '.[submitit]'): {error}") from None
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    cfg: Any = _composed([item for item, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()])
+    cfg: Any = with_hydra([item for item, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()])
     launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     own = ("_target_", "submitit_folder", "max_num_timeout")
     names: Any = SlurmExecutor._equivalence_dict()  # submitit has no public way to print the file
@@ -71,16 +75,3 @@ def of_sweep(overrides: Sequence[str]) -> str:
     swept = [*overrides, *(f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items())]
     jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)[0]
     return _make_sbatch_string("COMMAND", cfg.hydra.sweep.dir + "/.submitit/JOB", map_count=len(jobs), **asked)
-
-
-def _composed(overrides: Sequence[str]) -> Any:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
-
-    from cldm.runs.configs import home_typed, register_resolvers
-
-    register_resolvers()
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg

@@ -1,6 +1,7 @@
 """python -m cldm table: the runs, the evaluations and the numbers of a table in git."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="make the table in spite of: missing runs, mixed commits, mixed protocols")  # fmt: skip
     parser.add_argument("--publish", type=Path, metavar="FOLDER",
                         help="also copy the results that the table was made of, without weights, for git")  # fmt: skip
+    parser.add_argument("--into", type=Path, metavar="PAGE",
+                        help="also put the Markdown into a page, at its mark <!-- table TABLE: ... -->")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the files (default: RUNS/tables/TABLE)")
 
 
@@ -181,6 +184,15 @@ def _file_name(title: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in title)
 
 
+def put_into(page: str, name: str, text: str) -> str:
+    """The page with the table's text between its marks; ValueError where it has none."""
+    place = re.compile(rf"(<!-- table {re.escape(name)}: [^\n]* -->\n).*?(<!-- /table -->)", re.S)
+    if not place.search(page):
+        raise ValueError(f"the page has no place for the table {name!r}: a line <!-- table {name}: COMMAND --> and, "
+                         "below it, <!-- /table -->")  # fmt: skip
+    return place.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", page)
+
+
 def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out: Path) -> None:
     """Check, print the Markdown, write all forms of the table."""
     from cldm.pictures import save_atomically
@@ -199,6 +211,8 @@ def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out
     command = shlex.join(["python", "-m", "cldm", "table", *sys.argv[2:]])
     text = markdown(spec, made, found, command, [f"{kind}: {'; '.join(told)}" for kind, told in seen.items()])
     forms = {"md": text, "tex": latex(spec, made), "csv": to_csv(spec, made, found)}
+    if args.into:
+        write_text(args.into, put_into(args.into.read_text(), spec.name, text))
     for suffix, content in forms.items():
         write_text(out / f"table.{suffix}", content)
     save_atomically(picture(spec, made), out / "table.png")

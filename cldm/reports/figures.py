@@ -76,12 +76,19 @@ def table(label: str, chosen: Sequence[Measured], scores: Sequence[str], referen
             "bounds": {setting: _bounds(results, setting, columns) for setting in settings}}  # fmt: skip
 
 
+USUAL = {"start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None, "negative": ""}
+"""Values of a protocol that need no word."""
+
+
 def told(results: Mapping[str, Any]) -> str:
-    """A protocol in a line."""
+    """A protocol in a line: of the usual values only those that are not."""
     p = results["protocol"]
     sampler = str((p.get("sampler") or {}).get("sampler", {}).get("_target_", "")).rsplit(".", 1)[-1]
+    data = {name: (p.get("data") or {}).get(name) for name in ("family", "path")}
+    own = {**data, **{name: p.get(name, usual) for name, usual in USUAL.items() if p.get(name, usual) != usual}}
+    rest = "".join(f", {name} {value}" for name, value in own.items() if value is not None)
     return (f"{p.get('items')} items × noise seeds {', '.join(map(str, p.get('noise_seeds', ())))}; {sampler} "
-            f"{p.get('steps')} steps, guidance {p.get('guidance')}, scale {p.get('scale')}")  # fmt: skip
+            f"{p.get('steps')} steps, guidance {p.get('guidance')}, scale {p.get('scale')}{rest}")  # fmt: skip
 
 
 def _cells(

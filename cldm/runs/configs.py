@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.folder import Refused, run_id
+from cldm.runs.folder import Refused, overrides_of, run_id
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
 """Keys, of whichever entry point, that hold numbers from 1 on, or null."""
@@ -78,6 +78,17 @@ def home_typed(overrides: Sequence[str]) -> list[str]:
     return [re.sub(r"^([\w.+/@]+=)~/", lambda found: f"{found[1]}{Path.home()}/", item) for item in overrides]
 
 
+def with_choices(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a command, behind the config groups that the run of its resume= or reproduce= chose (stage,
+    data, ...): otherwise Hydra would refuse a typed key that is not in the default stage."""
+    typed = {item.partition("=")[0]: item.partition("=")[2] for item in overrides}
+    run = typed.get("resume") or typed.get("reproduce")
+    recorded = overrides_of(Path(run.strip("'\"")).expanduser()) if run else []
+    groups = {path.name for path in (REPOSITORY / "configs").iterdir() if path.is_dir()}
+    keys = {item: item.partition("=")[0] for item in recorded}
+    return [*(item for item, key in keys.items() if key in groups and key not in typed), *overrides]
+
+
 def expand_home(cfg: DictConfig | ListConfig) -> None:
     """Replace "~/..." by the user's folder wherever a value is a path: in all of the configuration but TEXTS."""
     container: Any = cfg
@@ -135,11 +146,17 @@ def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
     return cfg
 
 
-def planned(overrides: Sequence[str]) -> DictConfig:
-    """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
+def with_hydra(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of train.py and, under `hydra`, of its launcher and sweep."""
     with configs_at_hand():
         cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
+    return cfg
+
+
+def planned(overrides: Sequence[str]) -> DictConfig:
+    """As `composed` for train.py, with the values that name the chosen groups: its run_dir is that of the command."""
+    cfg = with_hydra(overrides)
     with open_dict(cfg):
         del cfg["hydra"]
     expand_home(cfg)

@@ -24,7 +24,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cldm.runs.checkout import REPOSITORY, commit
-from ldm.files import FILES, InUse, append_line, content, locked, read_lines, remove_partial, write_json, write_text
+from ldm.files import (
+    FILES,
+    InUse,
+    append_line,
+    content,
+    listing,
+    locked,
+    read_lines,
+    remove_partial,
+    write_json,
+    write_text,
+)
 
 VOLATILE = (
     "hydra", "sweep", "launcher", "runs", "run_dir", "resume", "reproduce", "seed", "logger", "group", "tags",
@@ -37,6 +48,7 @@ BASE_FILE = "base.safetensors"
 """Beside a branch that was trained with an unlocked base: that base, complete."""
 
 ATTEMPTS, INPUTS = "attempts.jsonl", "inputs.json"
+DATA = "data.path"
 LONGEST = 80  # characters of a folder's readable part
 
 
@@ -129,14 +141,19 @@ def results_of(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def inputs(cfg: DictConfig) -> dict[str, str]:
-    """Contents of the files and folders of weights that a configuration names, by its keys, see ldm.files.content."""
+    """Contents of the files and folders of weights that a configuration names, by its keys, see ldm.files.content; of
+    the pictures (DATA) names and sizes."""
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     names = ["base", "init_from", *(f"{part}.{file}" for part in ("model", "condition") for file in FILES)]
     places = {name: OmegaConf.select(cfg, name) for name in names if _is_given(plain, name)}
     exported = f"{OmegaConf.select(cfg, 'stage.name')}.safetensors"  # of a run folder
     paths = {name: Path(place).expanduser() for name, place in places.items() if isinstance(place, str)}
     paths = {name: path / exported if (path / exported).is_file() else path for name, path in paths.items()}
-    return {name: content(path) for name, path in paths.items() if path.exists()}
+    found = {name: content(path) for name, path in paths.items() if path.exists()}
+    pictures = OmegaConf.select(cfg, DATA) if _is_given(plain, DATA) else None
+    if isinstance(pictures, str) and Path(pictures).expanduser().exists():
+        found[DATA] = listing(Path(pictures).expanduser())
+    return found
 
 
 def _is_given(config: Any, name: str) -> bool:
@@ -148,6 +165,8 @@ def _is_given(config: Any, name: str) -> bool:
 def _refuse_other_inputs(folder: Path, now: dict[str, str]) -> None:
     path = folder / INPUTS
     there = json.loads(path.read_text()) if path.exists() else now
+    if not (DATA in there and DATA in now):  # the run has drawn them itself, or they are gone
+        there, now = ({name: value for name, value in one.items() if name != DATA} for one in (there, now))
     if changed := [name for name in {**there, **now} if there.get(name) != now.get(name)]:
         raise ChangedConfig(
             f"{folder} holds a run with another content of what {', '.join(changed)} name{'s' * (len(changed) == 1)}; "

@@ -15,6 +15,9 @@ from ldm.files import InUse, locked, read_lines
 DERIVED = ("name", "trainer.max_steps", "trainer.callbacks.export.metadata")
 """Keys of a configuration that only repeat what others say."""
 
+SEEDED = ("data.order",)
+"""Keys that have the run's seed, unless something else is typed."""
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the quick one, where it was built
 
 
@@ -35,7 +38,10 @@ class RunFolder:
     def telling(self) -> dict[str, Any]:
         """The configuration without seeds, places, and what changes no result: alike in runs of one method."""
         place = str(self.config.get("run_dir") or self.folder)
-        return {key: _placeless(value, place) for key, value in self.config.items() if not _is_untelling(key)}
+        seed = self.config.get("seed")
+        seeded = {key for key in SEEDED if self.config.get(key) == seed}
+        kept = [key for key in self.config if not _is_untelling(key) and key not in seeded]
+        return {key: _placeless(self.config[key], place) for key in kept}
 
     @cached_property
     def overrides(self) -> list[str]:

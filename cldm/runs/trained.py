@@ -141,7 +141,7 @@ def move_branch(branch: Branch, cfg: DictConfig, source: str, target: LatentDiff
     if {name: p.shape for name, p in own.items()} != {name: p.shape for name, p in old.items()}:
         raise ValueError("moved_from needs a branch that is a copy of the base's encoder, as control=controlnet is")
     for name, parameter in own.items():
-        parameter += new[name] - old[name]
+        parameter.add_(new[name] - old[name])
 
 
 def base_of(cfg: DictConfig) -> str | None:

@@ -13,26 +13,28 @@ EVALUATION_FILES = ("results.json", "per_sample.npz")
 
 
 def publish(name: str, found: Sequence[Record], runs: str | Path, out: Path) -> int:
-    """Copy what the records of a table are made of from below `runs` into `out`, at the same places; returns how many
-    runs.
+    """Copy what the records of a table are made of from below `runs` into `out`/COMMIT, at the same places; returns
+    how many runs.
 
     Weights stay behind; their contents are named in WEIGHTS. `python -m cldm table NAME OUT` makes the same table, from
-    the folders that `published_plan` names: the same configuration may have another name in later versions.
+    the folders that `published_plan` names: the same configuration may have another name in later versions, and the
+    same name stands for other code at another commit.
     """
-    copied: set[Path] = set()
-    places = [[r.row.title, r.seed, [str(run.relative_to(runs)) for run in r.runs]] for r in found]
-    write_json(_plan_file(name, out), places)
+    places: dict[Path, str] = {}
     for record in found:
-        for run in record.runs:
-            if run not in copied:
-                copied.add(run)
-                target = out / run.relative_to(runs)
-                _copy(run, target, RUN_FILES)
-                kept = [name for name in ("control.safetensors", "base.safetensors") if (run / name).is_file()]
-                write_json(target / WEIGHTS, {name: content(run / name) for name in kept})
-        for folder in record.evaluations.values():
-            _copy(folder, out / folder.relative_to(runs), EVALUATION_FILES)
-    return len(copied)
+        for run, trained in zip(record.runs, record.trained, strict=True):
+            if trained is not None:
+                places[run] = f"{str(trained['commit'])[:8]}/{run.relative_to(runs)}"
+    for run, place in places.items():
+        _copy(run, out / place, RUN_FILES)
+        kept = [name for name in ("control.safetensors", "base.safetensors") if (run / name).is_file()]
+        write_json(out / place / WEIGHTS, {name: content(run / name) for name in kept})
+    for record in found:
+        for folder in record.evaluations.values() if record.run in places else ():
+            _copy(folder, out / places[record.run] / folder.relative_to(record.run), EVALUATION_FILES)
+    plan = [[r.row.title, r.seed, [places.get(run, str(run.relative_to(runs))) for run in r.runs]] for r in found]
+    write_json(_plan_file(name, out), plan)
+    return len(places)
 
 
 def published_plan(name: str, runs: str | Path) -> dict[tuple[str, int], list[Path]] | None:

@@ -56,6 +56,11 @@ class Record:
         own = any(item.startswith("base=") for item in self.row.evaluate) or base in (self._base or base, None)
         return found if measured == self._weights and own else None
 
+    @property
+    def bases(self) -> tuple[str | None, ...]:
+        """The content of the base that each of its evaluations was made with; of finished evaluations."""
+        return tuple(found.get("base_sha256") for found in self.evaluated.values() if found)
+
     @cached_property
     def _base(self) -> str | None:
         """The content of the base that the row's own run was trained on, or has trained; None if it does not say."""

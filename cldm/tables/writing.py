@@ -107,10 +107,14 @@ def _difference(column: Column, mine: Sequence[Record], reference: Sequence[Reco
 
 
 def _bound(spec: Spec, kind: str, title: str, by_row: Mapping[str, Sequence[Record]]) -> Line | None:
-    """Base, ceiling or real images, where they are the same for all rows; else they are shown in each row's cells."""
+    """Ceiling or real images, where they are the same for all rows; else they are shown in each row's cells. Of bases
+    the reference's own: a row that trains its base from nothing has another."""
+    records = [r for mine in by_row.values() for r in mine]
+    if kind == "base" and len({base for r in records for base in r.bases}) > 1:
+        records, title = [*by_row[spec.reference]], f"base of {spec.reference}, no control"
     cells = []
     for column in spec.columns:
-        values = {v for mine in by_row.values() for r in mine if (v := bound(r, column, kind)) is not None}
+        values = {v for r in records if (v := bound(r, column, kind)) is not None}
         only = next(iter(values)) if len(values) == 1 else None
         cells.append(None if only is None else Cell(only, float("nan"), 1, 1, {}))
     return Line(title, tuple(cells), True) if any(cells) else None

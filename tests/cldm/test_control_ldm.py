@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 
 from cldm.branches.controlnet import ControlNet
 from cldm.data.datamodule import DataModule
+from cldm.runs.building import instantiate
 from cldm.training.callbacks import Export
 from cldm.training.control_ldm import LOCKING, ControlLDM
 from ldm.unet import UNet

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from cldm.commands.cli import main
+from cldm.reports import figures
 from cldm.reports.content import content
 from cldm.reports.page import page
 from cldm.reports.spec import ReportSpec, read_spec
@@ -210,6 +211,14 @@ def test_figures_of_different_protocols_are_never_in_one_table(tmp_path):
     tables = content([tmp_path], ReportSpec())["tables"]
     assert {table["hash"] for table in tables} == {"aaaa", "bbbb"}
     assert [len(table["rows"]["perfect"]) for table in tables] == [1, 1]
+
+
+def test_a_protocol_is_told_by_what_is_unusual_in_it():
+    protocol = {"items": 6, "noise_seeds": [0, 1], "steps": 10, "guidance": 3.0, "scale": 1.0, "end": 1.0}
+    plain = figures.told({"protocol": protocol})
+    assert plain.endswith("steps, guidance 3.0, scale 1.0")
+    own = {"end": 0.5, "mode": "control", "data": {"family": "unseen"}}
+    assert figures.told({"protocol": protocol | own}) == f"{plain}, family unseen, end 0.5, mode control"
 
 
 def test_a_single_seed_has_an_interval_over_items_only(tmp_path):

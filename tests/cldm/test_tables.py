@@ -12,8 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from cldm.commands.cli import main
-from cldm.commands.table import TABLES, added, plan, training
+from cldm.commands.table import TABLES, added, plan, put_into, training
 from cldm.runs.checkout import REPOSITORY
+from cldm.tables.publishing import publish, published_plan
 from cldm.tables.records import problems, records
 from cldm.tables.rendering import latex, markdown, picture, to_csv
 from cldm.tables.spec import evaluation_folder, read_spec
@@ -180,6 +181,15 @@ def test_cells_are_mean_and_sample_deviation_and_differences_are_paired(spec, fo
     assert base.cells[1] is None
 
 
+def test_where_rows_have_bases_of_their_own_the_base_without_control_is_the_references(spec, tmp_path):
+    folders = {(row.title, seed): tmp_path / row.title / f"seed-{seed}" for row in spec.rows for seed in spec.seeds}
+    for (title, _), folder in folders.items():
+        name, edge = ("b", 0.3) if title == "other" else ("a", 0.05)
+        write_run(folder, 0.5, overrides_of(spec, title), base_sha256=name, base={"none": {"edge": edge}})
+    base = lines(spec, records(spec, {key: [folder] for key, folder in folders.items()}))[3]
+    assert (base.title, base.cells[0].mean) == ("base of one, no control", 0.05)
+
+
 def test_bold_needs_a_difference_beyond_the_interval_from_every_row(spec, found):
     assert not any(line.cells[0].best for line in lines(spec, found)[:3])  # "half" varies too much to be told apart
     settled = [record for record in found if record.row.title != "half"]
@@ -259,3 +269,28 @@ def test_the_command_refuses_and_says_what_to_do(tmp_path, capsys):
     assert capsys.readouterr().out.count("python train.py condition=canny") == 6  # two rows share their runs
     assert main(["table", "nowhere"]) == 1
     assert "configs/table has" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ published results
+
+
+def test_what_is_published_makes_the_table_again_and_commits_do_not_overwrite_each_other(spec, found, tmp_path):
+    before = str(lines(spec, found))
+    assert publish("mine", found, tmp_path, tmp_path / "results") == 9
+    assert not [*(tmp_path / "results").rglob("*.safetensors")]
+    for record in found:
+        results = json.loads((record.run / "results.json").read_text())
+        (record.run / "results.json").write_text(json.dumps({**results, "commit": "later"}))
+    again = records(spec, {(r.row.title, r.seed): r.runs for r in found})
+    publish("other", again, tmp_path, tmp_path / "results")
+    for name, commit in (("mine", "abc"), ("other", "later")):
+        rebuilt = records(spec, published_plan(name, tmp_path / "results"))
+        assert str(lines(spec, rebuilt)) == before  # as text: no nan equals another
+        assert {r.trained[0]["commit"] for r in rebuilt} == {commit}
+
+
+def test_a_table_is_put_into_its_place_on_a_page():
+    page = "a\n<!-- table mine: python -m cldm table mine -->\nold\n<!-- /table -->\nb\n"
+    assert put_into(page, "mine", "new\n") == page.replace("old", "new")
+    with pytest.raises(ValueError, match="no place for the table 'other'"):
+        put_into(page, "other", "new")

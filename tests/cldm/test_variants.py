@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cldm.branches.interop import load_control
 from cldm.branches.variants import concat, gaussian, lite, mlp, random_copy
+from cldm.runs.building import instantiate
 from cldm.runs.tracking import control_cost, flops, parts_table
 from cldm.sampling.control import ControlUnit, PreparedUnit
 from ldm.unet import UNet, UNetConfig

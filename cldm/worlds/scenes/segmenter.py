@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cldm.worlds.networks import block, read_network, train_classifier
 from cldm.worlds.scenes import KINDS, Scene, get_family, render, sample_scene
-from ldm.random import generator
-from ldm.weights import load_weights, read_metadata
 
 CLASSES = 1 + len(KINDS)
 """0 is the background, 1.. the kinds in the order of KINDS."""
@@ -23,20 +22,16 @@ CLASSES = 1 + len(KINDS)
 SIZE = 64  # pixels at which it works, whatever the size of the pictures
 
 
-def _block(c_in: int, c_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.GroupNorm(8, c_out), nn.SiLU())
-
-
 class Segmenter(nn.Module):
     """A U-Net over patches of 2 x 2 pixels: images (b, 3, h, w) in [-1, 1] -> logits (b, CLASSES, SIZE, SIZE)."""
 
     def __init__(self, widths: Sequence[int] = (32, 64, 96)):
         super().__init__()
-        self.first = _block(12, widths[0])
-        self.down = nn.ModuleList(_block(a, b) for a, b in pairwise(widths))
-        self.middle = _block(widths[-1], widths[-1])
+        self.first = block(12, widths[0])
+        self.down = nn.ModuleList(block(a, b) for a, b in pairwise(widths))
+        self.middle = block(widths[-1], widths[-1])
         steps = pairwise(reversed(widths))
-        self.up = nn.ModuleList(_block(a + b, b) for a, b in steps)
+        self.up = nn.ModuleList(block(a + b, b) for a, b in steps)
         self.out = nn.Conv2d(widths[0], 4 * CLASSES, 1)
 
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -44,14 +39,14 @@ class Segmenter(nn.Module):
         if images.shape[-2:] != (SIZE, SIZE):
             images = F.interpolate(images, (SIZE, SIZE), mode="area")
         maps = [self.first(F.pixel_unshuffle(images, 2))]
-        for block in self.down:
-            maps.append(block(F.max_pool2d(maps[-1], 2)))
+        for layer in self.down:
+            maps.append(layer(F.max_pool2d(maps[-1], 2)))
         return [*maps[:-1], self.middle(maps[-1])]
 
     def forward(self, images: Tensor) -> Tensor:
         *skips, h = self.encode(images)
-        for block in self.up:
-            h = block(torch.cat([F.interpolate(h, scale_factor=2), skips.pop()], dim=1))
+        for layer in self.up:
+            h = layer(torch.cat([F.interpolate(h, scale_factor=2), skips.pop()], dim=1))
         return F.pixel_shuffle(self.out(h), 2)
 
     @torch.no_grad()
@@ -92,22 +87,13 @@ def train_segmenter(
         picture = render(part, SIZE)
         pairs.append((picture.image, kinds_of(picture.labels, part).to(torch.uint8)))
     images, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    with tqdm(range(steps), desc="training the segmenter", unit="step") as bar:
-        for step in bar:
-            rng = generator("segmenter", seed, step)
-            chosen = torch.randint(scenes, (batch_size,), generator=rng)
-            x, y = _disturbed(images[chosen], rng), targets[chosen].long()
-            if step % 2:
-                x, y = x.flip(-1), y.flip(-1)
-            loss = F.cross_entropy(net(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    return net.eval()
+
+    def batch(step: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(scenes, (batch_size,), generator=rng)
+        x, y = _disturbed(images[chosen], rng), targets[chosen].long()
+        return (x.flip(-1), y.flip(-1)) if step % 2 else (x, y)
+
+    return train_classifier(net, "segmenter", steps, seed, lr, batch)
 
 
 def _disturbed(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -120,11 +106,4 @@ def _disturbed(images: Tensor, rng: torch.Generator) -> Tensor:
 
 def load_segmenter(path: str | Path) -> Segmenter:
     """The segmenter in a file of `python -m cldm segmenter`. ValueError for any other file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"judge={path}: there is no such file; make it with `python -m cldm segmenter`")
-    if read_metadata(path).get("stage") != "segmenter":
-        raise ValueError(f"judge={path} is no file of `python -m cldm segmenter`")
-    net = Segmenter()
-    load_weights(net, path)
-    return net.float().eval()
+    return read_network(Segmenter(), "segmenter", path)

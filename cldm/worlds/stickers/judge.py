@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cldm.worlds.networks import block, read_network, train_classifier
 from cldm.worlds.stickers.composer import render
 from cldm.worlds.stickers.concepts import CATEGORIES, CLASSES, CONCEPTS
 from cldm.worlds.stickers.world import compose, get_family
-from ldm.random import generator
-from ldm.weights import load_weights, read_metadata
 
 SIZE = 128  # pixels at which it works, whatever the size of the pictures
 STRIDE = 4  # pixels per answer
@@ -25,10 +24,6 @@ UP_WIDTHS = (96, 48)  # on the way back to strides 8 and 4
 LAYERS = (1, 3, 5, 8)  # of the encoder: after its blocks at strides 2, 4, 8 and 16
 NOISE = 0.15  # standard deviation of the noise in training, at most
 TINT = 0.06  # change of each colour channel in training, at most
-
-
-def _block(c_in: int, c_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.GroupNorm(8, c_out), nn.SiLU())
 
 
 class Judge(nn.Module):
@@ -40,10 +35,10 @@ class Judge(nn.Module):
         super().__init__()
         a, b, c, d = WIDTHS
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2), _block(12, a), nn.MaxPool2d(2), _block(a, b), nn.MaxPool2d(2), _block(b, c),
-            nn.MaxPool2d(2), _block(c, d), _block(d, d),
+            nn.PixelUnshuffle(2), block(12, a), nn.MaxPool2d(2), block(a, b), nn.MaxPool2d(2), block(b, c),
+            nn.MaxPool2d(2), block(c, d), block(d, d),
         )  # fmt: skip
-        self.up = nn.ModuleList([_block(d + c, UP_WIDTHS[0]), _block(UP_WIDTHS[0] + b, UP_WIDTHS[1])])
+        self.up = nn.ModuleList([block(d + c, UP_WIDTHS[0]), block(UP_WIDTHS[0] + b, UP_WIDTHS[1])])
         self.out = nn.Conv2d(UP_WIDTHS[1], CLASSES, 1)
 
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -59,8 +54,8 @@ class Judge(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         _, *skips, h = self.encode(images)
-        for block in self.up:
-            h = block(torch.cat([F.interpolate(h, scale_factor=2), skips.pop()], dim=1))
+        for layer in self.up:
+            h = layer(torch.cat([F.interpolate(h, scale_factor=2), skips.pop()], dim=1))
         return self.out(h)
 
     @torch.no_grad()
@@ -105,20 +100,12 @@ def train_judge(
         torch.manual_seed(seed)
         net = Judge().to(memory_format=torch.channels_last)
     images, classes = _training_set(count, seed, family)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    with tqdm(range(steps), desc="training the judge", unit="step") as bar:
-        for step in bar:
-            rng = generator("judge", seed, step)
-            chosen = torch.randint(count, (batch_size,), generator=rng)
-            x = disturbed(images[chosen].float() / 127.5 - 1.0, rng)
-            loss = F.cross_entropy(net(x), classes[chosen].long())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    return net.eval()
+
+    def batch(_step: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(count, (batch_size,), generator=rng)
+        return disturbed(images[chosen].float() / 127.5 - 1.0, rng), classes[chosen].long()
+
+    return train_classifier(net, "judge", steps, seed, lr, batch)
 
 
 def disturbed(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -133,11 +120,4 @@ def disturbed(images: Tensor, rng: torch.Generator) -> Tensor:
 
 def load_judge(path: str | Path) -> Judge:
     """The judge in a file of `python -m cldm judge`. ValueError for any other file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"judge={path}: there is no such file; make it with `python -m cldm judge`")
-    if read_metadata(path).get("stage") != "judge":
-        raise ValueError(f"judge={path} is no file of `python -m cldm judge`")
-    net = Judge()
-    load_weights(net, path)
-    return net.float().eval().to(memory_format=torch.channels_last)
+    return read_network(Judge(), "judge", path).to(memory_format=torch.channels_last)
