@@ -27,7 +27,7 @@ from tests.pipelines import Both, build
 
 DEVICE = "cuda"
 TOLERANCES = {torch.float16: 0.01, torch.bfloat16: 0.08}
-PROMPTS = ["a bear on a mint background", "a duck left of a pear"]
+PROMPTS = ["a red star on a mint background", "a blue ring left of a square"]
 LR = 1e-3
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
