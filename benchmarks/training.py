@@ -86,6 +86,7 @@ def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iter
         return {**kept, "moments": diffusion.autoencoder.moments(image).cpu(), "context": context}
 
     mine = args.batch_size // args.ranks
+    diffusion.autoencoder.to(args.device)  # which encodes the images below
     context = diffusion.context([PROMPT] * mine).detach() if cached else None
     items = [prepared(batch) for batch, _ in zip(batches(args.pixels, mine), range(4), strict=False)]
     if args.compile:
