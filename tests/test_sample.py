@@ -127,7 +127,7 @@ def test_what_is_no_picture_is_refused_before_weights_are_read(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hint.png").write_text("not a picture")
-    monkeypatch.setattr(opening, "load_model", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr(opening, "load_models", lambda *_: pytest.fail("weights were read first"))
     with pytest.raises(SystemExit, match=r"hint.png"):
         draw(run, f"checkpoint={run}", f"hint={tmp_path}/hint.png")
 
@@ -163,7 +163,7 @@ def test_a_job_list_is_drawn_into_folders_and_not_drawn_twice(
     assert pixels(folder / "cat/seed_1.png").shape == (64, 72, 3)
     found = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert found == {"cat/seed_0.png", "cat/seed_1.png", "cat/sheet.png", "over/seed_0.png", "over/sheet.png"}
-    monkeypatch.setattr(opening, "load_model", lambda *_: pytest.fail("everything was there already"))
+    monkeypatch.setattr(opening, "load_models", lambda *_: pytest.fail("everything was there already"))
     draw(run, *arguments)
 
 
@@ -213,7 +213,7 @@ def test_two_controlnets_of_half_scale_draw_what_one_draws(run: Path, tmp_path: 
 def test_bad_settings_are_refused_before_weights_are_read(
     run: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
 ) -> None:
-    monkeypatch.setattr(opening, "load_model", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr(opening, "load_models", lambda *_: pytest.fail("weights were read first"))
     with pytest.raises(SystemExit, match=message):
         draw(run, f"checkpoint={run}", override)
 
@@ -260,7 +260,7 @@ def test_a_job_may_have_a_sampler_of_its_own_and_residuals_of_their_own_scale(ru
 def test_a_job_with_settings_that_cannot_be_is_refused_before_weights_are_read(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: dict, message: str
 ) -> None:
-    monkeypatch.setattr(opening, "load_model", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr(opening, "load_models", lambda *_: pytest.fail("weights were read first"))
     (tmp_path / "jobs.jsonl").write_text(json.dumps(line))
     with pytest.raises(SystemExit, match=message):
         draw(run, f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl")

@@ -8,7 +8,7 @@ from typing import Any
 
 import hydra.utils
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cldm.runs.checkout import REPOSITORY
 
@@ -41,6 +41,9 @@ def instantiate(config: Any, **options: Any) -> Any:
     ValueError for another target anywhere in `config`, before anything is called.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    for key in config if isinstance(config, DictConfig) else ():
+        if OmegaConf.is_missing(config, key) and key not in options:
+            _ = config[key]  # raises MissingMandatoryValue with the key's whole name, which `plain` has lost
     targets = {str(name): _resolved(str(name)) for name in _targets(plain)}
     with _whitelist({*targets, *targets.values()}):
         return hydra.utils.instantiate({**plain, **options})

@@ -212,8 +212,8 @@ def test_weights_are_read_once_and_again_only_for_other_checkpoints(
     strokes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     studio = Studio(GIVEN)
-    reads, read = [], opening.load_model
-    monkeypatch.setattr(opening, "load_model", lambda *given: reads.append(1) or read(*given))
+    reads, read = [], opening.load_models
+    monkeypatch.setattr(opening, "load_models", lambda *given: reads.append(1) or read(*given))
     wish = Wish(Control(strokes), steps=1)
     other = Control(strokes, checkpoint="runs/b/control.safetensors")
     counts = []
