@@ -2,7 +2,7 @@
 
 Wall-clock seconds from the start of the process, medians over --rounds, every side once a round: `--help`; sample.py on
 its example to the first sampling step; train.py, caches warm, to its first optimizer step. The run that these need is
-trained first, in --runs, with one step.
+trained first, with one step.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,10 +40,14 @@ def seconds(command: list[str], until: str | None = None) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--runs", default="runs/startup", help="folder for the runs that are made")
     args = parser.parse_args()
-    quick = ["train.py", "logger=csv", "stage.report_items=0", "trainer.callbacks.watch.count=1", f"runs={args.runs}"]
-    subprocess.run([sys.executable, *quick, "steps=1", f"run_dir={args.runs}/first"], cwd=ROOT, check=True)
+    with tempfile.TemporaryDirectory() as runs:
+        measure(runs, args.rounds)
+
+
+def measure(runs: str, rounds: int) -> None:
+    quick = ["train.py", "logger=csv", "stage.report_items=0", "trainer.callbacks.watch.count=1", f"runs={runs}"]
+    subprocess.run([sys.executable, *quick, "steps=1", f"run_dir={runs}/first"], cwd=ROOT, check=True)
     sides: dict[str, tuple[list[str], str | None, str]] = {
         TORCH: (["-c", TORCH], None, TORCH),
         LIGHTNING: (["-c", LIGHTNING], None, LIGHTNING),
@@ -50,13 +55,13 @@ def main() -> None:
         "sample.py --help": (["sample.py", "--help"], None, TORCH),
         "evaluate.py --help": (["evaluate.py", "--help"], None, TORCH),
         "python -m cldm --help": (["-m", "cldm", "--help"], None, TORCH),
-        "sample.py, first step": (["sample.py", f"checkpoint={args.runs}/first"], r" [1-9]\d*/20 \[", TORCH),
-        "train.py, first step": (quick, r" [1-9]\d*/600 \[", LIGHTNING),
+        "sample.py, first step": (["sample.py", f"checkpoint={runs}/first"], r"drawing .* [1-9]\d*/\d+ \[", TORCH),
+        "train.py, first step": (quick, r"training: .* [1-9]\d*/\d+ \[", LIGHTNING),
     }
     taken: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(args.rounds):
+    for number in range(rounds):
         for name, (command, until, _) in sides.items():
-            own = [f"run_dir={args.runs}/{number}"] if command is quick else []
+            own = [f"run_dir={runs}/{number}"] if command is quick else []
             taken[name].append(seconds([*command, *own], until))
     found = {name: statistics.median(values) for name, values in taken.items()}
     print("\n| | s (median, min to max) | ratio to |\n| --- | ---: | --- |")
