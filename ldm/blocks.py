@@ -1,12 +1,15 @@
 """Building blocks shared by the U-Net and the autoencoder (Stable Diffusion's numerics)."""
 
 import math
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,6 +45,22 @@ def zero_module(module: M) -> M:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """normal_ leaves its tensor as it is. On a meta tensor it would import torch._dynamo: a second of a first step."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ == "normal_":  # of a tensor, or torch.nn.init's
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules built within have shapes and no memory: weights are read into them later (assign=True)."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
 
 
 class ResBlock(nn.Module):

@@ -2,9 +2,11 @@
 
 import difflib
 import functools
+import importlib.util
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import regex
@@ -21,9 +23,16 @@ def _clip_tokenizer() -> Any:
     open_clip's own cleaning repairs encodings and HTML entities, and its words depend on a folding of case: the
     numbers of Stable Diffusion, whose every release uses transformers' tokenizer, would differ.
     """
-    from open_clip.tokenizer import SimpleTokenizer  # imported late: the package takes seconds
-
-    tokenizer = SimpleTokenizer()
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    path = Path(package.submodule_search_locations[0]) / "tokenizer.py"
+    spec = importlib.util.spec_from_file_location("open_clip_tokenizer", path)  # the package itself takes seconds
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tokenizer = module.SimpleTokenizer()
     tokenizer.clean_fn = _clean
     tokenizer.pat = regex.compile(r"""'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+""")
     return tokenizer

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.autoencoder import DiagonalGaussian
+from ldm.blocks import without_weights
 from ldm.unet import UNetConfig
 
 
@@ -126,7 +127,7 @@ class PerceptualLoss(nn.Module):
             raise FileNotFoundError(
                 f"no VGG16 weights at {path}: the perceptual loss needs a copy of torchvision's vgg16 file"
             )
-        with torch.device("meta"):
+        with without_weights():
             features = _vgg16_features()
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: w.float() for name, w in state.items() if not name.startswith("classifier.")}

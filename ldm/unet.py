@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.attention import Context, SpatialTransformer
-from ldm.blocks import Downsample, ResBlock, Shifts, Upsample, repeat_rows, timestep_embedding, zero_module
+from ldm.blocks import (
+    Downsample,
+    ResBlock,
+    Shifts,
+    Upsample,
+    repeat_rows,
+    timestep_embedding,
+    without_weights,
+    zero_module,
+)  # fmt: skip
 
 
 def _add(a: Tensor, b: Tensor) -> Tensor:
@@ -163,7 +172,7 @@ class Encoded:
 def encoder_levels(config: UNetConfig) -> tuple[list[int], list[int]]:
     """Channels of the encoder's outputs, conv_in's first; and their levels (the side is halved that many times),
     with the middle's last."""
-    with torch.device("meta"):
+    with without_weights():
         encoder = UNetEncoder(config)
     return encoder.out_channels, encoder.levels
 

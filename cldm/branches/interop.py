@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cldm.branches.controlnet import Branch, ControlNet
+from ldm.blocks import without_weights
 from ldm.files import write_json
 from ldm.interop import names, sizes
 from ldm.interop.layouts import Part
@@ -70,7 +71,7 @@ def _understand(part: Part, what: str) -> Understood:
     inside = sizes.own_encoder(state) if part.layout == "own" else state
     config = sizes.unet_config(inside, part.layout, part.settings, what)
     widths, hint_channels = _hint_sizes(state, part.layout, what)
-    with torch.device("meta"):
+    with without_weights():
         control = ControlNet(UNetEncoder(config), hint_channels, widths)
     settings = {**config.untold(), "pooling": bool(part.settings.get("pooling", False))}
     return Understood(control, translate(state, control_table(control, part.layout), control, what), settings)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.runs.building import instantiate
 from cldm.runs.trained import checkpoints_of, device_and_precision, is_pooled, load_models, to_work
+from ldm.blocks import without_weights
 from ldm.diffusion import LatentDiffusion
 
 
@@ -34,7 +34,7 @@ def open_checkpoints(cfg: DictConfig) -> Opened:
     paths, trainings = checkpoints_of(cfg.checkpoint, cfg)
     pools = [is_pooled(path) for path in paths]
     conditions = [instantiate(training.condition, _convert_="all") for training in trainings]
-    with torch.device("meta"):
+    with without_weights():
         skeleton: LatentDiffusion = instantiate(trainings[0].model, _convert_="all")
         branches = [instantiate(training.control, _convert_="all")(skeleton.unet) for training in trainings]
     return Opened(paths, trainings, conditions, pools, skeleton, branches)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder import AutoencoderKL
+from ldm.blocks import without_weights
 from ldm.interop import names, sizes
 from ldm.interop.layouts import EMA, Part
 from ldm.interop.published import Published
@@ -51,7 +52,7 @@ def plain_errors(what: str) -> Iterator[None]:
 
 def _unet(part: Part, what: str) -> Understood:
     told = sizes.own_encoder(part.state) if part.layout == "own" else part.state
-    with torch.device("meta"):
+    with without_weights():
         unet = UNet(sizes.unet_config(told, part.layout, part.settings, what))
     state = translate(part.state, names.unet_table(unet, part.layout), unet, what)
     return Understood(unet, state, unet.config.untold())
@@ -59,7 +60,7 @@ def _unet(part: Part, what: str) -> Understood:
 
 def _autoencoder(part: Part, what: str) -> Understood:
     told = autoencoder_sizes(part, what)
-    with torch.device("meta"):
+    with without_weights():
         autoencoder = AutoencoderKL(**told)
     state = translate(part.state, names.autoencoder_table(autoencoder, part.layout), autoencoder, what)
     state["scale"] = torch.tensor(float(told["scale"]))
@@ -68,7 +69,7 @@ def _autoencoder(part: Part, what: str) -> Understood:
 
 def _text(part: Part, what: str) -> Understood:
     told = text_sizes(part, what)
-    with torch.device("meta"):
+    with without_weights():
         encoder = TextEncoder(**told)
     table = _TEXT_TABLES[part.layout](encoder)
     state = {**translate(part.state, table, encoder, what), **part.extra}

@@ -1,6 +1,8 @@
 """Prompts to tokens: CLIP's numbers, small vocabularies, and what happens to words that are not known."""
 
 import random
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -150,3 +152,17 @@ def test_the_context_is_the_text_encoders_output_and_word_order_matters():
     assert context.shape == (2, 8, 8)
     assert torch.equal(context, conditioner.text_encoder(conditioner.tokenize(["a red star", "a star red"])))
     assert not torch.allclose(context[0, -1], context[1, -1])
+
+
+def test_shapes_and_tokens_cost_no_import_of_what_they_do_not_use():
+    tried = """
+import sys
+from ldm.blocks import without_weights
+from ldm.conditioner import Conditioner
+from ldm.text_encoder import TextEncoder
+with without_weights():
+    conditioner = Conditioner(TextEncoder(vocab_size=4, width=8, layers=1, heads=1, context_length=5), ["red", "star"])
+assert conditioner.tokenize(["red star"]).tolist() == [[2, 0, 1, 3, 3]]
+print({"torch._dynamo", "open_clip", "timm", "wandb"} & sys.modules.keys() or "none")
+"""
+    assert subprocess.run([sys.executable, "-c", tried], capture_output=True, text=True).stdout.strip() == "none"
