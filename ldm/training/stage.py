@@ -160,6 +160,12 @@ class Stage(pl.LightningModule):
             configure(optimizer, scheduler)
         self.clock.start()
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
+        """Lightning's, and then the gradients' memory is given back: Lightning would keep it until the next backward
+        pass, through a forward pass that can use it."""
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        optimizer.zero_grad()
+
     def on_train_end(self) -> None:
         self.clock.stop()
 
