@@ -27,6 +27,7 @@ from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import composed
 from cldm.runs.evaluations import Evaluation
+from cldm.runs.folder import BASE_FILE
 from cldm.runs.loggers import evaluation as logging_of_evaluations
 from cldm.runs.loggers.evaluation import log_evaluation
 from cldm.runs.trained import recorded_values, training_config
@@ -241,6 +242,16 @@ def test_a_branch_on_another_base_is_moved_by_the_difference_of_the_two(runs: Pa
     [offset] = measure(runs, *on_other, f"moved_from={runs}/base.safetensors", f"out={tmp_path}/offset")
     assert results(plain)["base"] == results(offset)["base"]
     assert results(plain)["metrics"] != results(offset)["metrics"]
+
+
+def test_a_branch_that_was_trained_together_with_its_base_refuses_another(runs: Path, tmp_path: Path) -> None:
+    unlocked = tmp_path / "control.safetensors"
+    metadata = read_metadata(runs / "a/control.safetensors") | {"locking": "unlocked"}
+    save_file(load_file(runs / "a/control.safetensors"), unlocked, metadata)
+    shutil.copy(runs / "base.safetensors", tmp_path / BASE_FILE)
+    with pytest.raises(SystemExit, match="leave out base=, moved_from=: the branch was trained together with its base"):
+        measure(runs, f"checkpoint={unlocked}", f"moved_from={runs}/base.safetensors", f"out={tmp_path}/out", *FAST)
+    assert not (tmp_path / "out").exists()
 
 
 def test_branches_add_up_and_each_hint_is_measured(runs: Path, tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def published(path: Path) -> Published:
 def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list[DictConfig]]:
     """The files of `first` and of those that `more` adds to it, and their training configs, which share a model."""
     paths = [find_checkpoint(first), *(find_checkpoint(unit.checkpoint) for unit in cfg.more)]
+    if given := [key for key in ("base", "moved_from") if cfg.get(key)]:
+        refuse_another_base(paths, given)
     kinds = [cfg.trained.condition, *(unit.get("condition") for unit in cfg.more)]
     trainings = [
         recorded_values(path, training_config(path, cfg.base, cfg.trained.model, kind))
@@ -101,6 +103,17 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
     if len({str(training.model) for training in trainings}) > 1:
         raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
     return paths, trainings
+
+
+def refuse_another_base(paths: Sequence[Path], given: Sequence[str]) -> None:
+    """SystemExit if a branch was trained together with its base: then the keys `given` would change nothing."""
+    try:
+        own = [base for path in paths if (base := base_beside(path))]
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    if own:
+        raise SystemExit(f"leave out {', '.join(f'{key}=' for key in given)}: "
+                         f"the branch was trained together with its base, {own[0]}, and works on it")  # fmt: skip
 
 
 def trained_size(training: DictConfig) -> int | list[int]:
