@@ -21,12 +21,14 @@ TOLERANCE = 1e-4
 def fill(module: nn.Module, seed: int) -> None:
     """Random values of the size that training leaves, in place; the zero convolutions too."""
     module.to_empty(device="cpu")
-    rng = torch.Generator().manual_seed(seed)
-    for name, p in module.named_parameters():
+    drawn, taken = torch.randn(8_000_009, generator=torch.Generator().manual_seed(seed)), 0
+    for name, p in module.named_parameters():  # 8 million numbers over and over: a tenth of the time of new ones
+        values = drawn.roll(-taken).repeat(-(-p.numel() // len(drawn)))[: p.numel()].view_as(p)
+        taken = (taken + p.numel()) % len(drawn)
         if p.ndim > 1:
-            p.normal_(std=p[0].numel() ** -0.5, generator=rng)
+            p.copy_(values * p[0].numel() ** -0.5)
         else:
-            p.normal_(mean=float("norm" in name and name.endswith("weight")), std=0.1, generator=rng)
+            p.copy_(values * 0.1 + float("norm" in name and name.endswith("weight")))
     module.eval().requires_grad_(False)
 
 
@@ -43,13 +45,14 @@ SD2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("theirs", "ours", "side"),
-    [(SD1, {}, 64), (SD2, {"context_channels": 1024, "heads": None, "linear_projections": True}, 32)],
+    ("theirs", "ours"),
+    [(SD1, {}), (SD2, {"context_channels": 1024, "heads": None, "linear_projections": True})],
     ids=["1.5", "2.1"],
 )
 @torch.no_grad()
-def test_the_controlled_unet_of_stable_diffusion_gives_diffusers_numbers(capsys, theirs, ours, side):
-    """2.1 on latents of half the side, a quarter of the time: its levels are those of 1.5."""
+def test_the_controlled_unet_of_stable_diffusion_gives_diffusers_numbers(capsys, theirs, ours):
+    """On latents of half the side, which take a fifth of the time."""
+    side = 32
     diffusers = pytest.importorskip("diffusers")
     config = UNetConfig(**ours)
     with torch.device("meta"):
