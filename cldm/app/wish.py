@@ -50,7 +50,7 @@ class Wish:
     seed: int = 0
     sampler: str = "ddim"
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float = 2.0
     more: tuple[Control, ...] = ()
     image: Path | None = None
     strength: float = 0.75
