@@ -13,6 +13,7 @@ from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.conditions.plain import Unchanged
 from cldm.evaluation.metrics import autoencoder_metrics, control_scores, diffusion_metrics
+from cldm.evaluation.reconstruction import Reconstruction
 from cldm.pictures import grid, save_atomically
 from cldm.sampling.control import ControlUnit
 from cldm.worlds import WORLDS, Known, get_world, known, world_of
@@ -154,16 +155,21 @@ def base_report(
 
 
 @torch.no_grad()
-def autoencoder_report(autoencoder: AutoencoderKL, dataset: Any, condition: Condition) -> dict[str, float]:
-    """PSNR in dB and edge scores of the reconstructions of every held-out item."""
-    found = []
+def autoencoder_report(
+    autoencoder: AutoencoderKL, dataset: Any, condition: Condition, distances: Reconstruction
+) -> dict[str, float]:
+    """PSNR in dB and edge scores of the reconstructions of every held-out item, and their distances as a set."""
+    found, pairs = [], []
     for batch, truth in batches(dataset, len(dataset)):
         x = batch["image"]
         y = autoencoder.decode(autoencoder.encode(x.to(autoencoder.scale.device))).clamp(-1.0, 1.0).cpu()
         scores = autoencoder_metrics({"image": x, "reconstruction": y}, batch, truth, condition)
         found.append((len(x), scores))
+        pairs.append((x, y))
     total = sum(count for count, _ in found)
-    return {name: sum(count * s[name] for count, s in found) / total for name in found[0][1]}
+    means = {name: sum(count * s[name] for count, s in found) / total for name in found[0][1]}
+    real, made = map(torch.cat, zip(*pairs, strict=True))
+    return means | distances(real, made, truth and truth.judge)
 
 
 RESULT_ROWS = HINT_ROWS | {

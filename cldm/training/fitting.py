@@ -64,6 +64,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
         data.check(trainer.world_size)
+        distances = instantiate(cfg.stage.distances) if cfg.stage.name == "autoencoder" else None
     if trainer.is_global_zero and hasattr(data.train, "items"):
         record_items(run.folder / ITEMS, data.train.items, data.validation.items)
     export = next(c for c in trainer.callbacks if isinstance(c, Export))
@@ -97,7 +98,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     sampling = instantiate(cfg.sampler, _convert_="all")
     module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
     with averaged(trainer, module):
-        results = report(cfg, module, data, sampling, watch.history, use)
+        results = report(cfg, module, data, sampling, watch.history, use, distances)
     export.write(trainer, module, metrics=to_json(results["fidelity"]))
     results["steps"] = trainer.global_step
     results["train_seconds"] = round(module.clock.seconds, 1)

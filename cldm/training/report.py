@@ -33,11 +33,12 @@ History = dict[str, list[float]]
 
 
 def report(
-    cfg: DictConfig, module: Any, data: Any, sampling: Any, history: History, hint_use: History
+    cfg: DictConfig, module: Any, data: Any, sampling: Any, history: History, hint_use: History, distances: Any
 ) -> dict[str, Any]:
     """Measure the stage on held-out items, write its pictures, print its table; returns the first part of results.
 
-    history: of the looks (Watch). hint_use: of HintUse, empty for other stages than control.
+    history: of the looks (Watch). hint_use: of HintUse, empty for other stages than control. distances: a
+    Reconstruction, of stage=autoencoder.
     """
     stage, folder = cfg.stage.name, Path(cfg.run_dir)
     results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}
@@ -57,7 +58,7 @@ def report(
         losses = {name: values[-1] for name, values in history.items() if name.startswith("loss") and values}
         scores = base_report(module.diffusion, data.validation, sampling, folder) | losses
     else:
-        scores = autoencoder_report(module.autoencoder, data.validation, data.condition)
+        scores = autoencoder_report(module.autoencoder, data.validation, data.condition, distances)
     print("\n" + "\n".join(f"{name:20} {value:8.3f}" for name, value in scores.items()))
     return {**results, "fidelity": scores}
 

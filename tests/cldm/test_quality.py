@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.inception import Inception
 from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
+from cldm.evaluation.reconstruction import Reconstruction
+from cldm.worlds import get_world
 from ldm.random import generator
 
 
@@ -178,3 +181,21 @@ def test_clip_without_its_file_is_refused_not_random(clip_file: Path, tmp_path: 
         ClipScore("tiny-clip", tmp_path / "none.pt")
     with pytest.raises(ValueError, match="holds no other-clip"):
         ClipScore("other-clip", clip_file)
+
+
+def test_reconstructions_are_measured_by_judge_inception_and_vgg16(inception_file: Path, tmp_path: Path):
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.vgg16(weights=None).state_dict(), tmp_path / "vgg16.pth")
+    judge = get_world("stickers").judge()
+    measured = Reconstruction(inception_file, tmp_path / "vgg16.pth")
+    real = torch.rand(6, 3, 64, 64) * 2 - 1
+    same, other = measured(real, real, judge), measured(real, avg_pool2d(real, 3, 1, 1), judge)
+    assert same.keys() == {"fid_judge", "kid_judge", "fid", "kid", "perceptual"}
+    assert same["perceptual"] == 0
+    assert abs(same["fid_judge"]) < 1e-3 < other["fid_judge"]
+    assert other["perceptual"] > 0.01
+    assert other["fid"] > same["fid"]
+    assert Reconstruction()(real, real) == {}
+    with pytest.raises(FileNotFoundError, match="no VGG16 weights"):
+        Reconstruction(vgg16=tmp_path / "none.pth")
