@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*")
+PLAIN = re.compile(r"[A-Za-z_/][\w/.-]*", re.ASCII)
 WORDS_OF_YAML = ("null", "true", "false", "yes", "no", "on", "off", "inf", "nan")
 
 

@@ -89,6 +89,8 @@ def typed(line: str, out: Path) -> Path:
 @example('\\${x} \\" null')
 @example("null")
 @example("1e5")
+@example(".0")
+@example(".é")
 @given(st.text(alphabet="ab $\"'\\{}:,=[]()#~!é中%@&*|<>?`-.0").filter(lambda text: text != "???"))
 def test_any_text_reaches_sample_py_as_it_was_typed(text: str) -> None:
     assert composed([f"prompt={written(text)}"], "sample").prompt == text
