@@ -29,8 +29,8 @@ class Reconstruction:
 
     @torch.no_grad()
     def __call__(self, real: Tensor, made: Tensor, judge: Judge | None = None) -> dict[str, float]:
-        found = {}
-        for name, features in {"_judge": judge and judge.features, "": self.inception}.items():
+        found: dict[str, float] = {}
+        for name, features in {"_judge": judge.features if judge else None, "": self.inception}.items():
             if features is not None and len(real) > 1:
                 sets = [torch.cat([features(x[part]) for part in slices(len(x), 32)]) for x in (made, real)]
                 found |= {f"fid{name}": frechet_distance(*sets), f"kid{name}": kernel_distance(*sets)}

@@ -169,7 +169,7 @@ def autoencoder_report(
     total = sum(count for count, _ in found)
     means = {name: sum(count * s[name] for count, s in found) / total for name in found[0][1]}
     real, made = map(torch.cat, zip(*pairs, strict=True))
-    return means | distances(real, made, truth and truth.judge)
+    return means | distances(real, made, truth.judge if truth else None)
 
 
 RESULT_ROWS = HINT_ROWS | {

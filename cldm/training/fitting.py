@@ -21,7 +21,7 @@ from cldm.runs.configs import mistakes_refused
 from cldm.runs.folder import Run, finish
 from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table
 from cldm.runs.trained import base_beside, base_of
-from cldm.training.callbacks import EMA, Checkpoints, Export, HintUse, Watch, averaged
+from cldm.training.callbacks import averaged
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.report import ancestry, report
 from ldm.diffusion import LatentDiffusion
@@ -67,10 +67,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         distances = instantiate(cfg.stage.distances) if cfg.stage.name == "autoencoder" else None
     if trainer.is_global_zero and hasattr(data.train, "items"):
         record_items(run.folder / ITEMS, data.train.items, data.validation.items)
-    export = next(c for c in trainer.callbacks if isinstance(c, Export))
-    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     ancestors = ancestry(base_of(cfg) if loads else None, source)
-    export.metadata |= {
+    module.outcome.metadata = {
         "extractor": repr(condition),
         "polarity": condition.polarity,
         "resolution": str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}",
@@ -87,19 +85,18 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     facts = {"commit": commit(), "parts": found, "effective_batch": batch}
     describe_run(loggers, {**config, **facts})
-    checkpoints.facts = {"config": config, **facts}
+    module.outcome.facts = {"config": config, **facts}
     trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     if is_sharded(module):
-        module = gathered(cfg, trainer, module)
+        module = gathered(cfg, module)
     if not trainer.is_global_zero:
         return {}
-    watch = next(c for c in trainer.callbacks if isinstance(c, Watch))
-    use = next((c.history for c in trainer.callbacks if isinstance(c, HintUse)), {})
     sampling = instantiate(cfg.sampler, _convert_="all")
     module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
-    with averaged(trainer, module):
-        results = report(cfg, module, data, sampling, watch.history, use, distances)
-    export.write(trainer, module, metrics=to_json(results["fidelity"]))
+    with averaged(module):
+        results = report(cfg, module, data, sampling, distances)
+    module.outcome.metadata["metrics"] = to_json(results["fidelity"])
+    settings.keywords["callbacks"]["export"].write(trainer, module)
     results["steps"] = trainer.global_step
     results["train_seconds"] = round(module.clock.seconds, 1)
     results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
@@ -130,14 +127,13 @@ def loggers_of(cfg: DictConfig) -> list[Any]:
     return [*instantiate(cfg.logger, _convert_="all").values()] if first else []
 
 
-def gathered(cfg: DictConfig, trainer: Any, module: Stage) -> Stage:
+def gathered(cfg: DictConfig, module: Stage) -> Stage:
     """A module with all the weights, and the average, that trainer=fsdp has shared out; every process calls this."""
-    ema = next(c for c in trainer.callbacks if isinstance(c, EMA))
-    ema.average = {name: whole(a) for name, a in ema.average.items()}
+    module.outcome.average = {name: whole(a) for name, a in module.outcome.average.items()}
     state = {name: whole(t).cpu() for name, t in module.state_dict().items()}
     alone = build_module(cfg, instantiate(cfg.model, _convert_="all"))
     alone.load_state_dict(state)
-    alone.base_fingerprint, alone.clock = module.base_fingerprint, module.clock
+    alone.base_fingerprint, alone.clock, alone.outcome = module.base_fingerprint, module.clock, module.outcome
     return alone
 
 

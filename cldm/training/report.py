@@ -12,6 +12,7 @@ from cldm.evaluation.report import autoencoder_report, base_report, control_repo
 from cldm.pictures import Panel, plot
 from cldm.runs import metrics
 from cldm.tables.convergence import Moment, moment
+from ldm.training.outcome import History
 from ldm.weights import read_metadata
 
 
@@ -28,19 +29,13 @@ def ancestry(*sources: str | Path | None) -> list[dict[str, Any]]:
     return found
 
 
-History = dict[str, list[float]]
-""""step", and a list for each figure."""
-
-
-def report(
-    cfg: DictConfig, module: Any, data: Any, sampling: Any, history: History, hint_use: History, distances: Any
-) -> dict[str, Any]:
+def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, distances: Any) -> dict[str, Any]:
     """Measure the stage on held-out items, write its pictures, print its table; returns the first part of results.
 
-    history: of the looks (Watch). hint_use: of HintUse, empty for other stages than control. distances: a
-    Reconstruction, of stage=autoencoder.
+    distances: a Reconstruction, of stage=autoencoder.
     """
     stage, folder = cfg.stage.name, Path(cfg.run_dir)
+    history, hint_use = module.outcome.looks, module.outcome.hint_use
     results: dict[str, Any] = {"stage": stage, "condition": data.condition.name, "seed": cfg.seed}
     if stage == "control":
         items = cfg.stage.report_items

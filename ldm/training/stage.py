@@ -15,6 +15,7 @@ from ldm.diffusion import LatentDiffusion
 from ldm.random import generator
 from ldm.sharding import shard
 from ldm.training.clock import Clock
+from ldm.training.outcome import Outcome
 
 Rows = TypeVar("Rows", Tensor, list[str])
 
@@ -41,7 +42,7 @@ class Stage(pl.LightningModule):
         )
         self.strict_loading = False  # checkpoints hold no frozen weights
         self.base_fingerprint = ""  # of the frozen model that training starts with, where there is one
-        self.clock = Clock()
+        self.clock, self.outcome = Clock(), Outcome()
         self.optimizers_saved: list[str] | None = None  # what they are called in the checkpoint that is resumed
 
     def configure_model(self) -> None:

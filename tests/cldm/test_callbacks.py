@@ -73,6 +73,7 @@ def test_the_average_is_the_formula_over_trainable_weights_only():
     assert ema.average.keys() == {"layer.weight", "layer.bias"}
     assert ema.updates == 11
     torch.testing.assert_close(ema.average["layer.weight"], expected)
+    assert module.outcome.average is ema.average
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
@@ -89,7 +90,7 @@ def test_swapping_lends_the_average_and_returns_the_weights_even_after_an_except
     frozen = module.frozen.weight.detach().clone()
 
     def look():
-        with averaged(at(3, ema), module):
+        with averaged(module):
             assert torch.equal(module.layer.weight, ema.average["layer.weight"])
             assert not torch.equal(module.layer.weight, raw)
             raise RuntimeError("the picture failed")
@@ -202,9 +203,10 @@ def watched(tmp_path, random_items, steps=5, metrics=None, **options):
 
 
 def test_watch_looks_at_the_same_items_at_the_start_on_schedule_and_at_the_end(random_items, tmp_path):
-    watch, looks, *_ = watched(tmp_path, random_items, steps=5, every=2)
+    watch, looks, _, module = watched(tmp_path, random_items, steps=5, every=2)
     assert watch.history["step"] == [0, 2, 4, 5]
     assert watch.history["score"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert module.outcome.looks is watch.history
     assert looks == [(["item 0", "item 1", "item 2"], ["truth"] * 3)] * 4
     lines = [json.loads(line) for line in (tmp_path / "previews" / "manifest.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4, 5]

@@ -15,8 +15,8 @@ from ldm.sharding import share_like, whole
 class EMA(Callback):
     """Exponential moving average of the trainable weights, with warm-up min(decay, (1 + n) / (10 + n)).
 
-    `swapped(module)` lends the averaged weights to the module: previews, metrics and exported files use them.
-    The state is the callback's own, so checkpoints hold it once and the frozen weights never.
+    Previews, metrics and exported files use it, see `averaged`; the module's `outcome.average` is it. The state is the
+    callback's own, so checkpoints hold it once and the frozen weights never.
     """
 
     def __init__(self, decay: float = 0.999):
@@ -25,13 +25,14 @@ class EMA(Callback):
         self.decay, self.updates, self.last_step = decay, 0, 0
         self.average: dict[str, Tensor] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         current = trainable(pl_module)
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in current.items()}
         elif self.average.keys() != current.keys():
             raise ValueError("the checkpoint's EMA belongs to other trainable weights than this run's")
         self.average = {name: share_like(a, current[name]) for name, a in self.average.items()}
+        pl_module.outcome.average = self.average
         self.last_step = trainer.global_step
 
     @torch.no_grad()
@@ -43,17 +44,6 @@ class EMA(Callback):
         current = trainable(pl_module)
         torch._foreach_lerp_([self.average[n] for n in current], [*current.values()], 1.0 - decay)
         self.updates += 1
-
-    @contextmanager
-    def swapped(self, module: pl.LightningModule) -> Iterator[None]:
-        """Within the context `module` holds the averaged weights; afterwards its own again, come what may."""
-        current = trainable(module)
-        raw = {name: p.detach().clone() for name, p in current.items()}
-        try:
-            _assign(current, self.average or raw)
-            yield
-        finally:
-            _assign(current, raw)
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": {name: whole(a) for name, a in self.average.items()}, "updates": self.updates}
@@ -73,11 +63,13 @@ def _assign(parameters: dict[str, torch.nn.Parameter], values: dict[str, Tensor]
 
 
 @contextmanager
-def averaged(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
-    """The module with its averaged weights if the trainer has an EMA callback, else as it is."""
-    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
-    if ema is None or not ema.average:
+def averaged(module: Any) -> Iterator[None]:
+    """Within the context the stage has its averaged weights, if there are any; afterwards its own, come what may."""
+    average: dict[str, Tensor] = module.outcome.average
+    current = trainable(module) if average else {}
+    own = {name: p.detach().clone() for name, p in current.items()}
+    try:
+        _assign(current, average)
         yield
-    else:
-        with ema.swapped(module):
-            yield
+    finally:
+        _assign(current, own)

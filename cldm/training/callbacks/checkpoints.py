@@ -12,16 +12,15 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from cldm.training.callbacks.guard import save_checkpoint
-from cldm.training.callbacks.watch import Watch
 from ldm.files import whole
+from ldm.training.outcome import History
 
 
 class Checkpoints(Checkpoint):
     """Writes <folder>/last.ckpt every `every_n_train_steps` optimizer steps, every `minutes` if given, and at the end;
     keeps the one with the best watched figure as <folder>/best.ckpt.
 
-    best: figures of the Watch callback with "max" or "min"; the first of them that the run measures counts.
-    facts: what each checkpoint says of its run beside weights and states, plain containers only.
+    best: figures of the looks with "max" or "min"; the first of them that the run measures counts.
     """
 
     def __init__(
@@ -39,7 +38,6 @@ class Checkpoints(Checkpoint):
             if mode not in ("max", "min"):
                 raise ValueError(f"trainer.callbacks.checkpoint.best.{figure} must be max or min, got {mode!r}")
         self.folder, self.every, self.minutes, self.best = Path(folder), every_n_train_steps, minutes, dict(best or {})
-        self.facts: dict[str, Any] = {}
         self.record: dict[str, Any] = {}  # of the best checkpoint: figure, value, step
         self.last_step, self.saved_step, self.saved_at = -1, -1, 0.0
 
@@ -47,12 +45,12 @@ class Checkpoints(Checkpoint):
         self.last_step = self.saved_step = trainer.global_step
         self.saved_at = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
         if step == self.last_step:  # accumulating gradients
             return
         self.last_step = step
-        better = self._better(trainer)
+        better = self._better(trainer, pl_module.outcome.looks)
         if better or step % self.every == 0 or step == trainer.max_steps or self._time_is_up(trainer):
             self._save(trainer, better)
 
@@ -60,10 +58,8 @@ class Checkpoints(Checkpoint):
         if trainer.global_step != self.saved_step:  # ended by something else than max_steps
             self._save(trainer, False)
 
-    def _better(self, trainer: pl.Trainer) -> bool:
+    def _better(self, trainer: pl.Trainer, history: History) -> bool:
         """Whether the figure was measured at this step, and is the best so far; all ranks agree."""
-        watch = next((c for c in trainer.callbacks if isinstance(c, Watch)), None)  # type: ignore[attr-defined]
-        history = watch.history if watch else {"step": []}
         figure = next((name for name in self.best if name in history), None)
         better = False
         if figure is not None and history["step"][-1:] == [trainer.global_step]:
@@ -84,14 +80,14 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, better: bool) -> None:
         last = self.folder / "last.ckpt"
-        with trainer.lightning_module.clock.paused():  # type: ignore[operator,union-attr]
+        with trainer.lightning_module.clock.paused():
             save_checkpoint(trainer, last)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if better and trainer.is_global_zero:
             _second_name(last, self.folder / "best.ckpt")
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        checkpoint |= self.facts
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict) -> None:
+        checkpoint |= pl_module.outcome.facts  # type: ignore[operator,union-attr]
 
     def state_dict(self) -> dict[str, Any]:
         return {"record": self.record}

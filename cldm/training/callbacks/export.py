@@ -21,7 +21,8 @@ class Export(Callback):
 
     A control stage that trains its base too writes that as well, first (base.safetensors).
 
-    metadata: what the file says of itself, such as {"stage": "control", "condition": "canny"}.
+    metadata: what the file says of itself, such as {"stage": "control", "condition": "canny"}; the module's
+        `outcome.metadata` is added.
     dtype: "float32", or "float16" for a file of half the size.
     """
 
@@ -30,18 +31,17 @@ class Export(Callback):
             raise ValueError(f"export dtype must be float32, float16 or bfloat16, got {dtype!r}")
         self.folder, self.metadata, self.dtype = Path(folder), metadata, getattr(torch, dtype)
 
-    def write(self, trainer: pl.Trainer, module: Any, **facts: str) -> None:
-        """Write the file, with further facts in its metadata; all processes take part where weights are shared out."""
+    def write(self, trainer: pl.Trainer, module: Any) -> None:
+        """Write the file; all processes take part where weights are shared out."""
         if not (trainer.is_global_zero or is_sharded(module)):
             return
         metadata = {
-            **{name: str(value) for name, value in self.metadata.items()},
-            **facts,
+            **{name: str(value) for name, value in {**self.metadata, **module.outcome.metadata}.items()},
             "steps": str(trainer.global_step),
             "commit": commit(),
             "command": " ".join(["python", *sys.argv]),
         }
-        with averaged(trainer, module), module.exporting():
+        with averaged(module), module.exporting():
             if (base := module.trained_base()) is not None:
                 save_weights(base, self.folder / BASE_FILE, {**metadata, **base_facts(base)}, self.dtype)
             path = self.folder / f"{self.metadata['stage']}.safetensors"

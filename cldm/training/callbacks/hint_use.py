@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cldm.branches.controlnet import ControlNet
 from cldm.training.callbacks.pace import log_figures
 from ldm.sharding import is_sharded
+from ldm.training.outcome import History
 
 
 class HintUse(Callback):
@@ -22,11 +23,11 @@ class HintUse(Callback):
 
     def __init__(self, every: int = 10, count: int = 8):
         self.every, self.count = every, count
-        self.history: dict[str, list[float]] = {"step": [], "hint_use": []}
+        self.history: History = {"step": [], "hint_use": []}
         self.last_step = -1
         self.items: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not hasattr(pl_module, "hint_use") or not trainer.is_global_zero or is_sharded(pl_module):
             return
         validation = trainer.datamodule.validation  # type: ignore[attr-defined]
@@ -35,6 +36,7 @@ class HintUse(Callback):
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 diffusion: Any = pl_module.diffusion  # its latents and contexts never change: encoded once
                 self.items = diffusion.encode(items["image"]), diffusion.context(items["caption"]), items["hint"]
+        pl_module.outcome.hint_use = self.history
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
         self.last_step = trainer.global_step

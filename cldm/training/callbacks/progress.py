@@ -5,18 +5,15 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from cldm.training.callbacks.watch import Watch
-
 
 class Progress(TQDMProgressBar):
     """Lightning's bar over optimizer steps, with the loss and the watched figure beside it."""
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Watch) and (figure := callback.shown_figure()):
-                items[figure[0]] = round(figure[1], 3)
+        if shown := pl_module.outcome.shown:
+            items[shown[0]] = round(shown[1], 3)
         return items
 
     def init_train_tqdm(self) -> Any:

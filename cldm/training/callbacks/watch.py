@@ -17,6 +17,7 @@ from cldm.training.callbacks.pace import log_figures
 from cldm.worlds import known
 from ldm.files import append_line
 from ldm.sharding import is_sharded, unsharded
+from ldm.training.outcome import History
 
 Metrics = Callable[..., dict[str, float]]
 """(pictures, batch, known, condition) -> figures; see cldm.evaluation.metrics."""
@@ -47,11 +48,12 @@ class Watch(Callback):
         self.metrics, self.sampling = metrics, sampling
         self.keys = [key] if isinstance(key, str) else [*key]
         self.every, self.count, self.shown = every, count, shown
-        self.history: dict[str, list[float]] = {"step": []}
+        self.history: History = {"step": []}
         self.last_step = -1
         self.looked = False  # in this attempt: what never changes is handed to loggers once
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.outcome.looks = self.history
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
         self.last_step = trainer.global_step
@@ -62,10 +64,6 @@ class Watch(Callback):
             with pl_module.clock.paused():  # type: ignore[operator,union-attr]
                 self._look(trainer, pl_module)
         self.last_step = step
-
-    def shown_figure(self) -> tuple[str, float] | None:
-        """The newest value of the figure to show beside the progress bar."""
-        return next(((key, self.history[key][-1]) for key in self.keys if self.history.get(key)), None)
 
     @torch.no_grad()
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
@@ -78,7 +76,7 @@ class Watch(Callback):
         on_device = trainer.strategy.batch_to_device(batch)
         was_training = module.training
         # what is frozen may be held in the precision that the trainer computes in
-        with averaged(trainer, module), unsharded(module), trainer.precision_plugin.forward_context():
+        with averaged(module), unsharded(module), trainer.precision_plugin.forward_context():
             module.eval()
             pictures = {name: p.float().cpu() for name, p in module.pictures(on_device, self.sampling).items()}
             losses = {name: loss.mean().item() for name, loss in module.held_out_losses(on_device).items()}
@@ -106,6 +104,8 @@ class Watch(Callback):
         self.history["step"].append(step)
         for name, value in {**found, **losses}.items():
             self.history.setdefault(name, []).append(value)
+        shown = ((key, self.history[key][-1]) for key in self.keys if key in self.history)
+        module.outcome.shown = next(shown, None)
         watched = {f"watch/{name}": value for name, value in found.items()}
         log_figures(trainer, module, {**watched, **{f"val/{name}": value for name, value in losses.items()}})
         folder = Path(trainer.default_root_dir) / "previews"
