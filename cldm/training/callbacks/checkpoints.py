@@ -80,14 +80,14 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, better: bool) -> None:
         last = self.folder / "last.ckpt"
-        with trainer.lightning_module.clock.paused():
+        with trainer.lightning_module.clock.paused():  # type: ignore[operator,union-attr]
             save_checkpoint(trainer, last)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if better and trainer.is_global_zero:
             _second_name(last, self.folder / "best.ckpt")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict) -> None:
-        checkpoint |= pl_module.outcome.facts  # type: ignore[operator,union-attr]
+        checkpoint |= pl_module.outcome.facts
 
     def state_dict(self) -> dict[str, Any]:
         return {"record": self.record}
