@@ -80,6 +80,22 @@ def _others(captions: Sequence[str]) -> list[str]:
     return found
 
 
+FRACTIONS = {"scale", "start", "end", "guidance", "rescale", "eta"}
+"""Settings that are no whole numbers, wherever in a protocol they stand."""
+
+
+def as_typed(told: Any) -> Any:
+    """A protocol whose fractions are floats: guidance=3 and guidance=3.0 are one protocol and have one hash."""
+    if isinstance(told, list):
+        return [as_typed(value) for value in told]
+    if not isinstance(told, dict):
+        return told
+    return {
+        key: float(value) if key in FRACTIONS and isinstance(value, int) else as_typed(value)
+        for key, value in told.items()
+    }
+
+
 def protocol_hash(protocol: Mapping[str, Any]) -> str:
     """16 hex digits of everything that a protocol fixes: numbers of different hashes must not share a table."""
     text = json.dumps(protocol, sort_keys=True, ensure_ascii=False)

@@ -19,7 +19,7 @@ from cldm.conditions import Condition, apply_batch
 from cldm.conditions.plain import Unchanged
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.inception import Inception
-from cldm.evaluation.protocol import Shot, protocol_hash, shots
+from cldm.evaluation.protocol import Shot, as_typed, protocol_hash, shots
 from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
 from cldm.evaluation.scores import Rows, Target, as_files, by_setting, hint_scores, join, score, slices
 from cldm.evaluation.seen import refuse_another_world, refuse_trained_on, training_images
@@ -182,7 +182,7 @@ class Subject:
         fixed["inception"] = fingerprint(self.inception.model) if self.inception else None
         fixed |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
         fixed["more"] = [{"condition": branch.condition.name, **branch.settings} for branch in self.branches[1:]]
-        return json.loads(json.dumps(fixed))
+        return as_typed(json.loads(json.dumps(fixed)))
 
     def target(self, chosen: Sequence[Shot]) -> Target:
         """What the images of these shots are measured against."""

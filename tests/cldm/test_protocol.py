@@ -2,7 +2,7 @@
 
 import pytest
 
-from cldm.evaluation.protocol import INSUFFICIENT, prompts, protocol_hash, shots
+from cldm.evaluation.protocol import INSUFFICIENT, as_typed, prompts, protocol_hash, shots
 from cldm.worlds import get_world
 from cldm.worlds.scenes import caption, parse_caption, sample_scene
 from cldm.worlds.scenes.prompts import contradicted
@@ -50,3 +50,9 @@ def test_noise_is_shared_by_settings_and_by_nothing_else():
 def test_the_hash_depends_on_every_value_and_not_on_their_order():
     assert protocol_hash({"a": 1, "b": {"c": 2}}) == protocol_hash({"b": {"c": 2}, "a": 1})
     assert protocol_hash({"a": 1, "b": {"c": 2}}) != protocol_hash({"a": 1, "b": {"c": 3}})
+
+
+def test_a_whole_number_and_the_same_fraction_are_one_protocol():
+    written = {"scale": 1, "items": 4, "sampler": {"guidance": 3, "steps": 10}, "more": [{"scale": 1, "end": 1}]}
+    same = {"scale": 1.0, "items": 4, "sampler": {"guidance": 3.0, "steps": 10}, "more": [{"scale": 1.0, "end": 1.0}]}
+    assert protocol_hash(as_typed(written)) == protocol_hash(as_typed(same)) == protocol_hash(same)
