@@ -1,11 +1,13 @@
 """Serving the page: to this machine alone unless asked, without a word to any other."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which asks for news otherwise
 
@@ -37,7 +39,7 @@ footer, .away { display: none !important }
 
 
 class Guarded:
-    """Adds the policy of OWN_ONLY to every answer."""
+    """Adds the policy of OWN_ONLY to every answer, and refuses what would make gradio fetch an address."""
 
     def __init__(self, app):
         self.app = app
@@ -50,7 +52,39 @@ class Guarded:
                 message["headers"] = [*message["headers"], (b"content-security-policy", OWN_ONLY.encode())]
             await send(message)
 
-        await self.app(scope, receive, with_policy)
+        kind = dict(scope.get("headers", ())).get(b"content-type", b"")
+        if scope.get("method") != "POST" or kind.startswith(b"multipart/"):  # an upload
+            await self.app(scope, receive, with_policy)
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if names_an_address(body):
+            refusal = JSONResponse({"detail": "pictures are uploaded here, not fetched from an address"}, 422)
+            await refusal(scope, receive, with_policy)
+            return
+        replayed = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def again():
+            return next(replayed, None) or await receive()
+
+        await self.app(scope, again, with_policy)
+
+
+def names_an_address(body: bytes) -> bool:
+    """Whether a file in a request's JSON has an address for its path: gradio would download it."""
+    try:
+        waiting = [json.loads(body)]
+    except ValueError:  # no JSON: gradio says so
+        return False
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict) and str(value.get("path", "")).strip().lower().startswith(("http:", "https:")):
+            return True
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return False
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The page itself, asked by gradio's client and by bare requests: what it answers, and what it keeps to itself."""
 
+import json
 import shlex
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,26 @@ def test_only_what_the_page_drew_and_was_given_can_be_read(opened: Open) -> None
     for path in ("/etc/passwd", REPOSITORY / "pyproject.toml", weights, f"{image.parent}/../../../control.safetensors"):
         answer = httpx.get(f"{opened.url}gradio_api/file={path}")
         assert answer.status_code in (403, 404), path
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/problem+json", "text/plain"])
+def test_no_request_makes_the_page_fetch_an_address(opened: Open, kind: str) -> None:
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        picture = {"path": f"http://127.0.0.1:{server.server_port}/a.png", "meta": {"_type": "gradio.FileData"}}
+        body = json.dumps({"data": [PHOTO, picture]})
+        answer = httpx.post(f"{opened.url}gradio_api/call/map", content=body, headers={"content-type": kind})
+        server.shutdown()
+    assert answer.status_code == 422
+    assert "uploaded here, not fetched from an address" in answer.text
+    assert asked == []
 
 
 def test_an_upload_has_a_limit(opened: Open) -> None:
