@@ -808,7 +808,8 @@ def test_shared_out_weights_train_as_whole_ones_and_their_checkpoint_goes_on_in_
 ):
     original = fitting.gathered
 
-    def gathered(cfg, trainer, module):
+    def gathered(cfg, module):
+        trainer = module.trainer
         of_unet = [*module.diffusion.unet.parameters()]
         held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in of_unet)
         optimizer = sum(s["exp_avg"].to_local().numel() for s in trainer.optimizers[0].state.values())
@@ -817,7 +818,7 @@ def test_shared_out_weights_train_as_whole_ones_and_their_checkpoint_goes_on_in_
             optimizer / sum(p.numel() for p in module.control.parameters()),
         ]
         (tmp_path / f"share_{trainer.global_rank}").write_text(json.dumps(share))
-        return original(cfg, trainer, module)
+        return original(cfg, module)
 
     monkeypatch.setattr(fitting, "gathered", gathered)
     # weights in another layout are summed in another order, which Adam's first steps make much of

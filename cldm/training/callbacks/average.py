@@ -25,6 +25,9 @@ class EMA(Callback):
         self.decay, self.updates, self.last_step = decay, 0, 0
         self.average: dict[str, Tensor] = {}
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.outcome.average = self.average  # also of a run whose training was over when it was cut off
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         current = trainable(pl_module)
         if not self.average:
@@ -49,7 +52,9 @@ class EMA(Callback):
         return {"average": {name: whole(a) for name, a in self.average.items()}, "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.average, self.updates = dict(state_dict["average"]), int(state_dict["updates"])
+        self.average.clear()  # the same dict: the module's outcome has it
+        self.average |= state_dict["average"]
+        self.updates = int(state_dict["updates"])
 
 
 def trainable(module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:

@@ -27,6 +27,9 @@ class HintUse(Callback):
         self.last_step = -1
         self.items: tuple[Tensor, Tensor, Tensor] | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.outcome.hint_use = self.history  # also of a run whose training was over when it was cut off
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not hasattr(pl_module, "hint_use") or not trainer.is_global_zero or is_sharded(pl_module):
             return
@@ -36,7 +39,6 @@ class HintUse(Callback):
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 diffusion: Any = pl_module.diffusion  # its latents and contexts never change: encoded once
                 self.items = diffusion.encode(items["image"]), diffusion.context(items["caption"]), items["hint"]
-        pl_module.outcome.hint_use = self.history
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
         self.last_step = trainer.global_step
@@ -61,7 +63,8 @@ class HintUse(Callback):
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = {name: list(values) for name, values in state_dict["history"].items()}
+        self.history.clear()  # the same dict: the module's outcome has it
+        self.history |= {name: list(values) for name, values in state_dict["history"].items()}
 
 
 def zero_conv_norms(branch: nn.Module) -> dict[str, float]:

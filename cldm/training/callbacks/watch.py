@@ -52,8 +52,10 @@ class Watch(Callback):
         self.last_step = -1
         self.looked = False  # in this attempt: what never changes is handed to loggers once
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.outcome.looks = self.history  # also of a run whose training was over when it was cut off
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.outcome.looks = self.history
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
         self.last_step = trainer.global_step
@@ -123,4 +125,5 @@ class Watch(Callback):
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = {name: list(values) for name, values in state_dict["history"].items()}
+        self.history.clear()  # the same dict: the module's outcome has it
+        self.history |= {name: list(values) for name, values in state_dict["history"].items()}
