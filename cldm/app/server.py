@@ -76,7 +76,7 @@ def names_an_address(body: bytes) -> bool:
     """Whether a file in a request's JSON has an address for its path: gradio would download it."""
     try:
         waiting = [json.loads(body)]
-    except ValueError:  # no JSON: gradio says so
+    except (ValueError, RecursionError):  # no JSON: gradio says so
         return False
     while waiting:
         value = waiting.pop()

@@ -207,6 +207,10 @@ def test_watch_looks_at_the_same_items_at_the_start_on_schedule_and_at_the_end(r
     assert watch.history["step"] == [0, 2, 4, 5]
     assert watch.history["score"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert module.outcome.looks is watch.history
+    again = Watch(lambda *_: {}, None, key="score")
+    again.load_state_dict(watch.state_dict())
+    again.on_train_start(at(5), module)
+    assert module.outcome.shown == ("score", pytest.approx(0.4))  # the bar of a run that goes on shows it at once
     assert looks == [(["item 0", "item 1", "item 2"], ["truth"] * 3)] * 4
     lines = [json.loads(line) for line in (tmp_path / "previews" / "manifest.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4, 5]

@@ -56,6 +56,7 @@ class Watch(Callback):
         pl_module.outcome.looks = self.history  # also of a run whose training was over when it was cut off
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.outcome.shown = self._shown()  # of the run that goes on
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
         self.last_step = trainer.global_step
@@ -66,6 +67,10 @@ class Watch(Callback):
             with pl_module.clock.paused():  # type: ignore[operator,union-attr]
                 self._look(trainer, pl_module)
         self.last_step = step
+
+    def _shown(self) -> tuple[str, float] | None:
+        """The newest value of the figure to show beside the progress bar."""
+        return next(((key, self.history[key][-1]) for key in self.keys if self.history.get(key)), None)
 
     @torch.no_grad()
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
@@ -106,8 +111,7 @@ class Watch(Callback):
         self.history["step"].append(step)
         for name, value in {**found, **losses}.items():
             self.history.setdefault(name, []).append(value)
-        shown = ((key, self.history[key][-1]) for key in self.keys if key in self.history)
-        module.outcome.shown = next(shown, None)
+        module.outcome.shown = self._shown()
         watched = {f"watch/{name}": value for name, value in found.items()}
         log_figures(trainer, module, {**watched, **{f"val/{name}": value for name, value in losses.items()}})
         folder = Path(trainer.default_root_dir) / "previews"
