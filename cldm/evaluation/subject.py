@@ -17,6 +17,7 @@ from torch import Tensor
 from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition, apply_batch
 from cldm.conditions.plain import Unchanged
+from cldm.conditions.truth import Truth
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.inception import Inception
 from cldm.evaluation.protocol import Shot, as_typed, protocol_hash, shots
@@ -113,20 +114,28 @@ class Subject:
         self.first = self.branches[0]
         self.sampling: Sampling = instantiate(self.cfg.sampler, _convert_="all")
         self.size = trained_size(self.cfg) or trained_size(self.first.training)
-        data = instantiate(self.cfg.data, _convert_="all")
-        self.data = data(condition=self.first.condition, size=self.size, count=self.cfg["items"])
+        self.data = self._data(self.first.condition)
         for branch in self.branches:
             refuse_another_world(world_of(self.data), branch.path.parent)
             refuse_trained_on(getattr(self.data, "items", ()), branch.path.parent)
         self.items = self.data.__getitems__(range(self.cfg["items"]))
-        made = [apply_batch(branch.condition, self.items["image"]) for branch in self.branches[1:]]
-        self.hints: list[Tensor] = [self.items["hint"], *made]
         self.world = world_of(self.data)
+        self.hints: list[Tensor] = [self.items["hint"], *(self._hints_of(b.condition) for b in self.branches[1:])]
         self.judge = self.world.judge(self.cfg.judge) if self.world else None
         self.shots = shots(self.items["caption"], self.cfg.prompts, self.cfg.noise_seeds, self.world)
         clip = self.cfg.clip
         self.clip = ClipScore(clip.arch, clip.weights, self.device) if clip.weights else None
         self.inception = Inception(self.cfg.inception, self.device) if self.cfg.inception else None
+
+    def _hints_of(self, condition: Condition) -> Tensor:
+        """The hints of the items for a further branch."""
+        if isinstance(condition, Truth) and self.world:
+            return self._data(condition).__getitems__(range(self.cfg["items"]))["hint"]
+        return apply_batch(condition, self.items["image"])
+
+    def _data(self, condition: Condition) -> Any:
+        """The items, with the hints of a condition."""
+        return instantiate(self.cfg.data, _convert_="all")(condition=condition, size=self.size, count=self.cfg["items"])
 
     @cached_property
     def others(self) -> dict[str, tuple[Condition, Tensor]]:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cldm.conditions import Condition, apply_batch
+from cldm.conditions.truth import Truth
 from cldm.data.hints import restored, stored
 from cldm.worlds import World
 from ldm.batch import Batch
@@ -118,8 +119,11 @@ class WorldDataset(Dataset):
 
     @torch.no_grad()
     def _draw_chunk(self, truths: Sequence[Any]) -> dict[str, Tensor]:
+        maps = ["labels"] if "labels" in self.keep else []
+        if "hint" in self.keep and isinstance(self.condition, Truth):
+            maps.append(self.condition.named())
         with one_thread():
-            drawn = self.world.draw(truths, self.size, ["labels"] if "labels" in self.keep else [])
+            drawn = self.world.draw(truths, self.size, maps)
         tensors = {**drawn, "image": ((drawn["image"] + 1.0) * 127.5).round().to(torch.uint8)}
         image = tensors["image"].float() / 127.5 - 1.0  # hints and moments see the image as it would be stored
         if "moments" in self.keep:
@@ -129,6 +133,6 @@ class WorldDataset(Dataset):
         if "hint" in self.keep:
             if self.condition is None:
                 raise ValueError("keep=hint needs a condition")
-            hint = apply_batch(self.condition, image)
+            hint = self.condition.of(drawn) if isinstance(self.condition, Truth) else apply_batch(self.condition, image)
             tensors["hint"] = stored((hint * 255).round() / 255)  # 8 bits, as in a file
         return {name: tensors[name] for name in self.keep}

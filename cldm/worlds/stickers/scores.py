@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cldm.worlds import Scores
+from cldm.worlds.agreement import class_scores
 from cldm.worlds.stickers.captions import CaptionSpec, parse_caption
 from cldm.worlds.stickers.composer import render
 from cldm.worlds.stickers.concepts import CLASSES, CONCEPTS, get_concept
@@ -48,6 +49,7 @@ def scores(reading: Reading, compositions: Sequence[Composition]) -> list[Scores
     """For each image, against the composition whose places it should keep:
 
     concept, category  for each sticker: does the judge name it right at its true place (wholly hidden ones left out)
+    seg_miou           what the judge sees everywhere against the true concepts: mean IoU of these and the ground
     color_distance     CIE Lab (1976) between image and true picture inside the stickers, mean over their pixels
     objects            the judge sees as many concepts as there are
     ground             the ground's colour is the true one
@@ -55,7 +57,8 @@ def scores(reading: Reading, compositions: Sequence[Composition]) -> list[Scores
     ValueError if the counts differ.
     """
     _same_length(reading.images, compositions)
-    truth = render(compositions, SIZE, ("instances",))
+    truth = render(compositions, SIZE, ("instances", "concepts"))
+    agreed = class_scores(reading.log_p.argmax(dim=1), at_stride(truth.maps["concepts"])).miou.tolist()
     distances = lab_distance(reading.images, truth.image)
     rows = []
     for i, composition in enumerate(compositions):
@@ -65,6 +68,7 @@ def scores(reading: Reading, compositions: Sequence[Composition]) -> list[Scores
         inside = (truth.maps["instances"][i] > 0).numpy()
         rows.append({
             **_named_right(found, true),
+            "seg_miou": [agreed[i]],
             "color_distance": [float(distances[i][inside].mean())] if inside.any() else [],
             "objects": [float(len(shown(log_p)) == len(true))],
             "ground": [float(reading.grounds[i] == composition.ground)],

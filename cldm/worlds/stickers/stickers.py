@@ -61,6 +61,7 @@ class Stickers:
     titles = {  # noqa: RUF012  (a constant)
         "concept": "concept right",
         "category": "category right",
+        "seg_miou": "segmentation mIoU",
         "color_distance": "colour distance (Lab)",
         "objects": "number of concepts right",
         "ground": "ground",
