@@ -48,6 +48,8 @@ BASE_FILE = "base.safetensors"
 """Beside a branch that was trained with an unlocked base: that base, complete."""
 
 ATTEMPTS, INPUTS = "attempts.jsonl", "inputs.json"
+ASKED = {"SIGTERMException": "asked to end", "Preempted": "queued again", "KeyboardInterrupt": "Ctrl-C"}
+"""Ends of an attempt that are no failures, by the exception: the same command goes on."""
 DATA = "data.path"
 LONGEST = 80  # characters of a folder's readable part
 
@@ -220,12 +222,13 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
         try:
             yield run
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
+            asked = ASKED.get(type(error).__name__)
+            reason = asked or f"{type(error).__name__}: {error}"
             _note(folder, {"event": "stopped", "reason": reason})
             if _written(last) == trained:
                 for name, content in before.items():
                     write_text(folder / name, content)
-            if not (folder / "DONE.json").exists():
+            if not asked and not (folder / "DONE.json").exists():
                 trace = traceback.format_exception(error)
                 write_json(folder / "FAILED.json", {"reason": reason, "when": _now(), "trace": trace})
             raise

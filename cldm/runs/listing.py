@@ -52,7 +52,7 @@ class RunFolder:
     @cached_property
     def commit(self) -> str:
         """Of the code that its last attempt ran."""
-        starts = [line for line in read_lines(self.folder / ATTEMPTS) if line.get("event") == "start"]
+        starts = [line for line in _attempts(self.folder) if line.get("event") == "start"]
         return str(starts[-1].get("commit", "unknown")) if starts else "unknown"
 
 
@@ -94,10 +94,15 @@ def load(path: Path, kind: type = dict) -> tuple[Any, str]:
     return (loaded, "") if isinstance(loaded, kind) else (None, f"{path.name} is broken")
 
 
+def _attempts(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(folder / ATTEMPTS) if isinstance(line, dict)]
+
+
 def _unfinished(folder: Path) -> str:
     try:
         with locked(folder):
-            return "cut off"
+            last = (_attempts(folder) or [{}])[-1]
+            return f"stopped: {last.get('reason')}" if last.get("event") == "stopped" else "cut off"
     except InUse:
         return "running"
     except OSError as error:

@@ -49,6 +49,11 @@ def test_every_run_is_listed_with_its_state_and_broken_ones_with_the_reason(plac
         "f": "unreadable: no config.yaml",
     }
     assert listed(capsys, place)["c"]["state"] == "cut off"
+    start, stop = '{"event": "start"}\n', '{"event": "stopped", "reason": "asked to end"}\n'
+    (place / "c" / "attempts.jsonl").write_text(start + stop)
+    assert listed(capsys, place)["c"]["state"] == "stopped: asked to end"
+    (place / "c" / "attempts.jsonl").write_text(stop + start + "3\n")
+    assert listed(capsys, place)["c"]["state"] == "cut off"
     assert found["a"] == {"run": "a", "state": "done", "steps": 10, "edge_f1_1px": 0.8, "optimizer.lr": 0.001}
 
 
