@@ -16,10 +16,10 @@ from cldm.pictures import to_pil
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import register_resolvers
-from cldm.runs.trained import FILE
+from cldm.runs.trained import FILE, guidance_filled_in
 from cldm.sampling import drawing as sample
 from cldm.sampling import opening
-from ldm.files import InUse, locked
+from ldm.files import InUse, locked, read_lines
 from ldm.weights import load_weights
 
 CONFIGS = str(REPOSITORY / "configs")
@@ -49,6 +49,25 @@ def test_a_run_is_sampled_with_the_values_that_it_recorded(run: Path, tmp_path: 
     image = draw(run, f"checkpoint={tmp_path}", f"base={run / 'base.safetensors'}", "count=1") / "seed_0.png"
     assert image.parent == own / "samples"  # of the only seed that there is
     assert Image.open(image).size == (64, 64)
+
+
+def test_guidance_is_what_suits_the_model_unless_it_is_typed(run: Path, tmp_path: Path) -> None:
+    few = [f"checkpoint={run}", "count=1"]
+    by_itself = draw(run, *few, f"out={tmp_path / 'own'}")
+    typed = draw(run, *few, f"out={tmp_path / 'typed'}", "sampler.guidance=1.5")
+    told = [read_lines(folder / "manifest.jsonl")[0]["sampler"]["guidance"] for folder in (by_itself, typed)]
+    assert told == [7.5, 1.5]
+    assert np.abs(pixels(by_itself / "seed_0.png") - pixels(typed / "seed_0.png")).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "guidance"), [("stickers", 2.0), ("scenes", 2.0), ("sd15", 7.5), ("pretrained", 7.5)]
+)
+def test_each_model_has_its_guidance(model: str, guidance: float) -> None:
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("sample")
+        training = compose("train", overrides=[f"model={model}"])
+    assert guidance_filled_in(cfg, training).sampler.guidance == training.sampler.guidance == guidance
 
 
 def test_of_several_seeds_one_has_to_be_named(run: Path, tmp_path: Path) -> None:
@@ -138,7 +157,7 @@ def test_scale_zero_draws_what_the_base_alone_draws(run: Path, tmp_path: Path) -
     loud = draw(run, f"checkpoint={run}", "count=1", "scale=1", f"out={tmp_path}/loud")
     assert np.abs(pixels(silent / "seed_0.png") - pixels(loud / "seed_0.png")).max() > 1
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("sample", overrides=["sampler.steps=2"])
+        cfg = compose("sample", overrides=["sampler.steps=2", "sampler.guidance=7.5"])
         model_cfg = compose("train", overrides=["model=tiny"])
     base = instantiate(model_cfg.model, _convert_="all")
     load_weights(base, run / "base.safetensors")

@@ -18,7 +18,7 @@ from cldm.app.wish import Control, Wish, command_line, written
 from cldm.pictures import to_pil
 from cldm.runs.configs import composed, configs_at_hand, mistakes_refused
 from cldm.runs.folder import Refused
-from cldm.runs.trained import FILE, base_content, device_and_precision, published, trained_size
+from cldm.runs.trained import FILE, base_content, device_and_precision, guidance_filled_in, published, trained_size
 from cldm.sampling.drawing import Hands, sample
 from cldm.sampling.jobs import UnitSettings, load_mask
 from cldm.sampling.ledger import MANIFEST
@@ -86,6 +86,7 @@ class Studio:
         with sentences(), configs_at_hand():
             alone = self.kept.opening(OmegaConf.merge(self.cfg, {"more": []}))  # type: ignore[arg-type]
         self.path, self.training, self.condition = alone.paths[0], alone.trainings[0], alone.conditions[0]
+        self.cfg = guidance_filled_in(self.cfg, self.training)
         self.typed = given
         self.given = [item for item in given if item.lstrip("+").split("=")[0] not in OWN]
         size = self.cfg.size or trained_size(self.training)

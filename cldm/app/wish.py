@@ -40,6 +40,7 @@ class Control:
 class Wish:
     """Images to draw: `count` of them, with seeds seed, seed + 1, ...
 
+    guidance: None is what suits the model.
     image, strength, mask: a picture to draw over, how far, and where (white) it is painted anew.
     """
 
@@ -50,7 +51,7 @@ class Wish:
     seed: int = 0
     sampler: str = "ddim"
     steps: int = 20
-    guidance: float = 2.0
+    guidance: float | None = None
     more: tuple[Control, ...] = ()
     image: Path | None = None
     strength: float = 0.75
@@ -62,7 +63,8 @@ class Wish:
         texts = {"prompt": " ".join(self.prompt.split()), "negative": " ".join(self.negative.split())}
         told = {**first, **{key: text for key, text in texts.items() if text or key == "prompt"}}
         told |= {"count": self.count, "seed": self.seed, "sampler": self.sampler}
-        told |= {"sampler.steps": self.steps, "sampler.guidance": self.guidance}
+        told["sampler.steps"] = self.steps
+        told |= {} if self.guidance is None else {"sampler.guidance": self.guidance}
         if self.more:
             told["more"] = [unit.settings() for unit in self.more]
         if self.image:
@@ -93,7 +95,8 @@ def _control(unit: Mapping[str, Any], checkpoint: str) -> Control:
 def summary(wish: Wish) -> str:
     """The settings of an image in one line."""
     control = wish.control
-    parts = [f"seed {wish.seed}", f"{wish.sampler}, {wish.steps} steps, guidance {wish.guidance:g}"]
+    parts = [f"seed {wish.seed}", f"{wish.sampler}, {wish.steps} steps"]
+    parts[-1] += "" if wish.guidance is None else f", guidance {wish.guidance:g}"
     parts.append(f"scale {control.scale:g}" + (f", {control.mode}" if control.mode != "balanced" else ""))
     if (control.start, control.end) != (0.0, 1.0):
         parts.append(f"from {control.start:.0%} to {control.end:.0%} of the steps")

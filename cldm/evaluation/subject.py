@@ -30,6 +30,7 @@ from cldm.runs.trained import (
     PRECISIONS,
     base_content,
     checkpoints_of,
+    guidance_filled_in,
     is_pooled,
     load_models,
     move_branch,
@@ -112,6 +113,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.first = self.branches[0]
+        self.cfg = guidance_filled_in(self.cfg, self.first.training)
         self.sampling: Sampling = instantiate(self.cfg.sampler, _convert_="all")
         self.size = trained_size(self.cfg) or trained_size(self.first.training)
         self.data = self._data(self.first.condition)

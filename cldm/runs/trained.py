@@ -105,6 +105,13 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
     return paths, trainings
 
 
+def guidance_filled_in(cfg: DictConfig, training: DictConfig) -> DictConfig:
+    """`cfg`; where its sampler.guidance is null, with the one that suits the model of the training config."""
+    if cfg.sampler.guidance is not None:
+        return cfg
+    return OmegaConf.merge(cfg, {"sampler": {"guidance": training.sampler.guidance}})  # type: ignore[return-value]
+
+
 def refuse_another_base(paths: Sequence[Path], given: Sequence[str]) -> None:
     """SystemExit if a branch was trained together with its base: then the keys `given` would change nothing."""
     try:

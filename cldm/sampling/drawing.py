@@ -17,7 +17,7 @@ from cldm.conditions import Condition
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import expand_home
-from cldm.runs.trained import base_content, base_of, device_and_precision, trained_size
+from cldm.runs.trained import base_content, base_of, device_and_precision, guidance_filled_in, trained_size
 from cldm.sampling.control import ControlUnit
 from cldm.sampling.generation import Sampling
 from cldm.sampling.jobs import Job, check_pictures, load_image, load_mask, make_job, read_jobs
@@ -187,7 +187,8 @@ def plan(cfg: DictConfig, opening: Callable[[DictConfig], Opened] = open_checkpo
     """Everything found and checked before weights are read; SystemExit says what cannot be drawn."""
     try:
         opened = opening(cfg)
-        jobs = jobs_of(cfg, trained_size(opened.trainings[0]), opened.pools)
+        first = opened.trainings[0]
+        jobs = jobs_of(guidance_filled_in(cfg, first), trained_size(first), opened.pools)
         check(jobs, opened)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error

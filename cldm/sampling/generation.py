@@ -38,7 +38,7 @@ class Sampling:
     sampler: Callable[..., Tensor]
     steps: int = 20
     spacing: str = "trailing"
-    guidance: float = 3.0
+    guidance: float = 7.5
     rescale: float = 0.0
     clip_skip: int = 0
     prompt_weights: bool = False
