@@ -232,7 +232,7 @@ def test_a_preempted_job_of_a_launcher_is_saved_queued_again_and_goes_on(small, 
     assert sweep.returncode == 0, told
     events = attempts(run)
     assert [line["event"] for line in events] == ["start", "stopped", "start", "done"]
-    assert events[1]["reason"].startswith("Preempted: ")
+    assert events[1]["reason"] == "queued again"
     assert [line["resumed"] for line in events if line["event"] == "start"] == [False, True]
     steps = sorted({int(row["step"]) for path in run.glob("metrics*.csv") for row in csv.DictReader(path.open())
                     if row["train/loss"]})  # fmt: skip
