@@ -4,11 +4,12 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -25,10 +26,8 @@ def test_the_recipes_work_as_they_are_written(tmp_path):
     [command] = re.findall(r"```bash\n(python train\.py.*?)```", TEXT, re.S)
     words = shlex.split(command.replace("\\\n", " "))
     words[words.index("mine/configs")] = str(tmp_path / "mine" / "configs")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words[2:]], cwd=tmp_path, capture_output=True, text=True, timeout=600,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "CUDA_VISIBLE_DEVICES": ""}
+    done = processes.run([sys.executable, str(ROOT / "train.py"), *words[2:]], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     [path] = (tmp_path / "mine" / "runs").rglob("results.json")
     results = json.loads(path.read_text())

@@ -21,6 +21,7 @@ from cldm.commands.cli import main
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import attempts
 from ldm.files import read_lines
+from tests import processes
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs" / "experiment").glob("*.yaml"))
 LAUNCHERS = sorted(path.stem for path in (REPOSITORY / "configs" / "launcher").glob("*.yaml"))
@@ -31,12 +32,12 @@ SWEEPS = sorted(path.stem for path in (REPOSITORY / "configs" / "sweep").glob("*
 QUICK = ["steps=2", "stage.report_items=0", "trainer.callbacks.watch.count=1"]
 
 
-def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, cwd: Path, fork: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY), **environment}
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    typed = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
+    if fork:
+        return processes.run(typed, cwd, environment)
+    return subprocess.run(typed, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def swept(params: DictConfig, key: str) -> list[str]:
@@ -104,7 +105,7 @@ def test_failed_jobs_stop_no_other_and_are_told_and_tried_again(small, tmp_path,
     chosen = [f"launcher={launcher}"] if launcher else []
     quick = [*small, *QUICK, "steps=1", "threads=1", "data.cache=cache"]
     sweep = ["-m", *quick, *chosen, f"optimizer.lr={rates}", f"seed={seeds}"]
-    first = command(*sweep, cwd=tmp_path)
+    first = command(*sweep, cwd=tmp_path, fork=not launcher)  # what joblib starts waits for the end of a real process
     assert first.returncode == 1, first.stderr
     assert len([*(tmp_path / "runs").rglob("DONE.json")]) == count - bad
     failed = [json.loads(path.read_text())["reason"] for path in (tmp_path / "runs").rglob("FAILED.json")]
@@ -116,7 +117,7 @@ def test_failed_jobs_stop_no_other_and_are_told_and_tried_again(small, tmp_path,
     if launcher:  # what the same command does again does not depend on who starts its jobs
         return
 
-    second = command(*sweep, cwd=tmp_path)
+    second = command(*sweep, cwd=tmp_path, fork=True)
     assert second.returncode == 1, second.stderr
     again = starts(tmp_path)
     assert len(again) == count
@@ -244,13 +245,13 @@ def test_a_preempted_job_of_a_launcher_is_saved_queued_again_and_goes_on(small, 
 
 
 def test_a_run_is_reproduced_beside_the_old_one(small, tmp_path):
-    done = command(*small, "steps=1", "data.cache=cache", "run_dir=runs/one", cwd=tmp_path)
+    done = command(*small, "steps=1", "data.cache=cache", "run_dir=runs/one", cwd=tmp_path, fork=True)
     assert done.returncode == 0, done.stderr
-    again = command("reproduce=runs/one", cwd=tmp_path)
+    again = command("reproduce=runs/one", cwd=tmp_path, fork=True)
     assert again.returncode == 0, again.stderr
     assert "runs/one again, with the same configuration" in again.stdout
     results = [json.loads((tmp_path / "runs" / name / "results.json").read_text()) for name in ("one", "one-again")]
     assert results[0]["fidelity"] == results[1]["fidelity"]
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"one", "one-again"}
-    other = command("reproduce=runs/one", "steps=2", "run_dir=runs/two", cwd=tmp_path)
+    other = command("reproduce=runs/one", "steps=2", "run_dir=runs/two", cwd=tmp_path, fork=True)
     assert "steps: 1 -> 2" in other.stdout

@@ -3,15 +3,19 @@ tiny model."""
 
 import csv
 import json
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from cldm.commands.cli import main
+from cldm.runs import parallel
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from ldm.weights import save_weights
+from tests.processes import Forked
 
 TABLE = """
 title: Tiny
@@ -41,6 +45,7 @@ def command(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(parallel, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT))
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["cldm", *arguments])

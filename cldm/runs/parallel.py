@@ -74,7 +74,8 @@ class _Running:
     """The processes that are alive."""
 
     def __init__(self) -> None:
-        self.lock, self.processes, self.stopped = threading.Lock(), set[subprocess.Popen[bytes]](), False
+        self.lock, self.stopped = threading.Lock(), False
+        self.processes: set[subprocess.Popen[bytes]] = set()
 
     def wait(self, process: "subprocess.Popen[bytes]") -> int:
         with self.lock:
