@@ -37,23 +37,31 @@ def main() -> None:
     parser.add_argument("--strokes", type=int, default=8)
     parser.add_argument("overrides", nargs="*", help="as of `python -m cldm app`: checkpoint=runs/...")
     args = parser.parse_args()
-    waited, drawn = [], []
+    waited, asked, drawn, sent = [], [], [], []
     with sync_playwright() as driver, serving(Studio(args.overrides)) as opened:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         page.goto(opened.local_url)
         page.locator("#canvas canvas").first.wait_for()
         page.get_by_label("Live: one image").check()
+        page.on("request", lambda request: sent.append(time.perf_counter()) if "queue/join" in request.url else None)
         for number in range(args.strokes + 1):
             before = page.evaluate(SHOWN)
             stroke(page, number)
+            sent.clear()
             began = time.perf_counter()
             page.wait_for_function(CHANGED, arg=before, polling=20)
             waited.append(time.perf_counter() - began)
+            asked += [moment - began for moment in sent[:1]]
             drawn += [float(s) for s in re.findall(r"in ([\d.]+) s", page.inner_text("#told"))]
             page.wait_for_timeout(1000)
         browser.close()
-    for name, seconds in (("stroke to picture", waited[1:]), ("of it drawing, as the page says", drawn[1:])):
+    parts = {
+        "stroke to picture": waited,
+        "until the request": asked,
+        "drawing, as the page says": drawn,
+    }
+    for name, seconds in ((name, taken[1:]) for name, taken in parts.items()):
         print(f"{name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
     print(f"commit {commit()}")
 
