@@ -17,6 +17,7 @@ from cldm.conditions.plain import Unchanged
 from cldm.data.listing import ITEMS
 from cldm.evaluation import measuring as evaluate
 from cldm.evaluation import subject as subject_module
+from cldm.evaluation.applied import branches_of
 from cldm.evaluation.fidelity import edge_scores
 from cldm.evaluation.protocol import Shot
 from cldm.evaluation.quality import nearest_distances, thumbnails
@@ -232,7 +233,7 @@ def test_a_branch_on_another_base_is_moved_by_the_difference_of_the_two(runs: Pa
     on_other = [f"checkpoint={runs}/a", f"base={tmp_path}/other.safetensors", *FAST]
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = compose("evaluate", overrides=["protocol=scenes", *on_other, f"moved_from={runs}/base.safetensors"])
-        [branch] = subject_module.branches_of(cfg, str(runs / "a"))
+        [branch] = branches_of(cfg, str(runs / "a"))
     _, [moved] = Subject([branch], cfg, "cpu", "fp32").models
     before = load_file(runs / "a/control.safetensors")
     changed = {n for n, p in moved.named_parameters() if not torch.equal(p, before[n].float())}
@@ -429,7 +430,7 @@ def test_distances_of_sets_do_not_depend_on_how_many_noise_seeds_were_drawn(runs
     subject.judge = subject.world.judge(str(file))
     subject.inception = None
     once, thrice = (
-        subject.quality(
+        subject.distances.by_setting(
             subject.items["image"].repeat(count, 1, 1, 1),
             [Shot(i, "perfect", noise, "a") for noise in range(count) for i in range(4)],
         )["perfect"]

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from cldm.evaluation.applied import UNIT, branches_of
 from cldm.evaluation.gallery import claim, draw_missing, read_images
 from cldm.evaluation.protocol import Shot, protocol_hash
 from cldm.evaluation.report import results_table
 from cldm.evaluation.samples import write_samples
 from cldm.evaluation.scores import as_files, means
-from cldm.evaluation.subject import UNIT, Subject, branches_of
+from cldm.evaluation.subject import Subject
 from cldm.runs.checkout import code, commit
 from cldm.runs.configs import expand_home, mistakes_refused
 from cldm.runs.evaluations import Evaluation

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,27 +17,25 @@ from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition, apply_batch
 from cldm.conditions.plain import Unchanged
 from cldm.conditions.truth import Truth
+from cldm.evaluation.applied import Applied
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.inception import Inception
 from cldm.evaluation.protocol import Shot, as_typed, protocol_hash, shots
-from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
+from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.scores import Rows, Target, as_files, by_setting, hint_scores, join, score, slices
 from cldm.evaluation.seen import refuse_another_world, refuse_trained_on, training_images
+from cldm.evaluation.sets import SetDistances
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import code
 from cldm.runs.trained import (
     PRECISIONS,
     base_content,
-    checkpoints_of,
     guidance_filled_in,
-    is_pooled,
     load_models,
     move_branch,
-    published,
     to_work,
     trained_size,
 )
-from cldm.sampling.control import ControlUnit, check_settings
 from cldm.sampling.generation import Sampling
 from cldm.worlds import REFERENCE_START, Known, world_of
 from ldm.diffusion import LatentDiffusion
@@ -49,54 +46,6 @@ from ldm.weights import fingerprint
 PROTOCOL = ("name", "items", "noise_seeds", "prompts", "data", "size", "scale", "start", "end", "mode", "weighting",
             "negative", "precision", "sampler", "clip", "reference", "nearest")  # fmt: skip
 """Keys of the config that numbers of one table must share."""
-
-UNIT = {"scale": 1.0, "start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None}
-"""How a branch is applied, see ControlUnit: keys of the config for the first, of the entries of `more` for others."""
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A trained branch, and how it is applied: the keys of UNIT."""
-
-    path: Path
-    training: DictConfig
-    settings: dict[str, Any]
-
-    @cached_property
-    def condition(self) -> Condition:
-        return instantiate(self.training.condition, _convert_="all")
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of its file, or of the files of its folder."""
-        return content(self.path)
-
-    @cached_property
-    def metadata(self) -> dict[str, str]:
-        return published(self.path).metadata
-
-    @cached_property
-    def pooled(self) -> bool:
-        return is_pooled(self.path)
-
-    def unit(self, net: Branch, hints: Tensor) -> ControlUnit:
-        """What is to be added while images of these hints are drawn."""
-        return ControlUnit(net, hints, pool=self.pooled, **self.settings)
-
-
-def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Applied]:
-    """The branch of a checkpoint, and those that `more` adds to it."""
-    given: Any = OmegaConf.to_container(cfg, resolve=True)
-    settings = [{key: given[key] for key in UNIT}]
-    for entry in given["more"]:
-        known = ("checkpoint", "condition", *UNIT)
-        if not isinstance(entry, dict) or not {"checkpoint"} <= {*entry} <= {*known}:
-            raise ValueError(f"an entry of more has a checkpoint and any of {', '.join(known[1:])}; got {entry}")
-        settings.append(UNIT | {key: value for key, value in entry.items() if key in UNIT})
-    for unit in settings:
-        check_settings(**{key: value for key, value in unit.items() if key != "scale"})
-    paths, trainings = checkpoints_of(checkpoint, cfg)
-    return [Applied(*parts) for parts in zip(paths, trainings, settings, strict=True)]
 
 
 @dataclass
@@ -252,44 +201,19 @@ class Subject:
         return rows
 
     @cached_property
-    def networks(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Networks whose features tell sets of images apart, by the end of the names of their numbers."""
-        found: dict[str, Callable[[Tensor], Tensor]] = {"": self.inception} if self.inception else {}
+    def distances(self) -> SetDistances:
+        """Of sets of images to real ones: to a world's that are no items, or to the items where there are no others."""
+        networks: dict[str, Callable[[Tensor], Tensor]] = {"": self.inception} if self.inception else {}
         if self.world and self.judge and self.judge.features:
-            found[f"_{self.world.name}"] = self.judge.features
-        return found
+            networks[f"_{self.world.name}"] = self.judge.features
+        return SetDistances(networks, self._real_images)
 
-    @cached_property
-    def real_features(self) -> dict[str, Tensor]:
-        """Features of real images: of a world's that are no items, or of the items where there are no others."""
-        images = self.items["image"]
-        if self.world is not None:
-            data = instantiate(self.cfg.data, _convert_="all", start=REFERENCE_START)
-            others = data(condition=Unchanged(), size=self.size, count=self.cfg.reference)
-            images = others.__getitems__(range(len(others)))["image"]
-        return {name: self.features(name, images) for name in self.networks}
-
-    def features(self, name: str, images: Tensor) -> Tensor:
-        """The features (n, d) of a network."""
-        return torch.cat([self.networks[name](images[part]) for part in slices(len(images), 64)])
-
-    def quality(self, images: Tensor, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
-        """Numbers of whole sets of images, by prompt setting.
-
-        Distances between sets fall with their size, so every set has one image of each item: with several noise seeds
-        the mean of their distances, never the distance of all their images together.
-        """
-        found = {}
-        for setting in dict.fromkeys(shot.setting for shot in chosen):
-            rows = [i for i, shot in enumerate(chosen) if shot.setting == setting]
-            items = torch.tensor([chosen[i].item for i in rows])
-            found[setting] = {"diversity_pixels": diversity(images[rows], items)}
-            noises = [[i for i in rows if chosen[i].noise == noise] for noise in {chosen[i].noise for i in rows}]
-            for name in self.networks if len(noises[0]) > 1 else ():
-                sets, real = [self.features(name, images[one]) for one in noises], self.real_features[name]
-                found[setting][f"fid{name}"] = float(np.mean([frechet_distance(one, real) for one in sets]))
-                found[setting][f"kid{name}"] = float(np.mean([kernel_distance(one, real) for one in sets]))
-        return found
+    def _real_images(self) -> Tensor:
+        if self.world is None:
+            return self.items["image"]
+        data = instantiate(self.cfg.data, _convert_="all", start=REFERENCE_START)
+        others = data(condition=Unchanged(), size=self.size, count=self.cfg.reference)
+        return others.__getitems__(range(len(others)))["image"]
 
     @cached_property
     def seen(self) -> Tensor | None:
@@ -312,7 +236,8 @@ class Subject:
 
     def summary(self, images: Tensor, rows: Rows, chosen: Sequence[Shot]) -> dict[str, dict[str, float]]:
         """{prompt setting: {score: mean, and the numbers of whole sets}}."""
-        return {s: scores | self.quality(images, chosen)[s] for s, scores in by_setting(rows).items()}
+        sets = self.distances.by_setting(images, chosen)
+        return {setting: scores | sets[setting] for setting, scores in by_setting(rows).items()}
 
 
 def chunks(chosen: Sequence[Shot], size: int = 64) -> list[slice]:
