@@ -60,10 +60,8 @@ def optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=LR, fused=True)
 
 
-def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[tuple[float, float]]]:
-    """steps -> the times of that many steps of Lightning's Trainer."""
-    import pytorch_lightning as pl
-
+def module_of(side: str, both: Any, args: argparse.Namespace) -> Any:
+    """The training module of a side of ours."""
     from cldm.training.control_ldm import ControlLDM
     from ldm.training.diffusion import DiffusionTraining
 
@@ -73,36 +71,40 @@ def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iter
         "channels_last": args.device == "cuda" or (args.size == "small" and args.dtype == "fp32"),  # where it pays
     }  # fmt: skip
     if side in ("cached", "uncached"):
-        module: Any = ControlLDM(diffusion, both.controls[0], **options)
-    else:
-        module = DiffusionTraining(diffusion, train_text_encoder=False, **options)
-        if side == "decoder":
-            diffusion.unet.encoder.requires_grad_(False)
-    cached = side != "uncached"
+        return ControlLDM(diffusion, both.controls[0], **options)
+    if side == "decoder":
+        diffusion.unet.encoder.requires_grad_(False)
+    return DiffusionTraining(diffusion, train_text_encoder=False, **options)
 
-    @torch.no_grad()
-    def prepared(batch: dict[str, Any]) -> dict[str, Any]:
-        if not cached:
-            return batch
-        kept = {name: value for name, value in batch.items() if name != "image"}
-        image = batch["image"].to(next(diffusion.parameters()).device)
-        return {**kept, "moments": diffusion.autoencoder.moments(image).cpu(), "context": context}
 
+@torch.no_grad()
+def items_of(diffusion: Any, cached: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Four batches; cached: with moments and contexts instead of images and prompts."""
     mine = args.batch_size // args.ranks
-    diffusion.autoencoder.to(args.device)  # which encodes the images below
-    context = diffusion.context([PROMPT] * mine).detach() if cached else None
-    items = [prepared(batch) for batch, _ in zip(batches(args.pixels, mine), range(4), strict=False)]
+    items = [batch for batch, _ in zip(batches(args.pixels, mine), range(4), strict=False)]
+    if not cached:
+        return items
+    diffusion.autoencoder.to(args.device)
+    context, device = diffusion.context([PROMPT] * mine), next(diffusion.parameters()).device
+    moments = [diffusion.autoencoder.moments(item.pop("image").to(device)).cpu() for item in items]
+    diffusion.autoencoder.to("cpu")  # a cached run does not need it
+    return [{**item, "moments": own, "context": context} for item, own in zip(items, moments, strict=True)]
+
+
+def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iterator[tuple[float, float]]]:
+    """steps -> the times of that many steps of Lightning's Trainer."""
+    import pytorch_lightning as pl  # here, for the memory of the other sides
+
+    module = module_of(side, both, args)
+    items = items_of(both.diffusion, side != "uncached", args)
     if args.compile:
-        diffusion.unet.compile()
-    precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[args.dtype]
+        both.diffusion.unet.compile()
+    precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed"}[args.dtype]
     module.hold_frozen_in(precision)
-    if cached:  # what a cached run does not need
-        diffusion.autoencoder.to("cpu")
 
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self) -> Iterator[Any]:
-            while True:
-                yield from items
+            return itertools.cycle(items)
 
     class Clock(pl.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
@@ -112,7 +114,6 @@ def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iter
             times.append(since(self.began, args.device))
 
     times: list[Any] = []
-    loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
 
     def run(steps: int) -> Iterator[tuple[float, float]]:
         times.clear()
@@ -120,9 +121,9 @@ def ours(side: str, both: Any, args: argparse.Namespace) -> Callable[[int], Iter
             max_steps=steps, accelerator="cuda" if args.device == "cuda" else "cpu", devices=args.ranks,
             strategy="ddp" if args.ranks > 1 else "auto", precision=precision, gradient_clip_val=1.0,
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[Clock()],
         )  # fmt: skip
-        trainer.callbacks.append(Clock())
-        trainer.fit(module, loader)
+        trainer.fit(module, torch.utils.data.DataLoader(Endless(), batch_size=None))
         module.trainer = None  # which holds an optimizer, and with it twice the size of the branch
         yield from times
 
