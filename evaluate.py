@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from cldm.runs.checkout import code
-from cldm.runs.configs import home_typed, refuse_mistakes, register_resolvers
+from cldm.runs.configs import home_typed, keys_suggested, refuse_mistakes, register_resolvers
 
 register_resolvers()
 
@@ -22,4 +22,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv = home_typed(sys.argv)
-    main()
+    with keys_suggested("evaluate"):
+        main()

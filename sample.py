@@ -6,7 +6,7 @@ import warnings
 import hydra
 from omegaconf import DictConfig
 
-from cldm.runs.configs import home_typed, mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.configs import home_typed, keys_suggested, mistakes_refused, refuse_mistakes, register_resolvers
 from cldm.runs.folder import Refused
 from ldm.files import InUse
 
@@ -30,4 +30,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv = home_typed(sys.argv)
-    main()
+    with keys_suggested("sample"):
+        main()

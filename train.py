@@ -16,6 +16,7 @@ from cldm.runs.checkout import commit
 from cldm.runs.configs import (
     expand_home,
     home_typed,
+    keys_suggested,
     mistakes_refused,
     refuse_mistakes,
     register_resolvers,
@@ -118,8 +119,11 @@ def main(cfg: DictConfig) -> None:
             raise SystemExit(str(error)) from None
         else:
             raise
+    except KeyboardInterrupt:  # what it leaves has been told
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
     sys.argv[1:] = with_choices(home_typed(sys.argv[1:]))
-    main()
+    with keys_suggested("train"):
+        main()

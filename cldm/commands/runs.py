@@ -2,12 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from cldm.runs.listing import differing, figures, read, run_folders
 
+REASON = 60  # letters of a reason that are shown
 EXAMPLES = """\
   python -m cldm runs
   python -m cldm runs runs/locking --where stage.module.locking=decoder --sort edge_f1_1px
@@ -28,12 +31,16 @@ def run(args: argparse.Namespace) -> None:
     if not args.folder.is_dir():
         raise ValueError(f"{args.folder} is no folder; runs lie in runs/, or where runs= put them")
     found = [read(path) for path in run_folders(args.folder)]
+    known = {name for one in found for name in (*one.figures, *one.config)}
     for condition in args.where:
         key, is_given, value = condition.partition("=")
         if not is_given:
             raise ValueError(f"--where takes KEY=VALUE, got {condition!r}")
+        _refuse_unknown(key, known)
         found = [one for one in found if str(one.value(key)) == value]
     columns = args.columns.split(",") if args.columns else [*figures(found)[:5], *differing(found)[:4]]
+    for column in [*(columns if args.columns else ()), *([args.sort] if args.sort else ())]:
+        _refuse_unknown(column, known)
     if args.sort:
         found.sort(key=lambda one: _order(one.value(args.sort)))
     rows = [
@@ -43,17 +50,24 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=2, default=str)) if args.json else show(rows)
 
 
+def _refuse_unknown(key: str, known: Collection[str]) -> None:
+    if known and key not in known:
+        near = get_close_matches(key, known, n=2)
+        raise ValueError(f"no run has {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+
+
 def _order(value: Any) -> tuple[int, float, str]:
     return (1, float(value), "") if isinstance(value, int | float) else (0, 0.0, str(value))
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """A table in the terminal."""
+    """A table in the terminal, as wide as its names are; reasons are cut to a line."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*(rows[0] if rows else ("run", "state")), box=None, padding=(0, 1))
     for row in rows:
-        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console(soft_wrap=True).print(table, markup=False)
+        told = {**row, "state": shorten(row["state"], REASON, placeholder=" …")}
+        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in told.values()))
+    Console(width=10_000).print(table, markup=False, no_wrap=True, crop=False)
     print(f"{len(rows)} runs")

@@ -196,11 +196,12 @@ def put_into(page: str, name: str, text: str) -> str:
 def write(spec: "Spec", found: Sequence["Record"], args: argparse.Namespace, out: Path) -> None:
     """Check, print the Markdown, write all forms of the table."""
     from cldm.pictures import save_atomically
-    from cldm.tables.records import problems
+    from cldm.tables.records import problems, refuse_unknown_scores
     from cldm.tables.rendering import latex, markdown, picture, to_csv
     from cldm.tables.writing import lines
     from ldm.files import write_text
 
+    refuse_unknown_scores(spec, found)
     seen = {kind: told for kind, told in problems(spec, found).items() if told}
     refused = {kind: told for kind, told in seen.items() if kind not in args.allow}
     if refused:

@@ -1,6 +1,6 @@
 """A world's exact map as the hint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,19 +34,12 @@ class Truth(Condition):
             "give a ready map, hint=FILE"
         )
 
-    def named(self) -> str:
-        """The map's name. ValueError where none was given."""
-        if self.map is None:
-            raise ValueError("condition=truth needs condition.map, the name of one of the world's maps; docs/data.md "
-                             "lists them")  # fmt: skip
-        return self.map
+    def check(self, world: str, maps: Sequence[str]) -> None:
+        """ValueError unless the map is one of those that the world can give."""
+        if self.map not in maps:
+            given = "condition=truth" if self.map is None else f"condition.map={self.map}"
+            raise ValueError(f"{given}: set condition.map to a map that {world} have: {', '.join(maps) or 'none'}")
 
     def of(self, drawn: Mapping[str, Tensor]) -> Tensor:
-        """Hints (n, 3, h, w) in [0, 1] of the maps that a world drew (cldm.worlds.World.draw).
-
-        ValueError for a map that holds numbers instead of brightness or colours.
-        """
-        found = drawn[self.named()]
-        if found.ndim != 4 or not found.is_floating_point():
-            raise ValueError(f"condition.map={self.map} holds numbers, not brightness or colours: it cannot be a hint")
-        return found.expand(-1, 3, -1, -1)
+        """Hints (n, 3, h, w) in [0, 1] of the maps that a world drew (cldm.worlds.World.draw)."""
+        return drawn[str(self.map)].expand(-1, 3, -1, -1)

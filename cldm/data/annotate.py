@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from cldm.conditions import Condition, HintWarning, warn_if_blank
 from cldm.data.decoding import PictureError, decode, on_white, read_photo
-from cldm.data.hints import ORIGIN, Origin, map_tensor
+from cldm.data.hints import Origin, map_tensor
 from cldm.data.listing import Item
 from cldm.data.transforms import Size, cover
 from cldm.pictures import grid, save_atomically
@@ -91,8 +91,7 @@ class Annotation:
         source = f"source/{_as_png(item.name)}"
         target = self._write_target(item, image, untouched)
         plain = found.shape[2] == 3 and np.array_equal(found[:, :, :2], found[:, :, 1:])
-        info = PngInfo()
-        info.add_text(ORIGIN, Origin.of(self.condition, (image.shape[0], image.shape[1])).text())
+        info = Origin.of(self.condition, (image.shape[0], image.shape[1])).info()
         # three equal planes: one says it all
         _write_png(found[:, :, 0] if plain else found, self.out / source, info)
         return {

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from cldm.conditions import Condition, get_condition, warn_if_blank
@@ -38,7 +39,8 @@ def silent(_: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What `annotate` writes into a map: the condition, its parameters, and the size (h, w) of the picture it saw."""
+    """What `annotate` and `evaluate.py` write into a map: the condition, its parameters, and the size (h, w) of the
+    picture it saw."""
 
     condition: str
     params: dict[str, Any]
@@ -60,9 +62,11 @@ class Origin:
         except (KeyError, TypeError, ValueError):
             return None
 
-    def text(self) -> str:
+    def info(self) -> PngInfo:
         """As the PNG holds it."""
-        return json.dumps(asdict(self), sort_keys=True)
+        found = PngInfo()
+        found.add_text(ORIGIN, json.dumps(asdict(self), sort_keys=True))
+        return found
 
     def check(self, condition: Condition, name: str) -> None:
         """ValueError unless `condition` is that of the map."""
@@ -208,6 +212,9 @@ def load_hint(
     """
     condition = get_condition(condition) if isinstance(condition, str) else condition
     picture = decode(source, "hint")
+    origin = Origin.read(picture)
+    if origin and condition.name not in (origin.condition, "none"):
+        notify(f"{picture.name}: a map of {origin.condition}, for a ControlNet of {condition.name}")
     own = picture.rgb.shape[:2]
     target = _target_size(own, size)
     _check_shape(picture.name, own, target, square_is_ideal=size is None)

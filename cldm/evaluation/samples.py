@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cldm.conditions import Condition, apply_like
+from cldm.data.hints import Origin
 from cldm.evaluation.protocol import Shot
 from cldm.evaluation.scores import Target, slices
 from cldm.pictures import save_atomically, to_pil
@@ -29,7 +30,9 @@ def write_samples(
     for i, shot in enumerate(shots):
         if shot.item not in written:
             written[shot.item] = {name: f"items/{shot.item:05d}_{name}.png" for name in ("hint", "real")}
-            save_atomically(to_pil(2 * target.hints[i] - 1), folder / written[shot.item]["hint"])
+            hint, origin = target.hints[i], Origin.of(condition, (target.hints.shape[-2], target.hints.shape[-1]))
+            told = {} if condition.reads_alpha else {"pnginfo": origin.info()}  # a hole is lost here
+            save_atomically(to_pil(2 * hint - 1), folder / written[shot.item]["hint"], **told)
             save_atomically(to_pil(real[shot.item]), folder / written[shot.item]["real"])
         line: dict[str, Any] = {"item": shot.item, "setting": shot.setting, "noise": shot.noise, "seed": shot.seed,
                 "caption": target.captions[i], "prompt": shot.prompt, "image": f"images/{shot.file}",

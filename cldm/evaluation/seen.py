@@ -12,7 +12,7 @@ from torch import Tensor
 from cldm.conditions.plain import Unchanged
 from cldm.data.folder import FolderDataset, split
 from cldm.data.listing import ITEMS, Item, list_items
-from cldm.worlds import World, get_world
+from cldm.worlds import get_world
 from cldm.worlds.dataset import WorldDataset
 from ldm.random import generator
 
@@ -30,12 +30,12 @@ def refuse_trained_on(items: Sequence[Item], run: Path) -> None:
         )
 
 
-def refuse_another_world(world: World | None, run: Path) -> None:
-    """ValueError if the run in this folder was trained on a world, and this is another one: its words mean nothing."""
+def refuse_another_world(world: object, run: Path) -> None:
+    """ValueError if the run in this folder was trained on a world of a name, and `world` is another name."""
     record = run / "config.yaml"
     own = OmegaConf.select(OmegaConf.load(record), "data.world") if record.is_file() else None
-    if world is not None and isinstance(own, str) and own != world.name:
-        raise ValueError(f"{run} was trained on {own}, this protocol measures on {world.name}: take protocol={own}")
+    if isinstance(world, str) and isinstance(own, str) and own != world:
+        raise ValueError(f"{run} was trained on {own}, this protocol measures on {world}: take protocol={own}")
 
 
 def training_images(data: Mapping[str, Any], count: int) -> Tensor | None:

@@ -65,9 +65,10 @@ class Subject:
         self.cfg = guidance_filled_in(self.cfg, self.first.training)
         self.sampling: Sampling = instantiate(self.cfg.sampler, _convert_="all")
         self.size = trained_size(self.cfg) or trained_size(self.first.training)
+        for branch in self.branches:
+            refuse_another_world(self.cfg.data.get("world"), branch.path.parent)
         self.data = self._data(self.first.condition)
         for branch in self.branches:
-            refuse_another_world(world_of(self.data), branch.path.parent)
             refuse_trained_on(getattr(self.data, "items", ()), branch.path.parent)
         self.items = self.data.__getitems__(range(self.cfg["items"]))
         self.world = world_of(self.data)

@@ -1,6 +1,7 @@
 """Configurations of configs/: mistakes in them, refused early; and composed, for the commands of `python -m cldm`."""
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -71,6 +72,42 @@ def refuse_mistakes(cfg: DictConfig) -> None:
         numbers = value if isinstance(value, ListConfig) else [value]
         if any(isinstance(number, int | float) and number < 1 for number in numbers):
             raise SystemExit(f"{key} must be at least 1, got {value}")
+
+
+@contextmanager
+def keys_suggested(name: str) -> Iterator[None]:
+    """Where Hydra ends the program NAME over a key that does not exist, which are like it; to stderr."""
+    try:
+        yield
+    except SystemExit as error:
+        typed = [
+            item.partition("=")[0] for item in sys.argv[1:] if "=" in item and not item.startswith(("+", "~", "-"))
+        ]
+        for key, near in _like_keys(typed, name).items() if error.code == 1 else ():
+            print(f"there is no key {key}; did you mean {' or '.join(near)}?", file=sys.stderr)
+        raise
+
+
+def _like_keys(typed: Sequence[str], name: str) -> dict[str, list[str]]:
+    """{typed key that no configuration of the program has: at most two keys that are like it}."""
+    groups = {path.name for path in (REPOSITORY / "configs").iterdir() if path.is_dir()}
+    with configs_at_hand():
+        cfg = compose(name, return_hydra_config=True)
+    known = [*_paths(OmegaConf.to_container(cfg, resolve=False))]
+    last = {key.rsplit(".", 1)[-1]: key for key in reversed(known) if not key.startswith("hydra.")}
+    found = {}
+    for key in typed:
+        if key not in known and key.split("/")[0].split("@")[0] not in groups | {"hydra"}:
+            near = get_close_matches(key, known, n=2, cutoff=0.75) or get_close_matches(key, last, n=1, cutoff=0.75)
+            found[key] = [last.get(one, one) if one not in known else one for one in near]
+    return {key: near for key, near in found.items() if near}
+
+
+def _paths(value: Any, key: str = "") -> Iterator[str]:
+    if key:
+        yield key
+    for name, item in value.items() if isinstance(value, dict) else ():
+        yield from _paths(item, f"{key}.{name}" if key else str(name))
 
 
 def home_typed(overrides: Sequence[str]) -> list[str]:

@@ -228,6 +228,8 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
             if _written(last) == trained:
                 for name, content in before.items():
                     write_text(folder / name, content)
+            if asked:
+                print(f"{asked}: {last if last.exists() else 'nothing'} is saved; the same command goes on", flush=True)
             if not asked and not (folder / "DONE.json").exists():
                 trace = traceback.format_exception(error)
                 write_json(folder / "FAILED.json", {"reason": reason, "when": _now(), "trace": trace})

@@ -135,10 +135,21 @@ def is_pooled(path: Path) -> bool:
 
 def load_model(path: Path, cfg: DictConfig) -> tuple[LatentDiffusion, Branch]:
     """The base and its branch, both loaded strictly. A base that was trained together with the branch comes with it."""
-    base = base_of(cfg)
-    diffusion: LatentDiffusion = instantiate(cfg.model, _convert_="all")
-    load_base(diffusion, base_beside(path) or base)
+    base = base_beside(path) or base_of(cfg)
+    diffusion = built_for(cfg, base)
+    load_base(diffusion, base)
     return diffusion.eval(), load_branch(path, cfg, diffusion)
+
+
+def built_for(cfg: DictConfig, base: str | Path | None) -> LatentDiffusion:
+    """The model of a config, to load `base` into. Without a base its weights are random, and always the same: those
+    that a branch was trained on are those that it draws with."""
+    if base is not None:
+        return instantiate(cfg.model, _convert_="all")
+    print("note: this model has no weights, its base is random: good for tests, no figure means anything")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return instantiate(cfg.model, _convert_="all")
 
 
 def load_models(paths: Sequence[Path], trainings: Sequence[DictConfig]) -> tuple[LatentDiffusion, list[Branch]]:

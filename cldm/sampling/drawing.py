@@ -177,8 +177,9 @@ def tell_of_the_example(cfg: DictConfig, condition: Condition) -> None:
     if cfg.image and not own_hint:
         print(f"note: the hint is the example's, {cfg.hint}; photo={cfg.image} takes that of the picture")
     if not own_hint and condition.polarity != "white_on_black":
-        print(f"note: the example's hint is a map of edges, the checkpoint's condition is {condition.name}; give a "
-              "photo= to make its map of, or a hint=")  # fmt: skip
+        made = "a photo= to make its map of, or " if condition.computable else ""
+        print(f"note: the example's hint is a map of edges, the checkpoint's condition is {condition.name}; give {made}"
+              "a hint=")  # fmt: skip
     if cfg.prompt == example.prompt and (cfg.image or own_hint):
         print(f"note: the prompt is the example's: {cfg.prompt}")
 

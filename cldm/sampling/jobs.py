@@ -117,6 +117,10 @@ def load_mask(path: str | Path, size: Size, what: str = "mask") -> Tensor:
 def check_pictures(job: Job, conditions: Sequence[Condition]) -> None:
     """Read the pictures of a job, but run no condition. Raises PictureError for what cannot be used: photos, image,
     mask and regions lie over each other, so they must have one shape. (A ready hint is a canvas of its own.)"""
+    for unit, condition in zip(job.units, conditions, strict=True):
+        if unit.photo and not condition.computable:
+            raise ValueError(f"photo={unit.photo}: {condition.name} maps are not computed from pictures; give a ready "
+                             "map, hint=FILE")  # fmt: skip
     paths = {"image": job.image, "mask": job.mask}
     for i, unit in enumerate(job.units):
         number = f" {i + 1}" if len(job.units) > 1 else ""

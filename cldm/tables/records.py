@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,23 @@ def records(spec: Spec, runs: Mapping[tuple[str, int], Sequence[Path]]) -> list[
 def problems(spec: Spec, found: Sequence[Record]) -> dict[str, list[str]]:
     """Why these records make no table unless it is told to allow it: kind -> reasons."""
     return {"missing": _missing(found), "commits": _commits(found), "protocols": _protocols(spec, found)}
+
+
+def refuse_unknown_scores(spec: Spec, found: Sequence[Record]) -> None:
+    """ValueError for a column whose evaluation has been made, but has no such score or setting in any row."""
+    for column in spec.columns:
+        made = [] if column.source == RUN else [r for record in found if (r := record.evaluated[column.source])]
+        if not made:
+            continue
+        where = f"column {column.title!r}: evaluation {column.source!r} has no"
+        settings = {name for results in made for name in results.get("metrics") or {}}
+        if column.setting not in settings:
+            raise ValueError(f"{where} setting {column.setting!r}; it has {', '.join(sorted(settings))}")
+        known = {score for results in made for score in (results.get("metrics") or {}).get(column.setting, ())}
+        if column.metric not in known:
+            near = get_close_matches(column.metric, known, n=2)
+            told = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(sorted(known))}"
+            raise ValueError(f"{where} score {column.metric!r}; {told}")
 
 
 def _missing(found: Sequence[Record]) -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def _differences(spec: Spec, lines: Sequence[Line]) -> str:
 
 
 def _origin(spec: Spec, found: Sequence[Record], command: str) -> str:
-    facts = [f"Command: `{command}`", f"table file: `configs/table/{spec.name}.yaml`"]
+    facts = [f"Command: `{command}`", f"table file: `{_shown(spec.path)}`"]
     facts.append(f"commit: {_join([f'`{name}`' for name in commits(found)])}")
     for name in spec.evaluations:
         protocols = {r["protocol_hash"]: r for record in found if (r := record.evaluated[name])}
@@ -94,6 +95,11 @@ def _origin(spec: Spec, found: Sequence[Record], command: str) -> str:
                 f"{p['guidance']}, scale {p['scale']}, protocol `{digest}`"
             )
     return "; ".join(facts) + "."
+
+
+def _shown(path: Path | None) -> str:
+    root = Path(__file__).parents[2]
+    return str(path.relative_to(root) if path and path.is_relative_to(root) else path)
 
 
 def latex(spec: Spec, lines: Sequence[Line]) -> str:

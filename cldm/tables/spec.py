@@ -19,7 +19,7 @@ configs/table/NAME.yaml:
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class Spec:
     evaluations: dict[str, tuple[str, ...]]
     columns: tuple[Column, ...]
     figure: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
 
 
 def read_spec(path: Path) -> Spec:
@@ -89,7 +90,7 @@ def read_spec(path: Path) -> Spec:
         raise ValueError(f"there is no table file {path}")
     given: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     try:
-        return _spec(path.stem, given)
+        return replace(_spec(path.stem, given), path=path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: {reason} (cldm/tables/spec.py shows the layout)") from error

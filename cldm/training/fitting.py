@@ -20,7 +20,7 @@ from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused
 from cldm.runs.folder import Run, finish
 from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table
-from cldm.runs.trained import base_beside, base_of
+from cldm.runs.trained import base_beside, base_of, built_for
 from cldm.training.callbacks import averaged
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.report import ancestry, report
@@ -53,7 +53,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     loads = [part for part in cfg.stage.loads if not (scratch and part == "unet")]
     with mistakes_refused():
         size = drawing_size(cfg)
-        model = instantiate(cfg.model, _convert_="all")
+        model = built_for(cfg, base_of(cfg)) if loads else instantiate(cfg.model, _convert_="all")
         if loads:
             load_base(model, base_of(cfg), loads)
         module = build_module(cfg, model)

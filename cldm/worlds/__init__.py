@@ -63,6 +63,8 @@ class World(Protocol):
     nothing."""
     label_classes: Sequence[int]
     """How many class numbers each of the k label maps has, 0 for the ground included."""
+    hint_maps: Sequence[str]
+    """Which maps of `draw` can be hints (condition=truth): brightness or colours, (n, 1 or 3, h, w) in [0, 1]."""
     titles: dict[str, str]
     """What the scores of its judge are called in tables, those to show in their order."""
     headlines: Sequence[str]

@@ -57,6 +57,8 @@ class WorldDataset(Dataset):
     ):
         self.world, self.size, self.seed, self.start, self.keep = world, size, seed, start, tuple(keep)
         self.condition, self.encode = condition, encode
+        if isinstance(condition, Truth) and "hint" in keep:
+            condition.check(world.name, world.hint_maps)
         self.truths = [world.sample(seed, start + i, family) for i in range(count)]
         self.tensors = self._load(Path(cache) / self._name(count, family, fingerprint) if cache else None)
 
@@ -121,7 +123,7 @@ class WorldDataset(Dataset):
     def _draw_chunk(self, truths: Sequence[Any]) -> dict[str, Tensor]:
         maps = ["labels"] if "labels" in self.keep else []
         if "hint" in self.keep and isinstance(self.condition, Truth):
-            maps.append(self.condition.named())
+            maps.append(str(self.condition.map))
         with one_thread():
             drawn = self.world.draw(truths, self.size, maps)
         tensors = {**drawn, "image": ((drawn["image"] + 1.0) * 127.5).round().to(torch.uint8)}

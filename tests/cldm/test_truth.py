@@ -45,10 +45,14 @@ def test_the_hint_of_an_item_is_the_map_that_its_world_draws(world: str, name: s
 @pytest.mark.parametrize(
     ("world", "name", "told"),
     [
-        ("stickers", "depth", "unknown maps depth; known maps: .*segmentation"),
-        ("stickers", "concepts", "condition.map=concepts holds numbers"),
-        ("scenes", "order", "unknown maps order; known maps: .*normals"),
-        ("scenes", None, "condition=truth needs condition.map"),
+        (
+            "stickers",
+            "depth",
+            "condition.map=depth: set condition.map to a map that stickers have: segmentation, lines",
+        ),
+        ("stickers", "concepts", "condition.map=concepts: set .*: segmentation, lines"),
+        ("scenes", "order", "condition.map=order: .*normals"),
+        ("scenes", None, "condition=truth: set condition.map to a map that scenes have: .*depth"),
     ],
 )
 def test_what_is_no_map_of_the_world_is_refused(world: str, name: str | None, told: str) -> None:

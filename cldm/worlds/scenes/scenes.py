@@ -8,7 +8,7 @@ from cldm.worlds.scenes.captions import caption
 from cldm.worlds.scenes.judge import SceneJudge
 from cldm.worlds.scenes.maps import class_maps
 from cldm.worlds.scenes.prompts import prompts
-from cldm.worlds.scenes.renderer import render
+from cldm.worlds.scenes.renderer import MAPS, render
 from cldm.worlds.scenes.segmenter import load_segmenter
 from cldm.worlds.scenes.world import COLORS, KINDS, Scene, get_family, sample_scene
 
@@ -20,6 +20,7 @@ class Scenes:
     version = 1
     unseen = "held_out"
     label_classes = (1 + len(KINDS), 1 + len(COLORS))
+    hint_maps = MAPS
     titles = {  # noqa: RUF012  (a constant)
         "shape_iou": "shape IoU",
         "shape": "shape correct",

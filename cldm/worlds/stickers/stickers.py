@@ -58,6 +58,7 @@ class Stickers:
     name = "stickers"
     unseen = "unseen"
     label_classes = (CLASSES, 1 + len(GROUNDS))
+    hint_maps = ("segmentation", "lines", "edges", "order", "alpha")
     titles = {  # noqa: RUF012  (a constant)
         "concept": "concept right",
         "category": "category right",
