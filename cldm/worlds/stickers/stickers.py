@@ -64,7 +64,7 @@ class Stickers:
         "category": "category right",
         "seg_miou": "segmentation mIoU",
         "color_distance": "colour distance (Lab)",
-        "objects": "number of concepts right",
+        "objects": "right number of stickers",
         "ground": "ground",
         "fid_stickers": "FID (judge's features)",
         "caption_concept": "caption: concepts shown",
