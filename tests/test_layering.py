@@ -169,7 +169,8 @@ def test_only_entry_points_import_hydra():
 
 
 # what evaluate.py composes and reads its items from; the rest of the evaluation works on tensors
-INPUTS = {Path("cldm/evaluation", name) for name in ("applied.py", "measuring.py", "subject.py", "held_out.py", "seen.py")}
+NAMES = ("applied.py", "measuring.py", "subject.py", "held_out.py", "seen.py")
+INPUTS = {Path("cldm/evaluation", name) for name in NAMES}
 OUTER = [path for path in files("cldm/conditions", "cldm/evaluation") if path not in INPUTS]
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "judge": "Train the small network that judges pictures of stickers (concept, category, fid_stickers).",
     "report": "Write one HTML page that compares runs: what differs, curves, pictures, figures, samples.",
     "runs": "List run folders: state, figures, and what differs between them.",
-    "segmenter": "Train the small segmenter that judges pictures of scenes (segmenter_miou, fid_scenes of evaluate.py).",
+    "segmenter": "Train the small segmenter that judges scenes (segmenter_miou, fid_scenes of evaluate.py).",
     "table": "Fill a table of configs/table from run folders; make the runs and evaluations that are missing.",
     "transfer": "Move a ControlNet to another base of the same family: control + (new base - old base).",
 }
