@@ -12,15 +12,18 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from cldm.conditions.canny import Canny
+from cldm.conditions.softedge import Sobel
+from cldm.data.hints import Origin
 from cldm.pictures import to_pil
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import register_resolvers
-from cldm.runs.trained import FILE, guidance_filled_in
+from cldm.runs.trained import FILE, built_for, guidance_filled_in
 from cldm.sampling import drawing as sample
 from cldm.sampling import opening
 from ldm.files import InUse, locked, read_lines
-from ldm.weights import load_weights
+from ldm.weights import fingerprint, load_weights
 
 CONFIGS = str(REPOSITORY / "configs")
 register_resolvers()
@@ -68,6 +71,25 @@ def test_each_model_has_its_guidance(model: str, guidance: float) -> None:
         cfg = compose("sample")
         training = compose("train", overrides=[f"model={model}"])
     assert guidance_filled_in(cfg, training).sampler.guidance == training.sampler.guidance == guidance
+
+
+def test_a_random_base_is_the_one_that_the_branch_was_trained_on() -> None:
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("train", overrides=["model=tiny"])
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(fingerprint(built_for(cfg, None)))
+        assert torch.initial_seed() == seed
+    assert found[0] == found[1]
+
+
+def test_a_map_of_another_condition_is_drawn_from_with_a_word(run: Path, tmp_path: Path, capsys) -> None:
+    picture = Image.open(REPOSITORY / "docs" / "hint.png").convert("RGB").resize((64, 64))
+    for condition, told in ((Canny(), False), (Sobel(), True)):
+        picture.save(tmp_path / "map.png", pnginfo=Origin.of(condition, (64, 64)).info())
+        draw(run, f"checkpoint={run}", "count=1", f"hint={tmp_path}/map.png", f"out={tmp_path}/out")
+        assert ("a map of sobel, for a ControlNet of canny" in capsys.readouterr().out) == told
 
 
 def test_of_several_seeds_one_has_to_be_named(run: Path, tmp_path: Path) -> None:
@@ -153,11 +175,19 @@ def test_what_is_no_picture_is_refused_before_weights_are_read(
 
 def test_scale_zero_draws_what_the_base_alone_draws(run: Path, tmp_path: Path) -> None:
     words = "a large red star left of a small blue ring on a mint background"
-    silent = draw(run, f"checkpoint={run}", "count=1", "scale=0", f"prompt={words}", f"out={tmp_path}/silent")
+    silent = draw(
+        run,
+        f"checkpoint={run}",
+        "count=1",
+        "scale=0",
+        f"prompt={words}",
+        "sampler.guidance=2",
+        f"out={tmp_path}/silent",
+    )
     loud = draw(run, f"checkpoint={run}", "count=1", "scale=1", f"out={tmp_path}/loud")
     assert np.abs(pixels(silent / "seed_0.png") - pixels(loud / "seed_0.png")).max() > 1
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("sample", overrides=["sampler.steps=2", "sampler.guidance=7.5"])
+        cfg = compose("sample", overrides=["sampler.steps=2", "sampler.guidance=2"])
         model_cfg = compose("train", overrides=["model=tiny"])
     base = instantiate(model_cfg.model, _convert_="all")
     load_weights(base, run / "base.safetensors")

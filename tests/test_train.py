@@ -512,9 +512,10 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_unknown_key_stops_the_command(tmp_path):
-    done = command("foo=1", cwd=tmp_path)
+    done = command("foo=1", "stpes=2", cwd=tmp_path)
     assert done.returncode != 0
     assert "Could not override 'foo'" in done.stderr
+    assert "there is no key stpes; did you mean steps?" in done.stderr
     assert not [*tmp_path.iterdir()]
 
 

@@ -57,6 +57,12 @@ def test_every_run_is_listed_with_its_state_and_broken_ones_with_the_reason(plac
     assert found["a"] == {"run": "a", "state": "done", "steps": 10, "edge_f1_1px": 0.8, "optimizer.lr": 0.001}
 
 
+def test_a_key_that_no_run_has_is_named(place, capsys):
+    for typo in (["--where", "optimizer.lrr=1"], ["--columns", "steps,optimizer.lrr"], ["--sort", "optimizer.lrr"]):
+        assert main(["runs", str(place), *typo]) == 1
+        assert "no run has 'optimizer.lrr'; did you mean optimizer.lr" in capsys.readouterr().err
+
+
 def test_runs_are_chosen_and_sorted_by_figures_and_keys(place, capsys):
     assert [*listed(capsys, place, "--where", "optimizer.lr=0.0001")] == ["b", "c", "d"]
     assert [*listed(capsys, place, "--sort", "edge_f1_1px")][-1] == "a"

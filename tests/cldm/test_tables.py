@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from cldm.commands.cli import main
 from cldm.commands.table import TABLES, added, plan, put_into, training
 from cldm.runs.checkout import REPOSITORY
 from cldm.tables.publishing import publish, published_plan
-from cldm.tables.records import problems, records
+from cldm.tables.records import problems, records, refuse_unknown_scores
 from cldm.tables.rendering import latex, markdown, picture, to_csv
 from cldm.tables.spec import evaluation_folder, read_spec
 from cldm.tables.writing import lines
@@ -244,6 +245,20 @@ def test_missing_runs_and_outdated_evaluations_are_named(spec, found, tmp_path):
     missing = problems(spec, fresh)["missing"]
     assert [re.match(r"(.*?) \(", line).group(1) for line in missing] == [
         "one, seed 1: not trained", "other, seed 2: no evaluation 'main'"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"metric": "egde"}, "column 'edge F1': evaluation 'main' has no score 'egde'; did you mean edge"),
+        ({"setting": "non"}, "column 'edge F1': evaluation 'main' has no setting 'non'; it has none"),
+    ],
+)
+def test_a_score_that_no_evaluation_has_is_named(spec, found, changed, told):
+    refuse_unknown_scores(spec, found)
+    wrong = replace(spec, columns=(replace(spec.columns[0], **changed), *spec.columns[1:]))
+    with pytest.raises(ValueError, match=told):
+        refuse_unknown_scores(wrong, found)
 
 
 def test_mixed_commits_and_protocols_are_named(spec, found, tmp_path):

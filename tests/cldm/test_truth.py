@@ -9,6 +9,8 @@ import torch
 import train
 from cldm.conditions.canny import Canny
 from cldm.conditions.truth import Truth
+from cldm.data.decoding import decode
+from cldm.data.hints import Origin
 from cldm.evaluation.measuring import evaluate
 from cldm.runs.building import instantiate
 from cldm.runs.configs import composed as composed_by
@@ -87,6 +89,9 @@ def test_a_branch_trains_on_exact_depth_and_the_judge_measures_it(composed, fill
         (folder,) = evaluate(cfg)
     assert '"depth_delta1"' in (folder / "results.json").read_text()
     assert not (folder / "hints").exists()
+    origin = Origin.read(decode(next((folder / "items").glob("*_hint.png")), "hint"))
+    assert origin
+    assert (origin.condition, origin.params["map"]) == ("truth", "depth")
     # the exported file alone, away from its run: it draws from a ready map
     lone = (tmp_path / "run" / "control.safetensors").rename(tmp_path / "lone.safetensors")
     ready = next((folder / "items").glob("*_hint.png"))
