@@ -511,6 +511,18 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def test_a_run_that_is_refused_leaves_no_folder_and_one_that_was_there_stays(small, composed, tmp_path):
+    wrong = composed(*small, "condition=truth", "condition.map=depth", f"run_dir={tmp_path / 'runs' / 'a' / 'seed-0'}")
+    with pytest.raises(Refused, match="a map that stickers have"):
+        train.train(wrong)
+    assert not (tmp_path / "runs" / "a").exists()
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "notes.txt").write_text("mine")
+    with pytest.raises(Refused, match="a map that stickers have"):
+        train.train(wrong)
+    assert [path.name for path in (tmp_path / "runs" / "a").iterdir()] == ["notes.txt"]
+
+
 def test_an_unknown_key_stops_the_command(tmp_path):
     done = command("foo=1", "stpes=2", cwd=tmp_path)
     assert done.returncode != 0

@@ -10,12 +10,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cldm.runs.checkout import REPOSITORY, commit
+from cldm.runs.sweeps import in_sweep
 from ldm.files import (
     FILES,
     InUse,
@@ -188,7 +190,7 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
 
     overrides: those of the command. Another configuration in the folder is a ChangedConfig, unless `resume` asks for
     the change; a folder in use is Refused. Where a change ends in an error before anything was trained, the folder
-    is again what it was.
+    is again what it was; where a first attempt is Refused, there is none.
     """
     folder = Path(cfg.run_dir)
     last = folder / "checkpoints" / "last.ckpt"
@@ -204,12 +206,13 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
             f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
         )
+    parent_was_there = folder.parent.exists()
     with _locked(folder):
         remove_partial(folder, last.parent, folder / "previews")
         now = inputs(cfg)
         if not cfg.resume:
             _refuse_other_inputs(folder, now)
-        before, trained = _record(folder), _written(last)
+        before, trained, fresh = _record(folder), _written(last), not (folder / ATTEMPTS).exists()
         for name in ("DONE.json", "FAILED.json"):
             (folder / name).unlink(missing_ok=True)
         write_json(folder / INPUTS, now)
@@ -233,6 +236,11 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
             if not asked and not (folder / "DONE.json").exists():
                 trace = traceback.format_exception(error)
                 write_json(folder / "FAILED.json", {"reason": reason, "when": _now(), "trace": trace})
+            if isinstance(error, Refused) and fresh and not in_sweep():  # a sweep's summary names the folder
+                shutil.rmtree(folder, ignore_errors=True)
+                if not parent_was_there:
+                    with suppress(OSError):  # other seeds may have begun in it
+                        folder.parent.rmdir()
             raise
         _note(folder, {"event": "done"})
 
