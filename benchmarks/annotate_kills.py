@@ -6,6 +6,7 @@ One file in twenty is broken (empty, cut short, text, animated, tiny); others ar
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -70,7 +71,18 @@ def make_files(folder: Path, count: int, side: int) -> int:
 
 def start(source: Path, out: Path, workers: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "cldm", "annotate", str(source), str(out), f"--workers={workers}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **output)
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session (Linux; elsewhere none is found)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            fields = path.read_text().rpartition(")")[2].split()  # state, parent, group, session, ...
+            found += [int(path.parent.name)] if int(fields[3]) == session and fields[0] != "Z" else []
+    return found
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -123,7 +135,10 @@ def main() -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-            time.sleep(0.5)  # its workers notice and stop
+            until = time.monotonic() + 10  # its workers notice and stop
+            while (left := members(process.pid)) and time.monotonic() < until:
+                time.sleep(0.1)
+            assert not left, f"processes {left} outlive the killed run"
             now = written(killed)
             redone = [name for name in seen if now[name] != seen[name]]
             assert not redone, f"done again: {redone[:3]}"

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import shutil
 import threading
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -224,14 +223,14 @@ def _start_worker() -> None:
     """One thread each; and no worker outlives a killed run."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    parent = os.getppid()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _end_with(run: Any) -> None:
+    """End this process when that of the run ends. (This one's parent is the fork server, which lives as long as its
+    children do.)"""
+    run.join()
+    os._exit(1)
 
 
 def short_side(image: np.ndarray, resolution: int) -> np.ndarray:
