@@ -190,7 +190,7 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
 
     overrides: those of the command. Another configuration in the folder is a ChangedConfig, unless `resume` asks for
     the change; a folder in use is Refused. Where a change ends in an error before anything was trained, the folder
-    is again what it was; where a first attempt is Refused, there is none.
+    is again what it was; a folder that was made for an attempt that is Refused is removed.
     """
     folder = Path(cfg.run_dir)
     last = folder / "checkpoints" / "last.ckpt"
@@ -206,13 +206,13 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
             f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
         )
-    parent_was_there = folder.parent.exists()
+    made = [path for path in (folder, folder.parent) if not path.exists()]
     with _locked(folder):
         remove_partial(folder, last.parent, folder / "previews")
         now = inputs(cfg)
         if not cfg.resume:
             _refuse_other_inputs(folder, now)
-        before, trained, fresh = _record(folder), _written(last), not (folder / ATTEMPTS).exists()
+        before, trained = _record(folder), _written(last)
         for name in ("DONE.json", "FAILED.json"):
             (folder / name).unlink(missing_ok=True)
         write_json(folder / INPUTS, now)
@@ -225,24 +225,29 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
         try:
             yield run
         except BaseException as error:
-            asked = ASKED.get(type(error).__name__)
-            reason = asked or f"{type(error).__name__}: {error}"
-            _note(folder, {"event": "stopped", "reason": reason})
             if _written(last) == trained:
                 for name, content in before.items():
                     write_text(folder / name, content)
-            if asked:
-                print(f"{asked}: {last if last.exists() else 'nothing'} is saved; the same command goes on", flush=True)
-            if not asked and not (folder / "DONE.json").exists():
-                trace = traceback.format_exception(error)
-                write_json(folder / "FAILED.json", {"reason": reason, "when": _now(), "trace": trace})
-            if isinstance(error, Refused) and fresh and not in_sweep():  # a sweep's summary names the folder
+            _tell_end(folder, last, error)
+            if isinstance(error, Refused) and folder in made and not in_sweep():  # a sweep's summary names the folder
                 shutil.rmtree(folder, ignore_errors=True)
-                if not parent_was_there:
+                if folder.parent in made:
                     with suppress(OSError):  # other seeds may have begun in it
                         folder.parent.rmdir()
             raise
         _note(folder, {"event": "done"})
+
+
+def _tell_end(folder: Path, last: Path, error: BaseException) -> None:
+    """Note why an attempt ended; FAILED.json, unless it was asked to."""
+    asked = ASKED.get(type(error).__name__)
+    reason = asked or f"{type(error).__name__}: {error}"
+    _note(folder, {"event": "stopped", "reason": reason})
+    if asked:
+        print(f"{asked}: {last if last.exists() else 'nothing'} is saved; the same command goes on", flush=True)
+    elif not (folder / "DONE.json").exists():
+        trace = traceback.format_exception(error)
+        write_json(folder / "FAILED.json", {"reason": reason, "when": _now(), "trace": trace})
 
 
 def _rank() -> int:
