@@ -101,6 +101,12 @@ def test_ddim_is_exact_on_a_gaussian(spacing):
         check_ddim_is_exact(n, spacing)
 
 
+@pytest.mark.slow
+def test_ddim_is_exact_on_a_gaussian_for_every_step_count():
+    for n in range(1, 1001):
+        check_ddim_is_exact(n, "leading")
+
+
 @pytest.mark.parametrize("final_alpha", [None, 1.0])
 def test_ddim_converges_to_the_data_at_first_order(final_alpha):
     """From the true marginal at T: to the true mean exactly, to the true std with an error like 1/n."""
