@@ -17,6 +17,7 @@ from cldm.conditions import Condition
 from cldm.data.cache import build_cache
 from cldm.data.datamodule import DataModule
 from cldm.data.fill50k import write_fill50k
+from cldm.runs import configs
 from cldm.runs.building import instantiate
 from cldm.runs.configs import mistakes_refused, refuse_mistakes
 from cldm.runs.folder import Refused
@@ -340,3 +341,19 @@ def test_what_does_not_change_a_result_does_not_change_its_folder(composed, same
 @pytest.mark.parametrize("other", ["steps=7", "optimizer.lr=3e-4", "condition.low=10", "data.train_count=9"])
 def test_another_configuration_has_another_folder(composed, other):
     assert Path(composed("model=tiny").run_dir).parent != Path(composed("model=tiny", other).run_dir).parent
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "found"),
+    [
+        ("train", ["stpes=5"], {"stpes": ["steps"]}),
+        ("train", ["optimizer.lrr=1"], {"optimizer.lrr": ["optimizer.lr", "optimizer"]}),
+        ("train", ["condition=truth", "condition.map=depth", "steps=3"], {}),
+        ("train", ["condition=truth,canny", "condition.map=depth"], {}),
+        ("train", ["condition=no_such", "condition.map=depth"], {}),
+        ("evaluate", ["item=4", "protocol=scenes"], {"item": ["items"]}),
+        ("sample", ["promt=a"], {"promt": ["prompt"]}),
+    ],
+)
+def test_keys_that_do_not_exist_are_told_with_what_they_are_like(name, overrides, found):
+    assert configs._like_keys(overrides, name) == found

@@ -80,26 +80,29 @@ def keys_suggested(name: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        typed = [
-            item.partition("=")[0] for item in sys.argv[1:] if "=" in item and not item.startswith(("+", "~", "-"))
-        ]
-        for key, near in _like_keys(typed, name).items() if error.code == 1 else ():
+        overrides = [item for item in sys.argv[1:] if "=" in item and not item.startswith(("+", "~", "-"))]
+        for key, near in _like_keys(overrides, name).items() if error.code == 1 else ():
             print(f"there is no key {key}; did you mean {' or '.join(near)}?", file=sys.stderr)
         raise
 
 
-def _like_keys(typed: Sequence[str], name: str) -> dict[str, list[str]]:
-    """{typed key that no configuration of the program has: at most two keys that are like it}."""
+def _like_keys(overrides: Sequence[str], name: str) -> dict[str, list[str]]:
+    """{typed key that the program does not have with the typed groups: at most two keys that are like it}."""
     groups = {path.name for path in (REPOSITORY / "configs").iterdir() if path.is_dir()}
-    with configs_at_hand():
-        cfg = compose(name, return_hydra_config=True)
+    typed = {item.partition("=")[0]: item for item in overrides}
+    chosen = [item.split(",")[0] for key, item in typed.items() if key in groups]  # a sweep's first choice
+    try:
+        with configs_at_hand():
+            cfg = compose(name, overrides=chosen, return_hydra_config=True)
+    except HydraException:  # of a choice that does not exist, which Hydra has told
+        return {}
     known = [*_paths(OmegaConf.to_container(cfg, resolve=False))]
     last = {key.rsplit(".", 1)[-1]: key for key in reversed(known) if not key.startswith("hydra.")}
     found = {}
     for key in typed:
-        if key not in known and key.split("/")[0].split("@")[0] not in groups | {"hydra"}:
-            near = get_close_matches(key, known, n=2, cutoff=0.75) or get_close_matches(key, last, n=1, cutoff=0.75)
-            found[key] = [last.get(one, one) if one not in known else one for one in near]
+        if key not in known and re.split("[/@]", key)[0] not in groups | {"hydra"}:
+            near = get_close_matches(key, known, n=2, cutoff=0.75)
+            found[key] = near or [last[one] for one in get_close_matches(key, last, n=1, cutoff=0.75)]
     return {key: near for key, near in found.items() if near}
 
 
