@@ -1,11 +1,10 @@
 """A world's exact map as the hint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from cldm.conditions import Condition, Polarity
 
@@ -14,7 +13,7 @@ from cldm.conditions import Condition, Polarity
 class Truth(Condition):
     """The map that a world draws beside each picture: segmentation, depth, normals, ... It is known, not computed.
 
-    `of` takes it from what a world drew. A picture alone has none, so `extract` raises ValueError.
+    WorldDataset takes it from what the world drew. A picture alone has none, so `extract` raises ValueError.
     """
 
     map: str | None = None
@@ -34,12 +33,9 @@ class Truth(Condition):
             "give a ready map, hint=FILE"
         )
 
-    def check(self, world: str, maps: Sequence[str]) -> None:
-        """ValueError unless the map is one of those that the world can give."""
-        if self.map not in maps:
+    def named(self, world: str, maps: Sequence[str]) -> str:
+        """The map's name. ValueError unless it is one of the `maps` that the world has as hints."""
+        if self.map is None or self.map not in maps:
             given = "condition=truth" if self.map is None else f"condition.map={self.map}"
             raise ValueError(f"{given}: set condition.map to a map that {world} have: {', '.join(maps) or 'none'}")
-
-    def of(self, drawn: Mapping[str, Tensor]) -> Tensor:
-        """Hints (n, 3, h, w) in [0, 1] of the maps that a world drew (cldm.worlds.World.draw)."""
-        return drawn[str(self.map)].expand(-1, 3, -1, -1)
+        return self.map

@@ -57,8 +57,9 @@ class WorldDataset(Dataset):
     ):
         self.world, self.size, self.seed, self.start, self.keep = world, size, seed, start, tuple(keep)
         self.condition, self.encode = condition, encode
+        self.hint_map = None  # of the world; else the condition computes the hint
         if isinstance(condition, Truth) and "hint" in keep:
-            condition.check(world.name, world.hint_maps)
+            self.hint_map = condition.named(world.name, world.hint_maps)
         self.truths = [world.sample(seed, start + i, family) for i in range(count)]
         self.tensors = self._load(Path(cache) / self._name(count, family, fingerprint) if cache else None)
 
@@ -121,9 +122,7 @@ class WorldDataset(Dataset):
 
     @torch.no_grad()
     def _draw_chunk(self, truths: Sequence[Any]) -> dict[str, Tensor]:
-        maps = ["labels"] if "labels" in self.keep else []
-        if "hint" in self.keep and isinstance(self.condition, Truth):
-            maps.append(str(self.condition.map))
+        maps = [*(["labels"] if "labels" in self.keep else []), *([self.hint_map] if self.hint_map else [])]
         with one_thread():
             drawn = self.world.draw(truths, self.size, maps)
         tensors = {**drawn, "image": ((drawn["image"] + 1.0) * 127.5).round().to(torch.uint8)}
@@ -135,6 +134,9 @@ class WorldDataset(Dataset):
         if "hint" in self.keep:
             if self.condition is None:
                 raise ValueError("keep=hint needs a condition")
-            hint = self.condition.of(drawn) if isinstance(self.condition, Truth) else apply_batch(self.condition, image)
+            if self.hint_map is None:
+                hint = apply_batch(self.condition, image)
+            else:
+                hint = drawn[self.hint_map].expand(-1, 3, -1, -1)
             tensors["hint"] = stored((hint * 255).round() / 255)  # 8 bits, as in a file
         return {name: tensors[name] for name in self.keep}
