@@ -53,7 +53,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     loads = [part for part in cfg.stage.loads if not (scratch and part == "unet")]
     with mistakes_refused():
         size = drawing_size(cfg)
-        model = built_for(cfg, base_of(cfg)) if loads else instantiate(cfg.model, _convert_="all")
+        locked = "unet" in loads  # else the weights are to be trained, and begin as cfg.seed says
+        model = built_for(cfg, base_of(cfg)) if locked else instantiate(cfg.model, _convert_="all")
         if loads:
             load_base(model, base_of(cfg), loads)
         module = build_module(cfg, model)
