@@ -17,7 +17,10 @@ def main(cfg: DictConfig) -> None:
     refuse_mistakes(cfg)
     from cldm.evaluation.measuring import evaluate  # and with it torch, which --help and refusals need not wait for
 
-    evaluate(cfg)
+    try:
+        evaluate(cfg)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command draws what is missing") from None
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ def test_an_experiment_trains(composed, small, tmp_path, name):
 
 
 JOBS = {None: ("-1,1e-3", "0,1"), "joblib": ("-1,1e-3", "0"), "submitit_local": ("-1,1e-3", "0")}
-"""Learning rates, of which -1 fails before the others begin, and seeds. A launcher starts a process for each job, so it gets few."""
+"""Learning rates, of which -1 fails before the others begin, and seeds. A launcher starts a process for each job, so it
+gets few."""
 
 
 @pytest.mark.slow

@@ -616,6 +616,7 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
     assert not (stopped / "DONE.json").exists()
     assert not (stopped / "FAILED.json").exists()
     assert read(stopped).state == "stopped: asked to end"
+    assert "asked to end: stopped/checkpoints/last.ckpt is saved; the same command goes on" in told.stdout
     done = command(*options, "run_dir=stopped", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert forked("straight", *short).wait(600)

@@ -63,6 +63,16 @@ def test_a_key_that_no_run_has_is_named(place, capsys):
         assert "no run has 'optimizer.lrr'; did you mean optimizer.lr" in capsys.readouterr().err
 
 
+def test_in_the_terminal_names_are_whole_and_reasons_a_line(place, capsys):
+    name = "control-canny-batch_size-8-condition-canny-" + "x" * 120
+    folder(place, name, FAILED_json=json.dumps({"reason": "ValueError: " + "very " * 40 + "long"}))
+    assert main(["runs", str(place)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if name in line]
+    assert "failed: ValueError: very" in line
+    assert "long" not in line
+    assert listed(capsys, place)[name]["state"].endswith("very long")
+
+
 def test_runs_are_chosen_and_sorted_by_figures_and_keys(place, capsys):
     assert [*listed(capsys, place, "--where", "optimizer.lr=0.0001")] == ["b", "c", "d"]
     assert [*listed(capsys, place, "--sort", "edge_f1_1px")][-1] == "a"
