@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from cldm.data.annotate import SKIPPED, Annotation, annotate
 from cldm.data.fill50k import SIDE, write_fill50k
 from cldm.data.listing import list_items
 from cldm.data.transforms import check_size
+from ldm.cores import cores
 
 EXAMPLES = """\
   python -m cldm annotate photos/ sets/canny --size 512 --condition canny --set low=50 --workers 2 --preview 12
@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resolution", type=int, help="short side of maps and pictures in pixels (default: as it is)")
     parser.add_argument("--min-side", type=int, default=64, help="skip pictures with a shorter side (default: 64)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0 works in this one")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes; 0 works in this one")
     parser.add_argument("--preview", type=int, default=0, metavar="N", help="write preview.png, a sheet of N items")
     parser.add_argument("--link", action="store_true", help="hard-link pictures instead of copying them")
     parser.add_argument("--fill50k", type=int, metavar="N", help="draw N items of the tutorial's toy set instead")

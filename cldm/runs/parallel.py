@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.cores import cores
+
 TAIL = 12  # lines of a failed command's output that are shown
 
 
@@ -59,15 +61,11 @@ def _run(task: Task, at_once: int, running: "_Running") -> int:
     if at_once == 1:
         print(f"\n== {task.title} ==", flush=True)
         return running.wait(subprocess.Popen(task.command))
-    threads = str(max(1, _cores() // at_once))
+    threads = str(max(1, cores() // at_once))
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "w") as log:
         return running.wait(subprocess.Popen(task.command, stdout=log, stderr=subprocess.STDOUT, env=environment))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Running:

@@ -2,6 +2,7 @@
 
 import colorsys
 import itertools
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from cldm.conditions import apply_batch
 from cldm.conditions.canny import Canny
 from cldm.data.datamodule import DataModule, StepSampler
 from cldm.runs.building import instantiate
-from cldm.worlds import get_world
+from cldm.worlds import dataset, get_world
 from cldm.worlds.datamodule import world_data
 from cldm.worlds.dataset import WorldDataset
 from cldm.worlds.scenes.world import COLORS, HELD_OUT_KINDS, HELD_OUT_PAIRS, KINDS
@@ -148,6 +149,25 @@ def test_keeping_what_cannot_be_made_is_refused():
         scenes_set(1, 64, keep=("moments",))
     with pytest.raises(ValueError, match="needs a condition"):
         scenes_set(1, 64, keep=("hint",))
+
+
+def test_what_processes_draw_is_what_one_draws(monkeypatch):
+    options = {"size": 64, "keep": ("image", "hint", "labels"), "condition": Canny()}
+    monkeypatch.setattr(dataset, "CHUNK", 2)
+    monkeypatch.setattr(dataset, "cores", lambda: 1)
+    alone = scenes_set(33, **options)
+    monkeypatch.setattr(dataset, "cores", lambda: 3)
+    here, drawn = os.getpid(), []
+    original = dataset._Drawings.__getitem__
+    monkeypatch.setattr(
+        dataset._Drawings, "__getitem__", lambda self, i: original(self, i) | {"process": torch.tensor([os.getpid()])}
+    )
+    kept = WorldDataset._kept
+    monkeypatch.setattr(WorldDataset, "_kept", lambda self, d: drawn.append(d["process"].item()) or kept(self, d))
+    apart = scenes_set(33, **options)
+    assert len({*drawn}) == 2
+    assert here not in drawn
+    assert all(torch.equal(alone.tensors[name], apart.tensors[name]) for name in options["keep"])
 
 
 def test_a_second_construction_reads_the_cache(tmp_path, monkeypatch):

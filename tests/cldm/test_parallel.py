@@ -32,7 +32,7 @@ def test_cores_are_shared_between_jobs(tmp_path):
     code = f"import os; open({str(tmp_path / 'threads')!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("OMP_NUM_THREADS", raising=False)
-        patch.setattr("cldm.runs.parallel._cores", lambda: 8)
+        patch.setattr("cldm.runs.parallel.cores", lambda: 8)
         run_all([python("one", code, tmp_path)], 4)
     assert (tmp_path / "threads").read_text() == "2"
 
