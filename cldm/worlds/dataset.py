@@ -159,5 +159,6 @@ class _Drawings(Dataset):
         return {**drawn, "image": ((drawn["image"] + 1.0) * 127.5).round().to(torch.uint8)}
 
     def workers(self) -> int:
-        """Processes to draw in: none for few items, for which starting them takes longer, or on a single core."""
-        return min(WORKERS, cores() - 1, len(self) // 8)
+        """Processes to draw in: none for few items, for which starting them takes longer, or on two cores, which
+        encoding keeps busy."""
+        return min(WORKERS, (cores() - 1) // 2, len(self) // 8)

@@ -156,7 +156,7 @@ def test_what_processes_draw_is_what_one_draws(monkeypatch):
     monkeypatch.setattr(dataset, "CHUNK", 2)
     monkeypatch.setattr(dataset, "cores", lambda: 1)
     alone = scenes_set(33, **options)
-    monkeypatch.setattr(dataset, "cores", lambda: 3)
+    monkeypatch.setattr(dataset, "cores", lambda: 5)
     here, drawn = os.getpid(), []
     original = dataset._Drawings.__getitem__
     monkeypatch.setattr(
