@@ -1,13 +1,14 @@
 """Numbered items of a world as a data set held in memory: images or cached latent moments, hints, labels, captions."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cldm.conditions import Condition, apply_batch
@@ -20,7 +21,6 @@ from ldm.files import locked, whole
 from ldm.identity import key
 
 CHUNK = 64  # items drawn at a time
-WORKERS = 4  # processes that draw at most, beside this one, which encodes
 ENCODED = 8  # of them at a time: what more take does not fit the cache of a CPU, and an image takes half as long again
 
 
@@ -114,19 +114,23 @@ class WorldDataset(Dataset):
             return tensors
 
     def _draw_all(self) -> dict[str, Tensor]:
-        maps = [*(["labels"] if "labels" in self.keep else []), *([self.hint_map] if self.hint_map else [])]
-        drawings = _Drawings(self.world, self.truths, self.size, maps)
-        chunks: list[dict[str, Tensor]] = []
-        with tqdm(total=len(self.truths), desc=f"drawing {self.size} px {self.world.name}", unit="img") as bar:
-            for drawn in DataLoader(drawings, batch_size=None, num_workers=drawings.workers()):
-                chunks.append(self._kept(drawn))
-                bar.update(len(drawn["image"]))
-        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in self.keep}
+        chunks = [self.truths[first : first + CHUNK] for first in range(0, len(self.truths), CHUNK)]
+        found: list[dict[str, Tensor]] = []
+        # A chunk in one thread, as many chunks as cores: threads that share each small operation wait for one another,
+        # twenty times as long as they work if another program takes one of two cores.
+        pool = ThreadPoolExecutor(max(1, min(cores(), len(chunks))), initializer=torch.set_num_threads, initargs=(1,))
+        bar = tqdm(total=len(self.truths), desc=f"drawing {self.size} px {self.world.name}", unit="img")
+        with one_thread(), pool, bar:
+            for chunk, drawn in zip(chunks, pool.map(self._draw_chunk, chunks), strict=True):
+                found.append(drawn)
+                bar.update(len(chunk))
+        return {name: torch.cat([chunk[name] for chunk in found]) for name in self.keep}
 
     @torch.no_grad()
-    def _kept(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What of a chunk is held: `drawn` with hints and moments added, without what was not asked for."""
-        tensors = dict(drawn)
+    def _draw_chunk(self, truths: Sequence[Any]) -> dict[str, Tensor]:
+        maps = [*(["labels"] if "labels" in self.keep else []), *([self.hint_map] if self.hint_map else [])]
+        drawn = self.world.draw(truths, self.size, maps)
+        tensors = {**drawn, "image": ((drawn["image"] + 1.0) * 127.5).round().to(torch.uint8)}
         image = tensors["image"].float() / 127.5 - 1.0  # hints and moments see the image as it would be stored
         if "moments" in self.keep:
             if self.encode is None:
@@ -141,24 +145,3 @@ class WorldDataset(Dataset):
                 hint = drawn[self.hint_map].expand(-1, 3, -1, -1)
             tensors["hint"] = stored((hint * 255).round() / 255)  # 8 bits, as in a file
         return {name: tensors[name] for name in self.keep}
-
-
-class _Drawings(Dataset):
-    """Chunks of items as the world draws them: images (n, 3, size, size) in 8 bits, and maps."""
-
-    def __init__(self, world: World, truths: Sequence[Any], size: int, maps: Sequence[str]):
-        self.world, self.size, self.maps = world, size, maps
-        self.chunks = [truths[first : first + CHUNK] for first in range(0, len(truths), CHUNK)]
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        with one_thread():
-            drawn = self.world.draw(self.chunks[index], self.size, self.maps)
-        return {**drawn, "image": ((drawn["image"] + 1.0) * 127.5).round().to(torch.uint8)}
-
-    def workers(self) -> int:
-        """Processes to draw in: none for few items, for which starting them takes longer, or on two cores, which
-        encoding keeps busy."""
-        return min(WORKERS, (cores() - 1) // 2, len(self) // 8)

@@ -2,7 +2,7 @@
 
 import colorsys
 import itertools
-import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -151,23 +151,25 @@ def test_keeping_what_cannot_be_made_is_refused():
         scenes_set(1, 64, keep=("hint",))
 
 
-def test_what_processes_draw_is_what_one_draws(monkeypatch):
-    options = {"size": 64, "keep": ("image", "hint", "labels"), "condition": Canny()}
+def test_what_several_threads_draw_is_what_one_draws(monkeypatch, make_diffusion):
+    encode, threads = make_diffusion().autoencoder.encode, {}
     monkeypatch.setattr(dataset, "CHUNK", 2)
-    monkeypatch.setattr(dataset, "cores", lambda: 1)
-    alone = scenes_set(33, **options)
-    monkeypatch.setattr(dataset, "cores", lambda: 5)
-    here, drawn = os.getpid(), []
-    original = dataset._Drawings.__getitem__
-    monkeypatch.setattr(
-        dataset._Drawings, "__getitem__", lambda self, i: original(self, i) | {"process": torch.tensor([os.getpid()])}
-    )
-    kept = WorldDataset._kept
-    monkeypatch.setattr(WorldDataset, "_kept", lambda self, d: drawn.append(d["process"].item()) or kept(self, d))
-    apart = scenes_set(33, **options)
-    assert len({*drawn}) == 2
-    assert here not in drawn
-    assert all(torch.equal(alone.tensors[name], apart.tensors[name]) for name in options["keep"])
+
+    def noted(image):
+        threads[cores].add(threading.get_ident())
+        assert torch.get_num_threads() == 1
+        assert not torch.is_grad_enabled()
+        return encode(image)
+
+    found, before = {}, torch.get_num_threads()
+    for cores in (1, 3):
+        threads[cores] = set()
+        monkeypatch.setattr(dataset, "cores", lambda n=cores: n)
+        options = {"size": 64, "keep": ("moments", "hint", "labels"), "condition": Canny(), "encode": noted}
+        found[cores] = scenes_set(33, **options).tensors
+    assert len(threads[1]) == 1 < len(threads[3])
+    assert torch.get_num_threads() == before
+    assert all(torch.equal(found[1][name], found[3][name]) for name in options["keep"])
 
 
 def test_a_second_construction_reads_the_cache(tmp_path, monkeypatch):
