@@ -161,6 +161,12 @@ def listing(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def sizes(files: Iterable[Path]) -> str:
+    """Digest of the names and sizes of these files; -1 for one that is not there."""
+    lines = [f"{file.name} {file.stat().st_size if file.is_file() else -1}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
 def _file(path: Path) -> str:
     stat = path.stat()
     return _read(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,10 +101,18 @@ def test_the_commands_of_docs_own_model_train_the_three_stages_on_a_folder(compo
 
 def test_what_an_earlier_attempt_was_trained_on_stays_trained_on(tmp_path):
     items = [Item(name, Path(f"/pictures/{name}.png")) for name in "abc"]
-    record_items(tmp_path / ITEMS, items[:2], items[2:])
-    record_items(tmp_path / ITEMS, items[1:], items[:1])
+
+    def data(train, held_out):
+        return SimpleNamespace(train=SimpleNamespace(items=train), validation=SimpleNamespace(items=held_out))
+
+    record_items(tmp_path / ITEMS, data(items[:2], items[2:]))
+    record_items(tmp_path / ITEMS, data(items[1:], items[:1]))
     told = json.loads((tmp_path / ITEMS).read_text())
     assert told["trained"] == [f"/pictures/{name}.png" for name in "abc"]
+    later = tmp_path / "later" / ITEMS  # a run that starts from its weights
+    later.parent.mkdir()
+    record_items(later, data([Item("d", Path("/pictures/d.png"))], []), [tmp_path / "control.safetensors"])
+    assert json.loads(later.read_text())["trained"] == [f"/pictures/{name}.png" for name in "abcd"]
 
 
 def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeypatch):

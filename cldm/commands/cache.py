@@ -24,12 +24,11 @@ def run(args: argparse.Namespace) -> None:
     from cldm.data.folder import FolderDataset
     from cldm.runs.building import instantiate
     from cldm.runs.configs import composed
-    from cldm.runs.trained import base_of
+    from cldm.runs.trained import base_of, built_for
     from ldm.interop import load_base
 
     cfg = composed(args.overrides)
-    torch.manual_seed(cfg.seed)  # a model without `base` starts as train.py's does
-    model = instantiate(cfg.model, _convert_="all")
+    model = built_for(cfg, base_of(cfg))
     load_base(model, base_of(cfg), ["autoencoder", "conditioner"])
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     condition = instantiate(cfg.condition, _convert_="all")

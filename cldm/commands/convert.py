@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from cldm.branches.interop import control_tensors, describe, understand_control, write_control_folder
+from cldm.runs.folder import BASE_FILE
 from ldm.files import whole
 from ldm.interop.layouts import CALLED
 from ldm.interop.model import pad_of, schedule_of
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
             _write_original(parts, target, metadata, dtype, told)
         else:
             _write_diffusers(parts, target, metadata, dtype, told, pad)
+    if metadata.get("locking", "locked") != "locked":
+        print(f"note: this branch was trained together with its base: take the {BASE_FILE} of its run along")
     print(f"wrote {args.dst} ({args.to} layout, {args.dtype or 'precision of the source'})")
 
 

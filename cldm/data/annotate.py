@@ -140,7 +140,7 @@ def _annotate(items: Sequence[Item], job: Annotation, workers: int, preview: int
     done = read_journal(job.out / JOURNAL)
     below = [path for name in ("source", "target") for path in (job.out / name).rglob("*") if path.is_dir()]
     remove_partial(job.out, job.out / "source", job.out / "target", *below)
-    todo = [item for item in items if item.name not in done or _edited(item, done[item.name])]
+    todo = [item for item in items if item.name not in done or _stale(item, done[item.name], job.out)]
     with (
         open(job.out / JOURNAL, "a", encoding="utf-8") as journal,
         tqdm(total=len(items), initial=len(items) - len(todo), desc=job.condition.name, unit="img") as bar,
@@ -174,10 +174,16 @@ def _stamp(path: Path) -> list[Any] | None:
         return None
 
 
-def _edited(item: Item, record: Record) -> bool:
-    """Whether the picture is another one than that of the record; its content is read where size or time differ."""
+def _stale(item: Item, record: Record, out: Path) -> bool:
+    """Whether the picture is another one than that of the record, whose content is read where size or time differ, or
+    what was made of it is gone. A picture that is gone leaves the record as it is."""
     known = record.get("file")
-    if known is None:
+    if not item.image.is_file():
+        return False
+    lost = "file" in record and known is None
+    if lost or any(not (out / record[name]).is_file() for name in ("source", "target") if record.get(name)):
+        return True
+    if known is None:  # of a version that did not tell
         return False
     stat = item.image.stat()
     return [stat.st_size, stat.st_mtime_ns] != known[:2] and content(item.image) != known[2]

@@ -25,6 +25,7 @@ from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
 from cldm.data.hints import restored, stored
+from cldm.data.listing import pictures
 from cldm.data.transforms import check_size
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
@@ -122,6 +123,8 @@ def _build(
         "groups": list(train.groups) if train.groups else None,
         "texts": texts,
         "captions": [numbers[caption] for caption in captions],
+        "pictures": pictures(train.items),
+        "held_out": pictures(validation.items),
         "validation": _write_validation(folder, validation),
     }
     write_json(folder / INDEX, index, indent=None)
@@ -192,6 +195,7 @@ class CachedDataset(Dataset):
         self.groups: list[int] | None = index["groups"]
         self.place, self.texts, self.captions = index["place"], index["texts"], index["captions"]
         self.shard_size, self.validation = index["shard_size"], index["validation"]
+        self.pictures, self.held_out = index.get("pictures", []), index.get("held_out", [])
         self._files: dict[str, Any] = {}
 
     def __len__(self) -> int:

@@ -80,6 +80,7 @@ class Position:
     steps: int = 0
     epoch: int = 0
     examples: int = 0  # of the epoch that the processes have trained on, all together
+    samples: int | None = None  # of all epochs; early checkpoints do not tell
 
 
 class DataModule(pl.LightningDataModule):
@@ -105,14 +106,15 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.train, self.validation, self.condition = train, validation, condition
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.began = Position()  # of this attempt
+        self.began = Position(samples=0)  # of this attempt
         self.per_epoch = sys.maxsize  # batches of a process; of shards without end
 
     def state_dict(self) -> dict[str, Any]:
         trainer = self.trainer
         assert trainer is not None
         epoch, batches = divmod(self._batches(), self.per_epoch)
-        return asdict(Position(trainer.global_step, epoch, batches * self.batch_size * trainer.world_size))
+        examples = batches * self.batch_size * trainer.world_size
+        return asdict(Position(trainer.global_step, epoch, examples, self.samples_seen()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.began = Position(**state_dict)
@@ -121,15 +123,24 @@ class DataModule(pl.LightningDataModule):
         """Samples that all processes have trained on together, over all attempts at the run."""
         trainer = self.trainer
         assert trainer is not None
-        return self._batches() * self.batch_size * trainer.world_size
+        a_batch = self.batch_size * trainer.world_size  # of this attempt: those before it may have had another
+        before = self.began.samples
+        if before is None:
+            return self._batches() * a_batch
+        return before + self._since() * a_batch
+
+    def _since(self) -> int:
+        """Batches of each process in this attempt."""
+        trainer = self.trainer
+        assert trainer is not None
+        return (trainer.global_step - self.began.steps) * trainer.accumulate_grad_batches
 
     def _batches(self) -> int:
         """Batches that each process has trained on, as this attempt counts them."""
         trainer, began = self.trainer, self.began
         assert trainer is not None
         within = min(began.examples // (self.batch_size * trainer.world_size), self.per_epoch)
-        since = (trainer.global_step - began.steps) * trainer.accumulate_grad_batches
-        return began.epoch * self.per_epoch + within + since
+        return began.epoch * self.per_epoch + within + self._since()
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer

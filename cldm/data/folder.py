@@ -41,7 +41,7 @@ class FolderDataset(Dataset):
     on_the_fly: make the hint from the picture even where a ready-made one exists; items without one always do.
     buckets: sizes to choose from by aspect ratio (`groups` tells each item's bucket), or None for `size`.
     Index i + n * len(self) is item i as drawn in epoch n: augmentation is a function of (seed, index) alone.
-    An unreadable picture is replaced by the next one, with a warning.
+    An unreadable picture is replaced by the next one, with a warning; replace=False: it is a ValueError.
     """
 
     def __init__(
@@ -53,8 +53,10 @@ class FolderDataset(Dataset):
         augment: Augment | None = None,
         buckets: Sequence[Size] | None = None,
         seed: int = 0,
+        replace: bool = True,
     ):
         self.items, self.condition, self.on_the_fly, self.seed = list(items), condition, on_the_fly, seed
+        self.replace = replace
         self.size, self.augment = check_size(size), augment or Augment()
         self.buckets = [check_size(bucket) for bucket in buckets] if buckets else [self.size]
         self.groups = [self._bucket(item) for item in self.items] if buckets else None
@@ -101,6 +103,10 @@ class FolderDataset(Dataset):
             try:
                 return self._read(item, size, stable_seed(self.seed, "augment", index))
             except PictureError as error:
+                if not self.replace:
+                    raise ValueError(
+                        f"{error}; mend it or take it out, another picture would be measured twice"
+                    ) from error
                 warnings.warn(f"{error}; the next item takes its place", stacklevel=2)
         raise ValueError(f"{TRIES} pictures in a row cannot be read, from {self.items[number].image} on; run "
                          "`python -m cldm annotate` on them, it sorts out what is broken")  # fmt: skip
@@ -163,6 +169,13 @@ def split(items: Sequence[Item], held_out: int) -> tuple[list[Item], list[Item]]
     return [item for item in items if item.name not in chosen], [item for item in items if item.name in chosen]
 
 
+def refuse_shared(train: Sequence[Item], held_out: Sequence[Item]) -> None:
+    """ValueError if a picture is in both."""
+    trained = {item.image.resolve() for item in train}
+    if shared := [item.image for item in held_out if item.image.resolve() in trained]:
+        raise ValueError(f"data.val_path holds {len(shared)} pictures that are in data.path too ({shared[0]}, ...)")
+
+
 def folder_data(
     condition: Condition,
     model: Any,
@@ -188,6 +201,7 @@ def folder_data(
         raise FileNotFoundError(f"data.path={path}: there is nothing there; make it with `python -m cldm annotate`")
     items = list_items(path)
     train, held_out = (items, list_items(val_path)[:val_count]) if val_path else split(items, val_count)
+    refuse_shared(train, held_out)
     sizes = bucket_sizes(size, bucket_step) if buckets else None
     return DataModule(
         FolderDataset(train, size, condition, on_the_fly, augment, sizes, seed),

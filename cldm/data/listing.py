@@ -31,7 +31,13 @@ class Item:
 
 
 ITEMS = "items.json"
-"""In a run folder: the pictures that the run has trained on, and those that it held out, by their resolved paths."""
+"""In a run folder: the pictures that the run, and those that it started from, have trained on, and those that it held
+out, by their resolved paths."""
+
+
+def pictures(items: Iterable[Item]) -> list[str]:
+    """Where the pictures of items lie."""
+    return [str(item.image.resolve()) for item in items]
 
 
 def list_items(path: str | Path) -> list[Item]:

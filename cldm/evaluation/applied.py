@@ -13,6 +13,7 @@ from cldm.conditions import Condition
 from cldm.runs.building import instantiate
 from cldm.runs.trained import checkpoints_of, is_pooled, published
 from cldm.sampling.control import ControlUnit, check_settings
+from cldm.sampling.jobs import of_kind
 from ldm.files import content
 
 UNIT = {"scale": 1.0, "start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None}
@@ -53,12 +54,17 @@ def branches_of(cfg: DictConfig, checkpoint: str | None) -> list[Applied]:
     """The branch of a checkpoint, and those that `more` adds to it."""
     given: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = [{key: given[key] for key in UNIT}]
+    of_kind({"negative": given["negative"]})
+    seeds = given["noise_seeds"]
+    if not isinstance(seeds, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in seeds):
+        raise ValueError(f"noise_seeds must be whole numbers from 0 on in brackets, got {seeds}")
     for entry in given["more"]:
         known = ("checkpoint", "condition", *UNIT)
         if not isinstance(entry, dict) or not {"checkpoint"} <= {*entry} <= {*known}:
             raise ValueError(f"an entry of more has a checkpoint and any of {', '.join(known[1:])}; got {entry}")
         settings.append(UNIT | {key: value for key, value in entry.items() if key in UNIT})
     for unit in settings:
+        of_kind(unit)
         check_settings(**{key: value for key, value in unit.items() if key != "scale"})
     paths, trainings = checkpoints_of(checkpoint, cfg)
     return [Applied(*parts) for parts in zip(paths, trainings, settings, strict=True)]

@@ -20,10 +20,14 @@ KEY = "key.json"
 
 
 def claim(folder: Path, key: Mapping[str, Any], overwrite: bool) -> None:
-    """Reserve `folder` for images of this key; ValueError if it holds those of another and may not be overwritten."""
+    """Reserve `folder` for images of this key; ValueError if it holds those of another and may not be overwritten.
+
+    overwrite: nothing that is there is kept.
+    """
     path = folder / KEY
     there = json.loads(path.read_text()) if path.is_file() else None
-    if there is not None and there != key:
+    begun = (folder / "results.json").is_file() or any(folder.glob("images/*/*.png"))
+    if there is not None and begun and (overwrite or there != key):
         changed = "; ".join(f"{k}: {there.get(k)} there, {v} now" for k, v in key.items() if there.get(k) != v)
         if not overwrite:
             raise ValueError(f"{folder} holds another evaluation ({changed}); set out= to another folder, or "

@@ -24,4 +24,4 @@ def folder_items(
         _, items = split(items, held_out)
     if len(items) < count:
         raise ValueError(f"items={count}, but {path} has {len(items)} to measure on; lower items")
-    return FolderDataset(items[:count], size, condition, on_the_fly)
+    return FolderDataset(items[:count], size, condition, on_the_fly, replace=False)

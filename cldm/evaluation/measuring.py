@@ -33,7 +33,7 @@ def reference(subject: Subject, batch_size: int) -> dict[str, Any]:
             {key: value for key, value in subject.protocol.items() if key not in (*UNIT, "more")}
         ),
         "base": subject.fingerprint,
-        "conditions": subject.key["conditions"],
+        **{name: subject.key[name] for name in ("schedule", "conditions", "hints")},
         "baseline": subject.cfg.baseline,
         "code": code(),
     }
@@ -66,6 +66,7 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
     the checkpoint where it has one; returns the results."""
     batch_size = subject.cfg.batch_size or (8 if subject.device == "cpu" else 16)
     first, more = subject.first, subject.branches[1:]
+    subject.refuse_copies()
     claim(folder, subject.key, subject.cfg.overwrite)
     images = folder / "images"
     draw_missing(images, subject.shots, batch_size, lambda s: subject.draw(s, True), f"drawing {first.path.parent}")
@@ -109,6 +110,8 @@ def evaluate(cfg: DictConfig) -> list[Path]:
     device, precision = device_and_precision(cfg)
     try:
         with mistakes_refused():
+            if not given:
+                raise ValueError("checkpoint=[] names no checkpoint")
             subjects = [branches_of(cfg, one) for one in given]
             folders = [output_folder(cfg, branches[0].path, len(subjects)) for branches in subjects]
             for branches, folder in zip(subjects, folders, strict=True):

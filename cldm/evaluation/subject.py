@@ -48,6 +48,10 @@ PROTOCOL = ("name", "items", "noise_seeds", "prompts", "data", "size", "scale", 
 """Keys of the config that numbers of one table must share."""
 
 
+COPY = 1e-3
+"""Below this distance of thumbnails (see nearest_distances) two pictures are the same one."""
+
+
 @dataclass
 class Subject:
     """Branches that act together, and what they are measured on. Weights are loaded when they are first needed.
@@ -109,10 +113,19 @@ class Subject:
             "protocol": protocol_hash(self.protocol),
             "checkpoint": "+".join(branch.sha256 for branch in self.branches),
             "base": base_content(self.first.path, self.first.training),
+            "schedule": self.models[0].schedule.told(),
             "conditions": [decisive(branch.condition) for branch in self.branches],
+            "hints": self._hints_digest(),
             "code": code(),
             **({"moved_from": content(self.cfg.moved_from)} if self.cfg.moved_from else {}),
         }
+
+    def _hints_digest(self) -> str:
+        """Of ready-made hints the files may change; what is drawn and measured is decided by what they hold."""
+        digest = hashlib.blake2b(digest_size=8)
+        for hints in self.hints:
+            digest.update((hints * 255).round().to(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def load(self) -> None:
         """Read the weights."""
@@ -137,6 +150,7 @@ class Subject:
         digest.update(as_files(self.items["image"]).numpy().tobytes())
         digest.update("\n".join(self.items["caption"]).encode())
         fixed = {key: given[key] for key in PROTOCOL}
+        fixed["data"] = {name: value for name, value in fixed["data"].items() if name != "path"}  # the digest tells
         fixed |= {"size": self.size, "precision": self.precision, "items_digest": digest.hexdigest()}
         fixed |= {"world": self.world and self.world.name, "judge": self.judge and self.judge.facts()}
         fixed["clip"] = {"arch": self.clip.arch, "weights": fingerprint(self.clip.model)} if self.clip else None
@@ -230,6 +244,15 @@ class Subject:
             print(f"note: nearest_training is left out; {record}: {error!r}")
             return None
         return None if images is None else thumbnails(images)
+
+    def refuse_copies(self) -> None:
+        """ValueError if any item looks like a picture of the first branch's training: a copy under another name."""
+        distances = self.nearest(self.items["image"]).get("nearest_training", np.ones(1))
+        if self.world is None and (copies := int((distances < COPY).sum())):
+            raise ValueError(
+                f"{copies} of the {len(distances)} pictures to measure on look the same as pictures that "
+                f"{self.first.path.parent} was trained on; take others, or set nearest=0 to measure on them anyway"
+            )
 
     def nearest(self, images: Tensor) -> Rows:
         """The distance of each image to the training images, where they are at hand."""

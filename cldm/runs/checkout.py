@@ -8,6 +8,7 @@ from pathlib import Path
 from ldm.files import contents
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+ROOMS = ("ldm", "cldm")
 
 
 @cache
@@ -22,16 +23,21 @@ def commit() -> str:
 @cache
 def code() -> str:
     """What names this process's code: its commit, and where that leaves something open what its files hold."""
-    files = [path for room in ("ldm", "cldm") for path in sorted((REPOSITORY / room).rglob("*.py"))]
+    files = [path for room in ROOMS for path in sorted((REPOSITORY / room).rglob("*.py"))]
     known = commit()
     return known if re.fullmatch(r"[0-9a-f]+", known) else f"{known}-{contents(files, REPOSITORY)[:16]}"
 
 
 def commit_of(folder: Path) -> str:
-    """The git commit checked out there now, with "+changes" if files differ from it, or "unknown" outside of git."""
+    """The git commit checked out there now, with "+changes" if files differ from it, new ones of ROOMS included, or
+    "unknown" where the folder is not the top of a git repository."""
     try:
+        if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return "unknown"  # a copy within the repository of something else
         head = _git(folder, "rev-parse", "HEAD")
-        return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        added = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *(f"{room}/*.py" for room in ROOMS))
+        return head + ("+changes" if changed or added else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

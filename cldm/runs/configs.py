@@ -19,8 +19,17 @@ from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import Refused, overrides_of, run_id
 
-POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches")
+POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches", "data.bucket_step",
+            "trainer.callbacks.watch.every", "trainer.callbacks.watch.count", "trainer.callbacks.hint_use.every",
+            "trainer.callbacks.hint_use.count")  # fmt: skip
 """Keys, of whichever entry point, that hold numbers from 1 on, or null."""
+
+WHOLE = ("seed", "stage.report_items", "data.train_count", "data.val_count", "data.held_out")
+"""Keys that hold whole numbers from 0 to MOST, or null."""
+MOST = 2**32 - 1  # that numpy's generators take as a seed
+
+PATHS = ("run_dir", "runs", "resume", "reproduce", "init_from")
+"""Keys that hold a path, or null."""
 
 TEXTS = ("prompt", "negative")
 """Keys that hold what a model reads, not paths."""
@@ -51,7 +60,8 @@ def refuse_mistakes(cfg: DictConfig) -> None:
     """SystemExit for what Hydra lets pass of the command's overrides, but nothing can work with.
 
     That is `+key=value` of a key that nothing reads (Hydra's answer to a misspelt key invites it), words where a
-    number or true and false are due, numbers that do not exist (nan), and numbers below 1 for POSITIVE.
+    number or true and false are due, numbers that do not exist (nan), and numbers that POSITIVE, WHOLE
+    and PATHS do not take.
     """
     typed = HydraConfig.get().overrides.task
     allow(typed)
@@ -66,12 +76,21 @@ def refuse_mistakes(cfg: DictConfig) -> None:
             if isinstance(due, int | float):
                 wanted = "true or false" if isinstance(due, bool) else "a number"
                 raise SystemExit(f"{key} must be {wanted}, got {item.split('=', 1)[1]!r}")
-    _refuse_not_finite(OmegaConf.to_container(cfg, resolve=False))
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    _refuse_not_finite(plain)
     for key in POSITIVE:
         value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
         numbers = value if isinstance(value, ListConfig) else [value]
         if any(isinstance(number, int | float) and number < 1 for number in numbers):
             raise SystemExit(f"{key} must be at least 1, got {value}")
+    for key in WHOLE:
+        value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and (value != int(value) or not 0 <= value <= MOST):
+            raise SystemExit(f"{key} must be a whole number from 0 to {MOST}, got {value}")
+    for key in PATHS:
+        value = plain.get(key)
+        if isinstance(value, int | float):
+            raise SystemExit(f"{key} must be a path, got the number {value}; in quotes it is one: '{key}=\"{value}\"'")
 
 
 @contextmanager

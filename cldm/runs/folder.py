@@ -35,6 +35,7 @@ from ldm.files import (
     locked,
     read_lines,
     remove_partial,
+    sizes,
     write_json,
     write_text,
 )
@@ -52,7 +53,9 @@ BASE_FILE = "base.safetensors"
 ATTEMPTS, INPUTS = "attempts.jsonl", "inputs.json"
 ASKED = {"SIGTERMException": "asked to end", "Preempted": "queued again", "KeyboardInterrupt": "Ctrl-C"}
 """Ends of an attempt that are no failures, by the exception: the same command goes on."""
-DATA = "data.path"
+SHARDS = ("data.urls", "data.val_urls")
+PICTURES = ("data.path", "data.val_path", *SHARDS)
+CACHE_INDEX = "index.json"
 LONGEST = 80  # characters of a folder's readable part
 
 
@@ -70,7 +73,7 @@ def stable(cfg: DictConfig, **replaced: Any) -> dict[str, Any]:
     replaced: values of top-level keys to resolve it with.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    folder = plain.get("run_dir") or ""
+    folder = str(plain.get("run_dir") or "")
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
     # other values are written in terms of these; a folder that is still to be named leaves a gap
     used = {key: plain.get(key) for key in ("seed", "threads", "group", "tags", "resume", "resources")}
@@ -82,8 +85,19 @@ def stable(cfg: DictConfig, **replaced: Any) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
-    text = json.dumps(resolved, sort_keys=True).replace(f"{REPOSITORY}/", "")
-    return json.loads(text if "${" in folder or not folder else text.replace(folder, ""))
+    return _without_places(resolved, "" if "${" in folder else folder)
+
+
+def _without_places(value: Any, folder: str) -> Any:
+    """`value` with paths below the repository and the run folder told from there on."""
+    if isinstance(value, dict):
+        return {name: _without_places(item, folder) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+    value = value.replace(f"{REPOSITORY}/", "")
+    return re.sub(rf"(?<![\w.-]){re.escape(folder)}(?![\w.-])", "", value) if folder else value
 
 
 def _without_gaps(value: Any) -> Any:
@@ -146,7 +160,7 @@ def results_of(cfg: DictConfig) -> dict[str, Any] | None:
 
 def inputs(cfg: DictConfig) -> dict[str, str]:
     """Contents of the files and folders of weights that a configuration names, by its keys, see ldm.files.content; of
-    the pictures (DATA) names and sizes."""
+    the pictures (PICTURES) names and sizes."""
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     names = ["base", "init_from", *(f"{part}.{file}" for part in ("model", "condition") for file in FILES)]
     places = {name: OmegaConf.select(cfg, name) for name in names if _is_given(plain, name)}
@@ -154,10 +168,30 @@ def inputs(cfg: DictConfig) -> dict[str, str]:
     paths = {name: Path(place).expanduser() for name, place in places.items() if isinstance(place, str)}
     paths = {name: path / exported if (path / exported).is_file() else path for name, path in paths.items()}
     found = {name: content(path) for name, path in paths.items() if path.exists()}
-    pictures = OmegaConf.select(cfg, DATA) if _is_given(plain, DATA) else None
-    if isinstance(pictures, str) and Path(pictures).expanduser().exists():
-        found[DATA] = listing(Path(pictures).expanduser())
+    for name in PICTURES:
+        given = OmegaConf.select(cfg, name) if _is_given(plain, name) else None
+        with suppress(ValueError, OSError, ImportError):  # told when the data are made
+            found |= _pictures(name, given) if given else {}
     return found
+
+
+def _pictures(name: str, given: Any) -> dict[str, str]:
+    """What is known, without reading them, of the pictures that a key names."""
+    if name in SHARDS:
+        from cldm.data.webdataset import expand  # late: `--help` and refusals need none of this
+
+        files = [Path(url).expanduser() for url in expand(given)]
+        return {name: sizes(files)} if all(file.is_file() for file in files) else {}
+    place = Path(str(given)).expanduser()
+    if (place / CACHE_INDEX).is_file():
+        return {f"{name} (cache)": content(place / CACHE_INDEX)}
+    if place.is_file() and place.suffix in (".json", ".jsonl", ".csv"):
+        from cldm.data.listing import list_items
+
+        items = list_items(place)
+        files = [file for item in items for file in (item.image, item.hint) if file is not None]
+        return {f"{name} (items)": f"{content(place)} {sizes(files)}"}
+    return {name: listing(place)} if place.exists() else {}
 
 
 def _is_given(config: Any, name: str) -> bool:
@@ -169,8 +203,9 @@ def _is_given(config: Any, name: str) -> bool:
 def _refuse_other_inputs(folder: Path, now: dict[str, str]) -> None:
     path = folder / INPUTS
     there = json.loads(path.read_text()) if path.exists() else now
-    if not (DATA in there and DATA in now):  # the run has drawn them itself, or they are gone
-        there, now = ({name: value for name, value in one.items() if name != DATA} for one in (there, now))
+    # pictures that only one of them knows: the run has drawn them itself, they are gone, or an early run did not ask
+    once = {name for name in {*there} ^ {*now} if name.startswith("data.")}
+    there, now = ({name: value for name, value in one.items() if name not in once} for one in (there, now))
     if changed := [name for name in {**there, **now} if there.get(name) != now.get(name)]:
         raise ChangedConfig(
             f"{folder} holds a run with another content of what {', '.join(changed)} name{'s' * (len(changed) == 1)}; "
@@ -194,6 +229,8 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
     """
     folder = Path(cfg.run_dir)
     last = folder / "checkpoints" / "last.ckpt"
+    if folder.is_file():
+        raise Refused(f"run_dir={folder} is a file, a run needs a folder of its own")
     if cfg.resume and not last.exists():
         raise Refused(f"resume={cfg.resume}: no checkpoint at {last}")
     run = Run(folder, str(last) if last.exists() else None)
@@ -311,7 +348,8 @@ def provenance() -> dict[str, Any]:
 
 def finish(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     """Write results.json and, last of all, DONE.json."""
-    results = {**results, "commit": commit()}
+    began = [line["commit"] for line in attempts(run.folder) if line["event"] == "start"]
+    results = {**results, "commit": commit(), "commits": [*dict.fromkeys(began)]}
     write_json(run.folder / "results.json", results)
     write_json(run.folder / "DONE.json", {"steps": results["steps"], "finished": _now()})
     print(f"\nrun folder: {run.folder}")

@@ -1,5 +1,6 @@
 """Trained branches: found, recognised by what they say of themselves, and loaded with the base they belong to."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import BASE_FILE
 from ldm.diffusion import LatentDiffusion
-from ldm.files import content
+from ldm.files import FILES, content, to_json
 from ldm.interop import load_base
 from ldm.interop.published import Published, read
 from ldm.interop.schedules import check
@@ -26,6 +27,8 @@ FILE = "control.safetensors"
 GROUPS = ("model", "control", "condition")  # config choices that a control file states
 ADVICE = {"model": "trained.model=sd15 (or sd21, pretrained, ...)",
           "condition": "trained.condition=canny (or another; none for ready maps)"}  # fmt: skip
+SETTINGS = "condition_settings"
+"""Key of a control file's metadata that holds the parameters of its condition, as JSON."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,8 +70,12 @@ def training_config(path: Path, base: str | None, model: str | None = None, cond
     for group in GROUPS:
         if not (REPOSITORY / "configs" / group / f"{names[group]}.yaml").is_file() or not names[group].isidentifier():
             raise SystemExit(f"{path}: there is no {group}={names[group]} in configs/{group}")
+    if path.is_dir() and base is None and names.get("locking", "locked") != "locked":
+        raise SystemExit(f"{path} was trained together with its base: set base= to the {BASE_FILE} of its run")
     choices = [f"{group}={names[group]}" for group in GROUPS]
     cfg = compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
+    if names["condition"] == published(path).metadata.get("condition"):
+        cfg.condition = _with_values(OmegaConf.to_container(cfg.condition), _settings_of(path))
     sides = [int(side) for side in names.get("resolution", "").split("x") if side.isdigit()]
     if sides:
         cfg.size = sides[0] if len(sides) == 1 else sides
@@ -78,6 +85,24 @@ def training_config(path: Path, base: str | None, model: str | None = None, cond
             if names["model"] != "pretrained" or key in place:  # there the base says the rest
                 place[key] = value
     return cfg
+
+
+def settings_told(cfg: DictConfig) -> str:
+    """The parameters of cfg.condition as a control file tells them: all but files, which lie elsewhere elsewhere."""
+    given: Any = OmegaConf.to_container(cfg.condition, resolve=True)
+    return to_json({k: v for k, v in given.items() if not k.startswith("_") and k not in FILES})
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """The inverse of `settings_told`; nothing for files that do not tell."""
+    text = published(path).metadata.get(SETTINGS, "{}")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise SystemExit(f"{path}: its metadata {SETTINGS!r} is not a JSON object: {text[:60]}")
+    return {name: value for name, value in found.items() if name not in FILES}
 
 
 def published(path: Path) -> Published:
@@ -92,6 +117,8 @@ def published(path: Path) -> Published:
 
 def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list[DictConfig]]:
     """The files of `first` and of those that `more` adds to it, and their training configs, which share a model."""
+    if odd := [unit for unit in cfg.more if not isinstance(unit, DictConfig) or not unit.get("checkpoint")]:
+        raise SystemExit(f"an entry of more must be an object with a checkpoint, got {odd[0]}")
     paths = [find_checkpoint(first), *(find_checkpoint(unit.checkpoint) for unit in cfg.more)]
     if given := [key for key in ("base", "moved_from") if cfg.get(key)]:
         refuse_another_base(paths, given)
@@ -100,6 +127,7 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
         recorded_values(path, training_config(path, cfg.base, cfg.trained.model, kind))
         for path, kind in zip(paths, kinds, strict=True)
     ]
+    refuse_several_bases(paths)
     if len({str(training.model) for training in trainings}) > 1:
         raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
     return paths, trainings
@@ -121,6 +149,19 @@ def refuse_another_base(paths: Sequence[Path], given: Sequence[str]) -> None:
     if own:
         raise SystemExit(f"leave out {', '.join(f'{key}=' for key in given)}: "
                          f"the branch was trained together with its base, {own[0]}, and works on it")  # fmt: skip
+
+
+def refuse_several_bases(paths: Sequence[Path]) -> None:
+    """SystemExit if one of the further branches was trained together with a base that is not the first one's."""
+    try:
+        first, *others = (base and content(base) for base in map(base_beside, paths))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    for path, own in zip(paths[1:], others, strict=True):
+        if own not in (None, first):
+            raise SystemExit(
+                f"more: {path} was trained together with its base and works on no other; name it first, as checkpoint="
+            )
 
 
 def trained_size(training: DictConfig) -> int | list[int]:
@@ -203,13 +244,13 @@ def base_of(cfg: DictConfig) -> str | None:
 
 
 def recorded_values(path: Path, training: DictConfig) -> DictConfig:
-    """`training` with the values of model, control and condition, and the size, that the run beside the file recorded.
+    """`training` with the values of model, control and condition, and the size, that the run recorded whose file it is.
 
     Only values under names that are there already are taken over, and only scalars and lists of scalars of their own
     type, never what is to be built (`_target_`): a run folder from elsewhere cannot make this program run its code.
     """
     record = path.parent / "config.yaml"
-    if not record.is_file():
+    if path.name != FILE or not record.is_file():
         return training
     run, merged = OmegaConf.load(record), training.copy()
     OmegaConf.resolve(run)

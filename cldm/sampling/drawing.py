@@ -255,7 +255,7 @@ def fill(ledger: Ledger, opened: Opened, jobs: list[Job], cfg: DictConfig, hands
     if shots:
         draw_all(shots, opened, ledger, load, cfg, hands)
     for job in jobs:
-        if not ledger.sheet_path(job).is_file():
+        if not ledger.has_sheet(job):
             _sheet(ledger, job, load)
     there = sum(job.count for job in jobs) - len(shots)
     print(

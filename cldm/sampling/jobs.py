@@ -174,7 +174,7 @@ def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Seque
     ValueError for keys that are not known and for values that are not of their kind (KINDS).
     """
     _refuse_unknown(given, {"name", "more", "sampler", *defaults})
-    given, defaults, more = _of_kind(given), _of_kind(defaults), given.get("more", [])
+    given, defaults, more = of_kind(given), of_kind(defaults), given.get("more", [])
     if len(more) > len(extra):
         raise ValueError(f"{len(more)} entries in more, but more= names {len(extra)} checkpoints")
     units = [_unit(given, defaults)]
@@ -231,7 +231,7 @@ KINDS: dict[str, Kind] = {
 """What each key of a job holds: in words, and as a check. Numbers are finite."""
 
 
-def _of_kind(given: Mapping[str, Any]) -> dict[str, Any]:
+def of_kind(given: Mapping[str, Any]) -> dict[str, Any]:
     """The same keys, with whole numbers as text where text is due. ValueError for what is not of its kind."""
     texts = ("prompt", "negative", "name")
     found = {key: str(value) if key in texts and _whole(value) else value for key, value in given.items()}
@@ -252,7 +252,7 @@ def _added_unit(given: Mapping[str, Any], settings: Mapping[str, Any]) -> UnitSe
     usual = {f.name for f in fields(UnitSettings)}
     for entry in (settings, given):
         _refuse_unknown(entry, usual)
-        _of_kind(entry)
+        of_kind(entry)
         if entry.get("hint") and entry.get("photo"):
             raise ValueError("it has both hint and photo; give one")
     return _unit(given, settings)

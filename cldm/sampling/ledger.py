@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -81,8 +82,21 @@ class Ledger:
         """sheet.png: what the job was given, as images in [-1, 1], and every image of it, read back from its file."""
         drawn = {f"seed {shot.seed}": load_image(self.folder / shot.file, job.size) for shot in self.shots(job)}
         path = self.sheet_path(job)
-        save_atomically(grid({**inputs, **drawn}, [job.prompt], pairs=1), path)
+        info = PngInfo()
+        info.add_text("images", self._on_sheet(job))
+        save_atomically(grid({**inputs, **drawn}, [job.prompt], pairs=1), path, pnginfo=info)
         return path
+
+    def has_sheet(self, job: Job) -> bool:
+        """Whether the job's sheet is there and shows these very images."""
+        path = self.sheet_path(job)
+        if not path.is_file():
+            return False
+        with Image.open(path) as sheet:
+            return sheet.info.get("images") == self._on_sheet(job)
+
+    def _on_sheet(self, job: Job) -> str:
+        return json.dumps([[shot.file, self.done.get(shot.file)] for shot in self.shots(job)])
 
     def sheet_path(self, job: Job) -> Path:
         """Where the job's sheet lies."""

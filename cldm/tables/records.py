@@ -159,7 +159,8 @@ def commits(found: Sequence[Record]) -> dict[str, list[str]]:
     for r in found:
         who = f"{r.row.title} seed {r.seed}"
         for trained in filter(None, r.trained):
-            by_commit.setdefault(str(trained["commit"]), []).append(f"{who} trained")
+            for commit in trained.get("commits") or [trained["commit"]]:  # of all attempts at the run
+                by_commit.setdefault(str(commit), []).append(f"{who} trained")
         for name, results in r.evaluated.items():
             if results is not None:
                 by_commit.setdefault(str(results["evaluated_at_commit"]), []).append(f"{who} evaluated ({name})")

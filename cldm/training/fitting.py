@@ -13,14 +13,15 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
-from cldm.data.listing import ITEMS, Item
+from cldm.data.cache import CachedDataset
+from cldm.data.listing import ITEMS, pictures
 from cldm.data.transforms import check_size
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused
 from cldm.runs.folder import Run, finish
 from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table
-from cldm.runs.trained import base_beside, base_of, built_for
+from cldm.runs.trained import SETTINGS, base_beside, base_of, built_for, settings_told
 from cldm.training.callbacks import averaged
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.report import ancestry, report
@@ -66,11 +67,12 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
         data.check(trainer.world_size)
         distances = instantiate(cfg.stage.distances) if cfg.stage.name == "autoencoder" else None
-    if trainer.is_global_zero and hasattr(data.train, "items"):
-        record_items(run.folder / ITEMS, data.train.items, data.validation.items)
+    if trainer.is_global_zero:
+        record_items(run.folder / ITEMS, data, [place for place in (source, base_of(cfg) if loads else None) if place])
     ancestors = ancestry(base_of(cfg) if loads else None, source)
     module.outcome.metadata = {
         "extractor": repr(condition),
+        SETTINGS: settings_told(cfg),
         "polarity": condition.polarity,
         "resolution": str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}",
         "ancestors": to_json(ancestors),
@@ -105,12 +107,19 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     return finish(run, results)
 
 
-def record_items(path: Path, trained: Sequence[Item], held_out: Sequence[Item]) -> None:
-    """Write which pictures the run trains on and holds out; what an earlier attempt trained on stays trained on."""
-    before = json.loads(path.read_text())["trained"] if path.is_file() else []
-    now = [str(item.image.resolve()) for item in trained]
-    kept = [str(item.image.resolve()) for item in held_out]
-    write_json(path, {"trained": [*dict.fromkeys([*before, *now])], "held_out": kept})
+def record_items(path: Path, data: Any, sources: Sequence[str | Path] = ()) -> None:
+    """Write which pictures the run trains on and holds out. What an earlier attempt trained on stays trained on, and
+    so does what the runs of `sources`, the weights that it starts from, were trained on."""
+    if isinstance(data.train, CachedDataset):
+        trained, held_out = data.train.pictures, data.train.held_out
+    elif hasattr(data.train, "items"):
+        trained, held_out = pictures(data.train.items), pictures(data.validation.items)
+    else:  # a world's compositions, which their numbers hold apart, or shards
+        trained, held_out = [], []
+    records = [path, *(Path(place).with_name(ITEMS) for place in sources)]
+    before = [name for record in records if record.is_file() for name in json.loads(record.read_text())["trained"]]
+    if trained or before:
+        write_json(path, {"trained": [*dict.fromkeys([*before, *trained])], "held_out": held_out})
 
 
 def drawing_size(cfg: DictConfig) -> tuple[int, int]:
