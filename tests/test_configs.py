@@ -282,6 +282,23 @@ def test_numbers_that_must_be_positive_are_refused_where_they_are_not(composed, 
         refuse_mistakes(cfg)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "seed must be a whole number from 0 to 4294967295, got -1"),
+        ("seed=5000000000", "seed must be a whole number from 0"),
+        ("data.val_count=1.5", "data.val_count must be a whole number from 0 to 4294967295, got 1.5"),
+        ("stage.report_items=-1", "stage.report_items must be a whole number"),
+        ("trainer.callbacks.watch.every=0", "trainer.callbacks.watch.every must be at least 1"),
+        ("run_dir=1", "run_dir must be a path, got the number 1"),
+    ],
+)
+def test_numbers_that_a_key_does_not_take_are_refused(composed, override, message):
+    cfg = composed(override)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"), pytest.raises(SystemExit, match=message):
+        refuse_mistakes(cfg)
+
+
 def test_what_cannot_be_built_is_refused_in_one_sentence(composed):
     for group, override, message in (
         ("condition", "condition=depth", r"^condition\.folder must be given"),

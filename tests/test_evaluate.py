@@ -452,3 +452,144 @@ def test_a_segmenter_judges_and_its_ceiling_stands_beside_it(runs: Path, tmp_pat
     assert scores["fid_scenes"] > found["real"]["fid_scenes"]
     with pytest.raises(SystemExit, match="no file of `python -m cldm segmenter`"):
         measure(runs, f"checkpoint={runs}/a", f"judge={runs}/base.safetensors", f"out={tmp_path / 'out2'}")
+
+
+def annotated(folder: Path, count: int = 3) -> Path:
+    """Pictures with ready-made hints, as `python -m cldm annotate` leaves them."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(count):
+        for name in ("source", "target"):
+            path = folder / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        lines.append(json.dumps({"source": f"source/{i}.png", "target": f"target/{i}.png", "prompt": f"picture {i}"}))
+    (folder / "prompt.json").write_text("\n".join(lines))
+    return folder
+
+
+ONE = ["protocol=folder", "noise_seeds=[0]", "prompts=[perfect]", "size=64"]
+
+
+def test_hints_that_change_under_an_evaluation_make_another_one(runs: Path, tmp_path: Path) -> None:
+    data, out = annotated(tmp_path / "set"), tmp_path / "out"
+    command = [f"checkpoint={runs}/a", *ONE, f"data.path={data}", f"out={out}"]
+    measure(runs, *command)
+    before = results(out)
+    images = {path: path.read_bytes() for path in out.glob("images/*/*.png")}
+    for path in (data / "source").iterdir():
+        Image.new("RGB", (64, 64), "white").save(path)
+    with pytest.raises(SystemExit, match=r"holds another evaluation .*hints"):
+        measure(runs, *command)
+    assert {path: path.read_bytes() for path in out.glob("images/*/*.png")} == images
+    measure(runs, *command, "overwrite=true")
+    now = results(out)
+    assert any(path.read_bytes() != image for path, image in images.items())
+    assert now["real"]["edge_f1_1px"] != before["real"]["edge_f1_1px"]  # the shared bounds are of these hints too
+
+
+def test_bounds_of_a_base_are_of_its_noise_schedule(runs: Path, tmp_path: Path) -> None:
+    """Two bases of the same weights, of which one predicts the velocity."""
+    control = runs / "a" / "control.safetensors"
+    other = tmp_path / "v" / "control.safetensors"
+    told = {**read_metadata(control), "settings": json.dumps({"schedule": {"prediction": "v"}})}
+    other.parent.mkdir()
+    save_file(load_file(control), other, told)
+    data = annotated(tmp_path / "set")
+    for name, path in (("eps", control), ("v", other)):
+        measure(runs, f"checkpoint={path}", *ONE, f"data.path={data}", f"out={tmp_path / name / 'out'}")
+    eps, v = (results(tmp_path / name / "out") for name in ("eps", "v"))
+    assert eps["real"] == v["real"]
+    assert eps["base"]["perfect"] != v["base"]["perfect"]
+
+
+def test_a_picture_that_cannot_be_read_is_not_replaced_by_its_neighbour(runs: Path, tmp_path: Path) -> None:
+    data = annotated(tmp_path / "set")
+    (data / "target" / "1.png").write_bytes(b"broken")
+    with pytest.raises(SystemExit, match=r"1.png.*mend it or take it out"):
+        measure(runs, f"checkpoint={runs}/a", *ONE, f"data.path={data}", f"out={tmp_path / 'out'}")
+
+
+def test_an_evaluation_that_failed_at_once_keeps_no_folder_from_the_next(runs: Path, tmp_path: Path) -> None:
+    command = [f"checkpoint={runs}/a", *ONE, f"data.path={annotated(tmp_path / 'set')}", f"out={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        measure(runs, *command, "sampler.clip_skip=9")
+    measure(runs, *command)
+
+
+def test_where_the_pictures_lie_is_no_part_of_the_protocol(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = annotated(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    hashes = set()
+    for i, path in enumerate(("set", str(data))):
+        measure(runs, f"checkpoint={runs}/a", *ONE, f"data.path={path}", f"out={tmp_path / str(i)}")
+        hashes.add(results(tmp_path / str(i))["protocol_hash"])
+    assert len(hashes) == 1
+
+
+def test_copies_of_training_pictures_are_not_measured_on(runs: Path, tmp_path: Path) -> None:
+    """Under other names, where items.json cannot tell."""
+    run, data = tmp_path / "run", annotated(tmp_path / "set", 5)
+    shutil.copytree(runs / "a", run, ignore=shutil.ignore_patterns("evaluation"))
+    trained = {
+        "_target_": "cldm.data.folder.folder_data",
+        "path": str(data),
+        "val_path": None,
+        "val_count": 2,
+        "size": 64,
+    }
+    (run / "config.yaml").write_text(json.dumps({"data": trained}))
+    copies = tmp_path / "copies"
+    shutil.copytree(data, copies)
+    command = [f"checkpoint={run}", *ONE, f"data.path={copies}", "items=5", f"out={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit, match="3 of the 5 pictures to measure on look the same"):
+        measure(runs, *command)
+    measure(runs, *command, "nearest=0")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("more=[{checkpoint: A, scale: abc}]", "scale must be a number"),
+        ("more=[{checkpoint: A, start: null}]", "start must be a number"),
+        ("more=[5]", "an entry of more"),
+        ("noise_seeds=0", "noise_seeds must be whole numbers"),
+        ("noise_seeds=[0.5]", "noise_seeds must be whole numbers"),
+        ("scale=null", "scale must be a number"),
+        ("checkpoint=[]", "names no checkpoint"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_in_one_sentence(
+    runs: Path, tmp_path: Path, given: str, said: str
+) -> None:
+    checkpoint = [] if given.startswith("checkpoint") else [f"checkpoint={runs}/a"]
+    with pytest.raises(SystemExit, match=said):
+        measure(runs, *checkpoint, given.replace("A", f"{runs}/b"), f"out={tmp_path / 'out'}")
+
+
+def test_a_control_file_keeps_the_parameters_of_its_condition_wherever_it_lies(runs: Path, tmp_path: Path) -> None:
+    control = runs / "c" / "control.safetensors"
+    told = {**read_metadata(control), "condition_settings": json.dumps({"block": 8, "weights": "/etc/passwd"})}
+    save_file(load_file(control), tmp_path / "copy.safetensors", told)
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        training = training_config(tmp_path / "copy.safetensors", None)
+        assert instantiate(training.condition).block == 8
+        assert "weights" not in training.condition
+        told["condition_settings"] = "[1"
+        save_file(load_file(control), tmp_path / "odd.safetensors", told)
+        with pytest.raises(SystemExit, match="not a JSON object"):
+            training_config(tmp_path / "odd.safetensors", None)
+
+
+def test_the_record_of_a_run_is_of_its_own_file_alone(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("condition: {low: 7, high: 9}\n")
+    for name in ("control.safetensors", "other.safetensors"):
+        shutil.copy(runs / "a" / "control.safetensors", tmp_path / name)
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        lows = [
+            recorded_values(path, training_config(path, None)).condition.low
+            for path in (tmp_path / "control.safetensors", tmp_path / "other.safetensors")
+        ]
+    assert lows == [7, 100]

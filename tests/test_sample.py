@@ -122,6 +122,14 @@ def test_a_sheet_that_is_missing_is_made_of_the_images_that_are_there(run: Path,
     assert sheet.read_bytes() == before
 
 
+def test_a_sheet_shows_the_images_that_were_asked_for_last(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text('{"name": "one"}\n')
+    told = [f"checkpoint={run}", f"jobs={tmp_path / 'jobs.jsonl'}", f"out={tmp_path / 'out'}"]
+    three = Image.open(draw(run, *told, "count=3") / "one" / "sheet.png").size
+    one = Image.open(draw(run, *told, "count=1", "seed=2") / "one" / "sheet.png").size
+    assert one[0] < three[0] or one[1] < three[1]
+
+
 def test_a_seed_names_an_image_whatever_the_batch(run: Path, tmp_path: Path) -> None:
     many = draw(run, f"checkpoint={run}", "count=3", f"out={tmp_path}/many")
     one = draw(run, f"checkpoint={run}", "count=1", "seed=2", f"out={tmp_path}/one")

@@ -91,12 +91,12 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
     """The same weights after a few steps, trained by another number of processes.
 
     Gradients are summed in another order: a rounding of float32, which Adam's division enlarges where a gradient is
-    next to nothing. The tolerance is a twentieth of one step (optimizer.lr = 2e-3).
+    next to nothing. The tolerance is a twentieth of one step (optimizer.lr = 4e-3).
     """
     assert found.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(
-            found[name], wanted[name], rtol=0, atol=1e-4, msg=lambda told, n=name: f"{n}: {told}"
+            found[name], wanted[name], rtol=0, atol=2e-4, msg=lambda told, n=name: f"{n}: {told}"
         )
 
 
@@ -234,7 +234,7 @@ def test_the_same_command_again_goes_on_and_then_does_nothing(run, straight, cap
 
 def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(run, straight):
     before = (straight / "config.yaml").read_text()
-    with pytest.raises(ChangedConfig, match=r"optimizer.lr: 0.002 -> 0.5.*steps: 4 -> 5"):
+    with pytest.raises(ChangedConfig, match=r"optimizer.lr: 0.004 -> 0.5.*steps: 4 -> 5"):
         run("straight", "steps=5", "optimizer.lr=0.5", *EVERY_TWO)
     assert (straight / "config.yaml").read_text() == before
     assert (straight / "DONE.json").exists()
@@ -299,6 +299,33 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
     results = json.loads((folder / "results.json").read_text())
     assert results["train_seconds"] >= round(checkpoint(folder)["seconds"], 1) > first > 0
     assert results["setup_seconds"] > 0
+    assert results["commits"] == [results["commit"]]
+
+
+def test_samples_of_a_resumption_with_another_batch_size_are_added_to_those_before(run):
+    folder = run("batches", "steps=2", CONSTANT_RATE, "trainer.log_every_n_steps=1", "stage.report_items=0")
+    more = ["steps=4", CONSTANT_RATE, "trainer.log_every_n_steps=1", "stage.report_items=0", "batch_size=3"]
+    run("batches", *more, resume=True)
+    (seen,) = (
+        [float(row["samples_seen"]) for row in csv.DictReader(file.open()) if row["samples_seen"]]
+        for file in [folder / "metrics.csv"]
+    )
+    assert [*dict.fromkeys(seen)] == [2 * 2 + 3, 2 * 2 + 2 * 3]
+
+
+@pytest.mark.parametrize("name", ["t", "a.b", "1"])
+def test_a_run_folder_of_any_name_is_found_again(composed, small, base, tmp_path, monkeypatch, capsys, name):
+    """A folder's name was taken out of the whole configuration, letters of words included."""
+    monkeypatch.chdir(tmp_path)
+    options = [*small, f"base={base}", "steps=1", "stage.report_items=0", f"run_dir='{name}'"]
+    train.train(composed(*options))
+    train.train(composed(*options))
+    assert "already done" in capsys.readouterr().out
+
+
+def test_where_a_run_lies_is_no_part_of_what_it_is(composed):
+    one, other = (stable(composed("model=tiny", f"run_dir={place}/r")) for place in ("/somewhere", "/elsewhere"))
+    assert one == other
 
 
 def test_a_resumption_that_fails_before_it_trains_leaves_the_finished_run_as_it_was(run, straight, capsys):

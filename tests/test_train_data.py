@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 
 import train
 from cldm.data.cache import build_cache
@@ -13,7 +15,7 @@ from cldm.data.fill50k import write_fill50k
 from cldm.data.listing import ITEMS, Item
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.folder import ChangedConfig, attempt, results_of
+from cldm.runs.folder import ChangedConfig, attempt, inputs, results_of
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.fitting import record_items
 from ldm.files import write_json
@@ -149,3 +151,35 @@ def test_pictures_that_changed_under_a_finished_run_are_no_run_that_was_done(com
     for start in (lambda: results_of(cfg), lambda: attempt(cfg).__enter__()):
         with pytest.raises(ChangedConfig, match=r"another content of what data\.path names"):
             start()
+
+
+def test_pictures_that_change_under_a_run_are_noticed_however_they_are_named(tmp_path):
+    """Names and sizes of what a list, shards or val_path name; of a cache its index."""
+
+    def told(**data):
+        return inputs(OmegaConf.create({"data": {name: str(value) for name, value in data.items()}}))
+
+    def image(path, side):
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (side, side), (side, 0, 0)).save(path)
+
+    image(tmp_path / "pictures" / "a.png", 8)
+    image(tmp_path / "val" / "b.png", 8)
+    listed = tmp_path / "list.jsonl"
+    listed.write_text('{"image": "pictures/a.png", "text": "a"}\n')
+    for name in ("s-0.tar", "s-1.tar"):
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "index.json").write_text("{}")
+    places = {"path": listed, "val_path": tmp_path / "val", "urls": tmp_path / "s-{0..1}.tar"}
+    before, cache = told(**places), told(path=tmp_path / "cache")
+    assert len(before) == 3
+    assert told(**places) == before
+    image(tmp_path / "pictures" / "a.png", 300)
+    image(tmp_path / "val" / "b.png", 300)
+    (tmp_path / "s-1.tar").write_bytes(b"12")
+    (tmp_path / "cache" / "index.json").write_text("[]")
+    now = told(**places)
+    assert now.keys() == before.keys()
+    assert not {*now.items()} & {*before.items()}
+    assert told(path=tmp_path / "cache") != cache

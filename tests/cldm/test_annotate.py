@@ -222,3 +222,21 @@ def test_killed_at_random_moments_it_ends_complete_and_identical():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "80 files, 4 broken: 2 kills, identical" in done.stdout
+
+
+def test_what_was_missing_or_has_been_deleted_is_made_on_the_next_run(tmp_path):
+    for name in "abc":
+        photo(1).save(tmp_path / f"{name}.png")
+    (tmp_path / "list.jsonl").write_text("".join(f'{{"image": "{name}.png", "text": "{name}"}}\n' for name in "abc"))
+    held = tmp_path / "c.held"
+    (tmp_path / "c.png").rename(held)
+    annotate(tmp_path / "list.jsonl", tmp_path / "out")
+    made = [line["source"] for line in lines(tmp_path / "out" / "prompt.json")]
+    assert len(made) == 2
+    held.rename(tmp_path / "c.png")
+    (tmp_path / "out" / made[0]).unlink()
+    (tmp_path / "b.png").unlink()  # its maps stay
+    annotate(tmp_path / "list.jsonl", tmp_path / "out")
+    now = [line["source"] for line in lines(tmp_path / "out" / "prompt.json")]
+    assert len(now) == 3
+    assert all((tmp_path / "out" / source).is_file() for source in now)

@@ -15,6 +15,7 @@ from cldm.data.cache import CachedDataset, build_cache, cached_data
 from cldm.data.fill50k import write_fill50k
 from cldm.data.folder import FolderDataset, folder_data
 from cldm.data.transforms import Augment
+from cldm.runs.trained import built_for
 from cldm.training.control_ldm import ControlLDM
 
 
@@ -168,10 +169,11 @@ def test_the_command_builds_what_the_config_reads(composed, fill, tmp_path, caps
     from hydra.utils import instantiate
 
     cfg = composed(*options, "data=cached", f"data.path={tmp_path}", "batch_size=3")
-    torch.manual_seed(2)
-    model = instantiate(cfg.model, _convert_="all")
+    model = built_for(cfg, None)  # as train.py builds it: a random base is the same for every seed
     data = instantiate(cfg.data, _convert_="all")(condition=instantiate(cfg.condition), model=model)
     assert len(data.train) == 9
+    assert not {*data.train.pictures} & {*data.train.held_out}
+    assert (len(data.train.pictures), len(data.train.held_out)) == (9, 2)
     assert data.batch_size == 3
     assert cli.main(["cache", str(tmp_path), "model=tiny", "data=scenes", "data.train_count=1", "data.val_count=1",
                      "data.cache=null", "size=64"]) == 1  # fmt: skip

@@ -403,3 +403,8 @@ def test_a_broken_sample_is_replaced_and_commands_are_not_run(shards):
     assert batch["caption"] == ["picture 6", "picture 6"]
     with pytest.raises(ValueError, match=r"commands \(pipe:\) are not run"):
         expand("pipe:cat x.tar")
+
+
+def test_held_out_pictures_that_are_trained_on_are_refused(photos):
+    with pytest.raises(ValueError, match=r"data.val_path holds 2 pictures that are in data.path too"):
+        folder_data(Canny(), None, str(photos), 64, 2, val_count=2, val_path=str(photos))

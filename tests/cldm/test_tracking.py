@@ -91,6 +91,11 @@ def test_the_commit_says_whether_files_differ_from_it(tmp_path, monkeypatch):
     assert commit_of(tmp_path) == head
     (tmp_path / "untracked").write_text("1")
     assert commit_of(tmp_path) == head
+    (tmp_path / "ldm" / "samplers").mkdir(parents=True)
+    assert commit_of(tmp_path / "ldm") == "unknown"  # a copy of the code within something else
+    (tmp_path / "ldm" / "samplers" / "mine.py").write_text("1")
+    assert commit_of(tmp_path) == head + "+changes"  # code that runs and is in no commit
+    (tmp_path / "ldm" / "samplers" / "mine.py").unlink()
     (tmp_path / "a").write_text("2")
     assert commit_of(tmp_path) == head + "+changes"
 
