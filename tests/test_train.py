@@ -272,7 +272,7 @@ def test_resuming_takes_the_overrides_of_the_run_and_those_typed_on_top(run, str
         again = train.resumption(cfg)
     recorded = OmegaConf.load(straight / "config.yaml")
     changed = differences(stable(recorded), stable(again))
-    assert changed == ["optimizer.lr: 0.002 -> 0.5"]
+    assert changed == ["optimizer.lr: 0.004 -> 0.5"]
     assert again.run_dir == str(straight)
 
 
@@ -300,6 +300,15 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
     assert results["train_seconds"] >= round(checkpoint(folder)["seconds"], 1) > first > 0
     assert results["setup_seconds"] > 0
     assert results["commits"] == [results["commit"]]
+
+
+@pytest.mark.parametrize(("typed", "said"), [("steps=1", "is at step 2 already"), ("seed=3", "a run of seed 0, not 3")])
+def test_a_resumption_that_cannot_be_meant_is_refused_and_changes_nothing(run, typed, said):
+    folder = run("asked", "steps=2", "stage.report_items=0")
+    before = {name: (folder / name).read_text() for name in ("config.yaml", "results.json", "DONE.json", "inputs.json")}
+    with pytest.raises(Refused, match=said):
+        run("asked", "steps=2", "stage.report_items=0", typed, resume=True)
+    assert {name: (folder / name).read_text() for name in before} == before
 
 
 def test_samples_of_a_resumption_with_another_batch_size_are_added_to_those_before(run):

@@ -243,6 +243,9 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
             f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
         )
+    recorded = folder / "config.yaml"
+    if recorded.is_file() and (seed := OmegaConf.select(OmegaConf.load(recorded), "seed")) != cfg.seed:
+        raise Refused(f"{folder} holds a run of seed {seed}, not {cfg.seed}: another seed is a run of its own")
     made = [path for path in (folder, folder.parent) if not path.exists()]
     with _locked(folder):
         remove_partial(folder, last.parent, folder / "previews")

@@ -19,7 +19,7 @@ from cldm.data.transforms import check_size
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused
-from cldm.runs.folder import Run, finish
+from cldm.runs.folder import Refused, Run, finish
 from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table
 from cldm.runs.trained import SETTINGS, base_beside, base_of, built_for, settings_told
 from cldm.training.callbacks import averaged
@@ -90,6 +90,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     describe_run(loggers, {**config, **facts})
     module.outcome.facts = {"config": config, **facts}
     trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
+    if trainer.global_step > cfg.steps:
+        raise Refused(f"steps={cfg.steps}, but the run is at step {trainer.global_step} already: nothing was changed")
     if is_sharded(module):
         module = gathered(cfg, module)
     if not trainer.is_global_zero:
