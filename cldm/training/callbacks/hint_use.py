@@ -17,8 +17,9 @@ class HintUse(Callback):
     """Every `every` optimizer steps: the share of the loss that the right hint saves, on `count` held-out items, and
     the norm of each zero convolution. Both are logged (hint_use, zero_convs/00 ...), the first is kept in checkpoints.
 
-    See ControlLDM.hint_use. Two forward passes of `count` images: every 10 steps and for 8 of a batch of 16, less than
-    a tenth of the step time. Shared-out weights (trainer=fsdp) would have to be gathered each time: there it is off.
+    See ControlLDM.hint_use. Two forward passes of `count` images: every 10 steps and for 8 of a batch of 8 to 16, less
+    than a tenth of the step time. Shared-out weights (trainer=fsdp) would have to be gathered each time: there it is
+    off.
     """
 
     def __init__(self, every: int = 10, count: int = 8):
