@@ -282,6 +282,13 @@ def test_numbers_that_must_be_positive_are_refused_where_they_are_not(composed, 
         refuse_mistakes(cfg)
 
 
+def test_a_typed_sampler_keeps_its_own_steps_where_a_stage_has_another(composed):
+    """A stage that set sampler.steps made 10 of the 100 steps of sampler=ddpm."""
+    steps = [composed(*typed).sampler.steps for typed in ([], ["sampler=ddpm"], ["sampler=ddim"], ["sampler.steps=7"])]
+    assert steps == [10, 100, 20, 7]
+    assert composed("stage=diffusion").sampler.steps == 20
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
