@@ -10,8 +10,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import train
+from cldm.conditions.canny import Canny
 from cldm.data.cache import build_cache
 from cldm.data.fill50k import write_fill50k
+from cldm.data.folder import FolderDataset
 from cldm.data.listing import ITEMS, Item
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
@@ -105,7 +107,7 @@ def test_what_an_earlier_attempt_was_trained_on_stays_trained_on(tmp_path):
     items = [Item(name, Path(f"/pictures/{name}.png")) for name in "abc"]
 
     def data(train, held_out):
-        return SimpleNamespace(train=SimpleNamespace(items=train), validation=SimpleNamespace(items=held_out))
+        return SimpleNamespace(train=FolderDataset(train, 64, Canny()), validation=FolderDataset(held_out, 64, Canny()))
 
     record_items(tmp_path / ITEMS, data(items[:2], items[2:]))
     record_items(tmp_path / ITEMS, data(items[1:], items[:1]))

@@ -25,7 +25,6 @@ from cldm.conditions import Condition
 from cldm.data.datamodule import DataModule
 from cldm.data.folder import FolderDataset
 from cldm.data.hints import restored, stored
-from cldm.data.listing import pictures
 from cldm.data.transforms import check_size
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
@@ -123,8 +122,8 @@ def _build(
         "groups": list(train.groups) if train.groups else None,
         "texts": texts,
         "captions": [numbers[caption] for caption in captions],
-        "pictures": pictures(train.items),
-        "held_out": pictures(validation.items),
+        "pictures": train.pictures,
+        "held_out": validation.pictures,
         "validation": _write_validation(folder, validation),
     }
     write_json(folder / INDEX, index, indent=None)
@@ -230,7 +229,7 @@ class CachedValidation(Dataset):
     """The held-out items of a cache: images, hints, captions."""
 
     def __init__(self, cache: CachedDataset):
-        self.captions = cache.validation
+        self.captions, self.pictures = cache.validation, cache.held_out
         with safe_open(cache.folder / VALIDATION, framework="pt") as file:
             self.image, self.hint = file.get_tensor("image"), file.get_tensor("hint")
 

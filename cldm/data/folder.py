@@ -73,6 +73,11 @@ class FolderDataset(Dataset):
             raise ValueError("data.augment.vary=true draws parameters of hints made on the fly; "
                              "set data.on_the_fly=true, or vary=false for ready-made hints")  # fmt: skip
 
+    @property
+    def pictures(self) -> list[str]:
+        """Where they lie, as a run records what it trains on and holds out."""
+        return [str(item.image.resolve()) for item in self.items]
+
     def _bucket(self, item: Item) -> int:
         try:
             return nearest_bucket(picture_size(item.image), self.buckets)

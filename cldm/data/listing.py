@@ -35,11 +35,6 @@ ITEMS = "items.json"
 out, by their resolved paths."""
 
 
-def pictures(items: Iterable[Item]) -> list[str]:
-    """Where the pictures of items lie."""
-    return [str(item.image.resolve()) for item in items]
-
-
 def list_items(path: str | Path) -> list[Item]:
     """The samples at `path`, which is one of
 

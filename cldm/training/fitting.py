@@ -13,8 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
-from cldm.data.cache import CachedDataset
-from cldm.data.listing import ITEMS, pictures
+from cldm.data.listing import ITEMS
 from cldm.data.transforms import check_size
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
@@ -91,7 +90,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     module.outcome.facts = {"config": config, **facts}
     trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     if trainer.global_step > cfg.steps:
-        raise Refused(f"steps={cfg.steps}, but the run is at step {trainer.global_step} already: nothing was changed")
+        raise Refused(f"steps={cfg.steps}, but the run is at step {trainer.global_step} already; ask for more steps")
     if is_sharded(module):
         module = gathered(cfg, module)
     if not trainer.is_global_zero:
@@ -112,12 +111,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def record_items(path: Path, data: Any, sources: Sequence[str | Path] = ()) -> None:
     """Write which pictures the run trains on and holds out. What an earlier attempt trained on stays trained on, and
     so does what the runs of `sources`, the weights that it starts from, were trained on."""
-    if isinstance(data.train, CachedDataset):
-        trained, held_out = data.train.pictures, data.train.held_out
-    elif hasattr(data.train, "items"):
-        trained, held_out = pictures(data.train.items), pictures(data.validation.items)
-    else:  # a world's compositions, which their numbers hold apart, or shards
-        trained, held_out = [], []
+    # a world's compositions, which their numbers hold apart, and shards have none
+    trained, held_out = (getattr(source, "pictures", []) for source in (data.train, data.validation))
     records = [path, *(Path(place).with_name(ITEMS) for place in sources)]
     before = [name for record in records if record.is_file() for name in json.loads(record.read_text())["trained"]]
     if trained or before:
