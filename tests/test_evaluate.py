@@ -583,6 +583,29 @@ def test_a_control_file_keeps_the_parameters_of_its_condition_wherever_it_lies(r
             training_config(tmp_path / "odd.safetensors", None)
 
 
+def test_a_file_that_only_lies_in_a_run_folder_is_not_measured_as_that_run(runs: Path, tmp_path: Path) -> None:
+    run, pictures = tmp_path / "run", annotated(tmp_path / "set", 5)
+    shutil.copytree(runs / "a", run, ignore=shutil.ignore_patterns("evaluation"))
+    trained = {
+        "_target_": "cldm.data.folder.folder_data",
+        "path": str(pictures),
+        "val_path": None,
+        "val_count": 2,
+        "size": 64,
+    }
+    (run / "config.yaml").write_text(json.dumps({"data": trained}))
+    (run / "overrides.yaml").write_text("[seed=7]")
+    shutil.copy(runs / "b" / "control.safetensors", run / "other.safetensors")
+    found = {}
+    for name in ("control", "other"):
+        measure(runs, f"checkpoint={run / name}.safetensors", f"out={tmp_path / name}")
+        found[name] = results(tmp_path / name)
+    assert found["control"]["overrides"] == ["seed=7"]
+    assert "nearest_training" in found["control"]["metrics"]["none"]
+    assert found["other"]["overrides"] == []
+    assert "nearest_training" not in found["other"]["metrics"]["none"]
+
+
 def test_the_record_of_a_run_is_of_its_own_file_alone(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("condition: {low: 7, high: 9}\n")
     for name in ("control.safetensors", "other.safetensors"):

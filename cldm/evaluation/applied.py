@@ -11,7 +11,7 @@ from torch import Tensor
 from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.runs.building import instantiate
-from cldm.runs.trained import checkpoints_of, is_pooled, published
+from cldm.runs.trained import FILE, checkpoints_of, is_pooled, published
 from cldm.sampling.control import ControlUnit, check_settings
 from cldm.sampling.jobs import of_kind
 from ldm.files import content
@@ -44,6 +44,11 @@ class Applied:
     @cached_property
     def pooled(self) -> bool:
         return is_pooled(self.path)
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the run that wrote the file; None for a file of another name, which only lies there."""
+        return self.path.parent if self.path.name == FILE else None
 
     def unit(self, net: Branch, hints: Tensor) -> ControlUnit:
         """What is to be added while images of these hints are drawn."""

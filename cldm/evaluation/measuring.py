@@ -83,7 +83,7 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
         "seed": int(first.metadata["seed"]) if "seed" in first.metadata else None,
         "commit": first.metadata.get("commit"),
         "evaluated_at_commit": commit(),
-        "overrides": overrides_of(first.path.parent),
+        "overrides": overrides_of(first.run) if first.run else [],
         "protocol": subject.protocol,
         "protocol_hash": subject.key["protocol"],
         "steps": int(first.metadata["steps"]) if "steps" in first.metadata else None,
@@ -96,7 +96,8 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
     target, real = subject.target(subject.shots), subject.items["image"]
     write_samples(folder, drawn, subject.shots, target, real, first.condition)
     write_json(folder / "results.json", results)
-    log_evaluation(first.path.parent, Evaluation(folder))
+    if first.run:
+        log_evaluation(first.run, Evaluation(folder))
     if not subject.cfg.keep_images:
         for pictures in (images, folder / "items", folder / "hints"):
             shutil.rmtree(pictures, ignore_errors=True)

@@ -233,13 +233,14 @@ class Subject:
     @cached_property
     def seen(self) -> Tensor | None:
         """Thumbnails of images that the first branch was trained on; None if they are not at hand."""
-        record = self.first.path.parent / "config.yaml"
-        if not self.cfg.nearest or not record.is_file():
+        run = self.first.run
+        record = run and run / "config.yaml"
+        if not self.cfg.nearest or record is None or not record.is_file():
             return None
-        run = OmegaConf.load(record)
-        OmegaConf.resolve(run)
+        recorded = OmegaConf.load(record)
+        OmegaConf.resolve(recorded)
         try:
-            images = training_images(OmegaConf.to_container(run).get("data") or {}, self.cfg.nearest)  # type: ignore
+            images = training_images(OmegaConf.to_container(recorded).get("data") or {}, self.cfg.nearest)  # type: ignore
         except (OSError, ValueError, KeyError) as error:
             print(f"note: nearest_training is left out; {record}: {error!r}")
             return None
@@ -247,8 +248,10 @@ class Subject:
 
     def refuse_copies(self) -> None:
         """ValueError if any item looks like a picture of the first branch's training: a copy under another name."""
+        if self.world is not None:  # whose held-out items have numbers of their own
+            return
         distances = self.nearest(self.items["image"]).get("nearest_training", np.ones(1))
-        if self.world is None and (copies := int((distances < COPY).sum())):
+        if copies := int((distances < COPY).sum()):
             raise ValueError(
                 f"{copies} of the {len(distances)} pictures to measure on look the same as pictures that "
                 f"{self.first.path.parent} was trained on; take others, or set nearest=0 to measure on them anyway"
