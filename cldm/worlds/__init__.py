@@ -78,7 +78,8 @@ class World(Protocol):
 
     def draw(self, truths: Sequence[Any], size: int, maps: Collection[str] = ()) -> dict[str, Tensor]:
         """ "image" (n, 3, size, size) in [-1, 1], and the named truth maps; "labels" are class numbers
-        (n, k, size / 8, size / 8) uint8 for the label probe of stage=diffusion, 0 for the ground."""
+        (n, k, size / 8, size / 8) uint8 for the label probe of stage=diffusion, 0 for the ground. Several threads call
+        it at once: what is drawn depends on the truths alone."""
 
     def prompts(self, setting: str, captions: Sequence[str]) -> list[str]:
         """The prompts of the settings that need the grammar: insufficient and conflicting."""
