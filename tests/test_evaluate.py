@@ -31,7 +31,8 @@ from cldm.runs.evaluations import Evaluation
 from cldm.runs.folder import BASE_FILE
 from cldm.runs.loggers import evaluation as logging_of_evaluations
 from cldm.runs.loggers.evaluation import log_evaluation
-from cldm.runs.trained import recorded_values, training_config
+from cldm.runs.recorded import recorded_values
+from cldm.runs.trained import training_config
 from cldm.sampling.jobs import load_image
 from cldm.worlds.scenes.segmenter import Segmenter
 from ldm.files import content

@@ -17,7 +17,8 @@ from cldm.data.folder import FolderDataset
 from cldm.data.listing import ITEMS, Item
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.folder import ChangedConfig, attempt, inputs, results_of
+from cldm.runs.folder import ChangedConfig, attempt, results_of
+from cldm.runs.inputs import inputs
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.fitting import record_items
 from ldm.files import write_json

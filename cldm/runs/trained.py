@@ -1,9 +1,7 @@
 """Trained branches: found, recognised by what they say of themselves, and loaded with the base they belong to."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra import compose
@@ -16,19 +14,17 @@ from cldm.branches.interop import load_control
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import BASE_FILE
+from cldm.runs.recorded import FILE, condition_settings, recorded_values, with_values
 from ldm.diffusion import LatentDiffusion
-from ldm.files import FILES, content, to_json
+from ldm.files import content
 from ldm.interop import load_base
 from ldm.interop.published import Published, read
 from ldm.interop.schedules import check
 from ldm.weights import fingerprint, read_metadata
 
-FILE = "control.safetensors"
 GROUPS = ("model", "control", "condition")  # config choices that a control file states
 ADVICE = {"model": "trained.model=sd15 (or sd21, pretrained, ...)",
           "condition": "trained.condition=canny (or another; none for ready maps)"}  # fmt: skip
-SETTINGS = "condition_settings"
-"""Key of a control file's metadata that holds the parameters of its condition, as JSON."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,7 +71,9 @@ def training_config(path: Path, base: str | None, model: str | None = None, cond
     choices = [f"{group}={names[group]}" for group in GROUPS]
     cfg = compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
     if names["condition"] == published(path).metadata.get("condition"):
-        cfg.condition = _with_values(OmegaConf.to_container(cfg.condition), _settings_of(path))
+        cfg.condition = with_values(
+            OmegaConf.to_container(cfg.condition), condition_settings(published(path).metadata, path)
+        )
     sides = [int(side) for side in names.get("resolution", "").split("x") if side.isdigit()]
     if sides:
         cfg.size = sides[0] if len(sides) == 1 else sides
@@ -85,24 +83,6 @@ def training_config(path: Path, base: str | None, model: str | None = None, cond
             if names["model"] != "pretrained" or key in place:  # there the base says the rest
                 place[key] = value
     return cfg
-
-
-def settings_told(cfg: DictConfig) -> str:
-    """The parameters of cfg.condition as a control file tells them: all but files, which lie elsewhere elsewhere."""
-    given: Any = OmegaConf.to_container(cfg.condition, resolve=True)
-    return to_json({k: v for k, v in given.items() if not k.startswith("_") and k not in FILES})
-
-
-def _settings_of(path: Path) -> dict[str, Any]:
-    """The inverse of `settings_told`; nothing for files that do not tell."""
-    text = published(path).metadata.get(SETTINGS, "{}")
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        raise SystemExit(f"{path}: its metadata {SETTINGS!r} is not a JSON object: {text[:60]}")
-    return {name: value for name, value in found.items() if name not in FILES}
 
 
 def published(path: Path) -> Published:
@@ -241,45 +221,6 @@ def base_of(cfg: DictConfig) -> str | None:
             "this model comes without weights: set base=FILE_OR_FOLDER (model=pretrained: model.path=...) to a Stable "
             "Diffusion checkpoint or diffusers folder of yours; docs/bring_your_own.md says more"
         ) from error
-
-
-def recorded_values(path: Path, training: DictConfig) -> DictConfig:
-    """`training` with the values of model, control and condition, and the size, that the run recorded whose file it is.
-
-    Only values under names that are there already are taken over, and only scalars and lists of scalars of their own
-    type, never what is to be built (`_target_`): a run folder from elsewhere cannot make this program run its code.
-    """
-    record = path.parent / "config.yaml"
-    if path.name != FILE or not record.is_file():
-        return training
-    run, merged = OmegaConf.load(record), training.copy()
-    OmegaConf.resolve(run)
-    for key in ("size", "model", "control", "condition"):
-        if key in run and key in merged:
-            merged[key] = _with_values(OmegaConf.to_container(merged)[key], OmegaConf.to_container(run)[key])  # type: ignore
-    return merged
-
-
-def _with_values(ours: Any, recorded: Any) -> Any:
-    if isinstance(ours, dict) and isinstance(recorded, dict):
-        return {k: v if k.startswith("_") else _with_values(v, recorded.get(k, v)) for k, v in ours.items()}
-    return recorded if _alike(ours, recorded) else ours
-
-
-def _alike(ours: Any, recorded: Any) -> bool:
-    """Whether `recorded` is a scalar, or a list of scalars, of the type of `ours`; null has any, and is any."""
-    values = recorded if isinstance(recorded, list) else [recorded]
-    scalars = all(value is None or isinstance(value, bool | int | float | str) for value in values)
-    if isinstance(ours, dict) or not scalars:
-        return False
-    known = {_kind(value) for value in (ours if isinstance(ours, list) else [ours])} - {"null"}
-    return not known or {_kind(value) for value in values} <= {*known, "null"}
-
-
-def _kind(value: Any) -> str:
-    """number, bool, str or null: 1 may stand where 0.5 stood."""
-    names = {bool: "bool", int: "number", float: "number", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
 
 
 def base_beside(control: Path) -> Path | None:

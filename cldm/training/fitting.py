@@ -19,8 +19,9 @@ from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused
 from cldm.runs.folder import Refused, Run, finish
+from cldm.runs.recorded import SETTINGS, settings_told
 from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table
-from cldm.runs.trained import SETTINGS, base_beside, base_of, built_for, settings_told
+from cldm.runs.trained import base_beside, base_of, built_for
 from cldm.training.callbacks import averaged
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.report import ancestry, report

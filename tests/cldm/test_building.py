@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from cldm.runs import building
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.trained import recorded_values
+from cldm.runs.recorded import recorded_values
 
 
 def test_a_target_in_a_list_runs_nothing(tmp_path):
