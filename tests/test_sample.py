@@ -19,7 +19,8 @@ from cldm.pictures import to_pil
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import register_resolvers
-from cldm.runs.trained import FILE, built_for, guidance_filled_in
+from cldm.runs.recorded import FILE
+from cldm.runs.trained import built_for, guidance_filled_in
 from cldm.sampling import drawing as sample
 from cldm.sampling import opening
 from ldm.files import InUse, locked, read_lines

@@ -18,7 +18,8 @@ from cldm.app.wish import Control, Wish, command_line, written
 from cldm.pictures import to_pil
 from cldm.runs.configs import composed, configs_at_hand, mistakes_refused
 from cldm.runs.folder import Refused
-from cldm.runs.trained import FILE, base_content, device_and_precision, guidance_filled_in, published, trained_size
+from cldm.runs.recorded import FILE
+from cldm.runs.trained import base_content, device_and_precision, guidance_filled_in, published, trained_size
 from cldm.sampling.drawing import Hands, sample
 from cldm.sampling.jobs import UnitSettings, load_mask
 from cldm.sampling.ledger import MANIFEST

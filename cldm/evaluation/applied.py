@@ -11,7 +11,8 @@ from torch import Tensor
 from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
 from cldm.runs.building import instantiate
-from cldm.runs.trained import FILE, checkpoints_of, is_pooled, published
+from cldm.runs.recorded import FILE
+from cldm.runs.trained import checkpoints_of, is_pooled, published
 from cldm.sampling.control import ControlUnit, check_settings
 from cldm.sampling.jobs import of_kind
 from ldm.files import content

@@ -21,7 +21,8 @@ from cldm.runs.configs import expand_home, mistakes_refused
 from cldm.runs.evaluations import Evaluation
 from cldm.runs.folder import Refused, overrides_of
 from cldm.runs.loggers.evaluation import log_evaluation
-from cldm.runs.trained import FILE, device_and_precision
+from cldm.runs.recorded import FILE
+from cldm.runs.trained import device_and_precision
 from ldm.files import locked, whole, write_json
 
 

@@ -69,13 +69,12 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         distances = instantiate(cfg.stage.distances) if cfg.stage.name == "autoencoder" else None
     if trainer.is_global_zero:
         record_items(run.folder / ITEMS, data, [place for place in (source, base_of(cfg) if loads else None) if place])
-    ancestors = ancestry(base_of(cfg) if loads else None, source)
     module.outcome.metadata = {
         "extractor": repr(condition),
         SETTINGS: settings_told(cfg),
         "polarity": condition.polarity,
         "resolution": str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}",
-        "ancestors": to_json(ancestors),
+        "ancestors": to_json(ancestry(base_of(cfg) if loads else None, source)),
     }
     module.hold_frozen_in(str(trainer.precision))
     found = parts(module.train())
@@ -96,17 +95,23 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         module = gathered(cfg, module)
     if not trainer.is_global_zero:
         return {}
-    sampling = instantiate(cfg.sampler, _convert_="all")
-    module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
-    with averaged(module):
-        results = report(cfg, module, data, sampling, distances)
-    module.outcome.metadata["metrics"] = to_json(results["fidelity"])
+    results = measured(cfg, trainer, module, data, distances)
     settings.keywords["callbacks"]["export"].write(trainer, module)
     results["steps"] = trainer.global_step
     results["train_seconds"] = round(module.clock.seconds, 1)
     results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
     log_outcome(loggers, run.folder, results)
     return finish(run, results)
+
+
+def measured(cfg: DictConfig, trainer: pl.Trainer, module: Stage, data: Any, distances: Any) -> dict[str, Any]:
+    """The closing report, of the averaged weights; the exported file is to tell its figures."""
+    sampling = instantiate(cfg.sampler, _convert_="all")
+    module.to(trainer.strategy.root_device, torch.float32).eval()  # Lightning has moved it to the CPU
+    with averaged(module):
+        results = report(cfg, module, data, sampling, distances)
+    module.outcome.metadata["metrics"] = to_json(results["fidelity"])
+    return results
 
 
 def record_items(path: Path, data: Any, sources: Sequence[str | Path] = ()) -> None:
