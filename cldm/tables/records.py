@@ -73,7 +73,9 @@ class Record:
 
     def value(self, column: Column) -> float | None:
         """The score of a column; None if it was not measured, or does not exist (a model that never converged)."""
-        if column.source == RUN:
+        if column.reaches is not None:
+            found = first_reached((self.results or {}).get("looks", {}), column.metric, column.reaches)
+        elif column.source == RUN:
             found = (self.results or {}).get(column.metric)
         else:
             found = ((self.evaluated[column.source] or {}).get("metrics") or {}).get(column.setting, {})
@@ -89,6 +91,13 @@ class Record:
             chosen = rows["setting"] == column.setting
             keys = zip(rows["item"][chosen].tolist(), rows["noise"][chosen].tolist(), strict=True)
             return dict(zip(keys, rows[column.metric][chosen].tolist(), strict=True))
+
+
+def first_reached(looks: Mapping[str, Sequence[float | None]], metric: str, level: float) -> float | None:
+    """The step of the first look at which a score was at least `level`; None if none was."""
+    scores = looks.get(metric, ())
+    return next((step for step, score in zip(looks.get("step", ()), scores, strict=False)
+                 if score is not None and score >= level), None)  # fmt: skip
 
 
 def _content(run: Path, name: str) -> str | None:
@@ -123,20 +132,30 @@ def problems(spec: Spec, found: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def refuse_unknown_scores(spec: Spec, found: Sequence[Record]) -> None:
-    """ValueError for a column whose evaluation has been made, but has no such score or setting in any row."""
+    """ValueError for a column whose evaluation, or training, has been made, but has no such score or setting."""
     for column in spec.columns:
-        made = [] if column.source == RUN else [r for record in found if (r := record.evaluated[column.source])]
+        if column.source == RUN:
+            looks = {name for record in found for name in (record.results or {}).get("looks", ())}
+            if looks and column.reaches is not None:
+                _refuse_unknown(column, "the looks of training have", column.metric, looks)
+            continue
+        made = [results for record in found if (results := record.evaluated[column.source])]
         if not made:
             continue
-        where = f"column {column.title!r}: evaluation {column.source!r} has no"
         settings = {name for results in made for name in results.get("metrics") or {}}
+        where = f"evaluation {column.source!r} has"
         if column.setting not in settings:
-            raise ValueError(f"{where} setting {column.setting!r}; it has {', '.join(sorted(settings))}")
+            told = f"{where} no setting {column.setting!r}; it has {', '.join(sorted(settings))}"
+            raise ValueError(f"column {column.title!r}: {told}")
         known = {score for results in made for score in (results.get("metrics") or {}).get(column.setting, ())}
-        if column.metric not in known:
-            near = get_close_matches(column.metric, known, n=2)
-            told = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(sorted(known))}"
-            raise ValueError(f"{where} score {column.metric!r}; {told}")
+        _refuse_unknown(column, where, column.metric, known)
+
+
+def _refuse_unknown(column: Column, where: str, score: str, known: set[str]) -> None:
+    if score not in known:
+        near = get_close_matches(score, known, n=2)
+        told = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(sorted(known))}"
+        raise ValueError(f"column {column.title!r}: {where} no score {score!r}; {told}")
 
 
 def _missing(found: Sequence[Record]) -> list[str]:

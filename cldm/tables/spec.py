@@ -13,6 +13,7 @@ configs/table/NAME.yaml:
     columns:
       - {title: T, from: EVALUATION, metric: edge_f1_1px, setting: perfect, better: higher, digits: 3}
       - {title: T, from: run, metric: convergence_step, better: lower}    of the run's own results.json
+      - {title: T, from: run, metric: circle_iou, reaches: 0.8}           the step of its first look that reaches this
     figure: {layout: sheet, ...}        see cldm.tables.sheets
 """
 
@@ -30,7 +31,10 @@ RUN = "run"  # the source of columns that a run's own results.json fills
 
 @dataclass(frozen=True)
 class Column:
-    """One score. better: "higher", "lower", or None where no row is better than another."""
+    """One score. better: "higher", "lower", or None where no row is better than another.
+
+    reaches: not the score, but the step at which training has first seen it so high.
+    """
 
     title: str
     source: str
@@ -38,6 +42,7 @@ class Column:
     setting: str | None = None
     better: str | None = None
     digits: int = 3
+    reaches: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ def _column(given: dict[str, Any], sources: set[str]) -> Column:
         raise ValueError(f"column {column.title!r} is from {column.source!r}, which is no evaluation")
     if column.better not in (None, "higher", "lower"):
         raise ValueError(f"column {column.title!r}: better must be higher or lower")
+    if column.reaches is not None and column.source != RUN:
+        raise ValueError(f"column {column.title!r}: reaches is of the looks of training, from: {RUN}")
     return column
 
 

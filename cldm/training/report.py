@@ -48,7 +48,7 @@ def report(cfg: DictConfig, module: Any, data: Any, sampling: Any, distances: An
         if fidelity:
             print("\n" + table(fidelity, control_rows(data.validation)))
         convergence = {"convergence_step": found and found.step, "convergence": found and asdict(found)}
-        return {**results, "fidelity": fidelity, **convergence}
+        return {**results, "fidelity": fidelity, **convergence, "looks": history}
     if stage == "diffusion":
         losses = {name: values[-1] for name, values in history.items() if name.startswith("loss") and values}
         scores = base_report(module.diffusion, data.validation, sampling, folder) | losses

@@ -16,6 +16,7 @@ from torch import Tensor
 WORLDS: dict[str, tuple[str, str]] = {
     "stickers": ("cldm.worlds.stickers.stickers", "Stickers"),
     "scenes": ("cldm.worlds.scenes.scenes", "Scenes"),
+    "circles": ("cldm.worlds.circles.circles", "Circles"),
 }
 """The worlds by name: module and class, imported when they are asked for."""
 

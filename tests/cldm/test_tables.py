@@ -73,6 +73,32 @@ def write_run(folder: Path, edge: float, overrides: list[str], **changed) -> Non
     (out / "results.json").write_text(json.dumps({**results, **changed}))
 
 
+def test_a_column_tells_the_first_look_that_reached_a_level(spec, found, tmp_path):
+    text = (tmp_path / "mine.yaml").read_text()
+    column = "  - {title: steps to 0.8, from: run, metric: iou, reaches: 0.8, better: lower, digits: 0}\n"
+    (tmp_path / "reach.yaml").write_text(text + column)
+    spec = read_spec(tmp_path / "reach.yaml")
+    reached = {"one": [0.1, 0.8, 0.7], "other": [0.1, None, 0.79], "half": [0.9, 0.9, 0.9]}
+    for record in found:
+        looks = {"step": [0, 20, 40], "iou": reached[record.row.title]}
+        (record.run / "results.json").write_text(json.dumps({"commit": "abc", "looks": looks}))
+    again = records(spec, {(r.row.title, r.seed): r.runs for r in found})
+    cells = {line.title: line.cells[2] for line in lines(spec, again) if not line.bound}
+    assert [cells["one"].mean, cells["half"].mean] == [20, 0]
+    assert cells["other"].n == 0  # never: no number, and no row of it can win
+    assert not any(cell.best for cell in cells.values())
+
+    (tmp_path / "typo.yaml").write_text((tmp_path / "reach.yaml").read_text().replace("metric: iou", "metric: iuo"))
+    with pytest.raises(ValueError, match=r"'steps to 0.8': the looks of training have no score 'iuo'; .* iou"):
+        refuse_unknown_scores(read_spec(tmp_path / "typo.yaml"), again)
+
+
+def test_reaches_is_of_training_alone(tmp_path):
+    (tmp_path / "mine.yaml").write_text(TABLE.replace("metric: edge,", "metric: edge, reaches: 0.5,"))
+    with pytest.raises(ValueError, match="column 'edge F1': reaches is of the looks of training, from: run"):
+        read_spec(tmp_path / "mine.yaml")
+
+
 def overrides_of(spec, title: str) -> list[str]:
     row = next(row for row in spec.rows if row.title == title)
     return [*spec.evaluations["main"], *row.evaluate]
