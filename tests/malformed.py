@@ -108,6 +108,7 @@ PICTURES = [
          "2 frames"),
     Case("picture", "pages", put(png(kind="TIFF", save_all=True, append_images=[IMAGE])), REPLACED, "2 frames"),
     Case("picture", "icon", put(png(photo(5, 96))), REPLACED, "a side must have 8"),
+    Case("picture", "32-bit integers", put(png((photo()[:, :, 0]).astype(np.int32), "TIFF")), REPLACED, "8 or 16 bits"),
     Case("picture", "metres", put(png(np.full((72, 96), 3.5, np.float32), "TIFF")), REPLACED, "outside [0, 1]"),
     Case("picture", "NaN", put(png(np.full((72, 96), np.nan, np.float32), "TIFF")), REPLACED, "outside [0, 1]"),
     Case("picture", "a folder", lambda path: path.mkdir(), REPLACED, "no such file"),

@@ -561,6 +561,16 @@ def test_a_run_that_is_refused_leaves_no_folder_but_what_was_there_stays(small, 
         assert mine.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [("optimizer.betas=[0.9]", r"optimizer={'lr'.*'betas': \[0.9\].*: "), ("optimizer.lr=-1", "Invalid learning rate")],
+)
+def test_what_the_optimizer_does_not_take_is_refused_before_anything_is_drawn(small, composed, tmp_path, typed, said):
+    with pytest.raises(Refused, match=said):
+        train.train(composed(*small, typed, f"run_dir={tmp_path / 'run'}"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_key_stops_the_command(tmp_path):
     done = command("foo=1", "stpes=2", cwd=tmp_path)
     assert done.returncode != 0

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
@@ -29,19 +30,30 @@ from ldm.diffusion import LatentDiffusion
 from ldm.files import to_json, write_json
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole
-from ldm.training.stage import Stage
+from ldm.training.stage import OptimizerFactory, Stage
 
 
 def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
     """The LightningModule of the stage, around the model and, for control, a branch copied from its U-Net."""
     module = instantiate(cfg.stage.module, _convert_="all")
-    optimizer = instantiate(cfg.optimizer, _convert_="all")
+    optimizer = optimizer_of(cfg)
     if cfg.stage.name == "autoencoder":
         return module(autoencoder=model.autoencoder, optimizer=optimizer)
     if cfg.stage.name == "diffusion":
         return module(diffusion=model, optimizer=optimizer)
     control = instantiate(cfg.control, _convert_="all")(model.unet)
     return module(diffusion=model, control=control, optimizer=optimizer)
+
+
+def optimizer_of(cfg: DictConfig) -> OptimizerFactory:
+    """What makes the optimizer from parameters. ValueError for values that it does not take, before anything runs."""
+    make = instantiate(cfg.optimizer, _convert_="all")
+    try:
+        make([nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, IndexError) as error:  # as torch's optimizers complain
+        told = {key: value for key, value in cfg.optimizer.items() if not str(key).startswith("_")}
+        raise ValueError(f"optimizer={told}: {error}") from error
+    return make
 
 
 def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
