@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cldm.commands.cli import main as cli
 from cldm.conditions.plain import Unchanged
 from cldm.data.listing import ITEMS
 from cldm.evaluation import measuring as evaluate
@@ -253,6 +254,29 @@ def test_a_branch_that_was_trained_together_with_its_base_refuses_another(runs: 
     shutil.copy(runs / "base.safetensors", tmp_path / BASE_FILE)
     with pytest.raises(SystemExit, match="leave out base=, moved_from=: the branch was trained together with its base"):
         measure(runs, f"checkpoint={unlocked}", f"moved_from={runs}/base.safetensors", f"out={tmp_path}/out", *FAST)
+    assert not (tmp_path / "out").exists()
+
+
+def test_branches_with_different_bases_of_their_own_are_not_added_up(runs: Path, tmp_path: Path, capsys) -> None:
+    metadata = read_metadata(runs / "a/control.safetensors") | {"locking": "unlocked"}
+    metadata["settings"] = json.dumps({"control": {"heads": 2, "groups": 4}})
+    weights, base = load_file(runs / "a/control.safetensors"), load_file(runs / "base.safetensors")
+    name = next(n for n in base if n.endswith("unet.encoder.conv_in.weight"))
+    for number in (0, 1):
+        place = tmp_path / f"own{number}"
+        place.mkdir()
+        save_file(weights, place / "control.safetensors", metadata)
+        save_file(base | {name: base[name] + number}, place / BASE_FILE, read_metadata(runs / "base.safetensors"))
+    own = [tmp_path / f"own{number}" / "control.safetensors" for number in (0, 1)]
+    small = ["base=null", f"out={tmp_path}/out", *FAST]
+    for first in (own[0], runs / "a"):  # nor a branch of the first base with one that has another
+        with pytest.raises(SystemExit, match=f"more: {own[1]} was trained together with its base and works on no other"):
+            measure(runs, f"checkpoint={first}", f"more=[{{checkpoint: '{own[1]}'}}]", *small)
+    assert cli(["convert", str(own[1]), str(tmp_path / "folder"), "--to", "diffusers"]) == 0
+    assert f"take the {BASE_FILE} of its run along" in capsys.readouterr().out
+    # the folder says that it had a base of its own, and cannot hold it
+    with pytest.raises(SystemExit, match=f"set base= to the {BASE_FILE} of its run"):
+        measure(runs, f"checkpoint={tmp_path}/folder", *small)
     assert not (tmp_path / "out").exists()
 
 

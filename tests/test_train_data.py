@@ -61,6 +61,10 @@ def test_a_run_on_pictures_that_died_goes_on_as_if_it_had_not(composed, places, 
     results = train.train(composed(*SMALL, *places[name], f"run_dir={straight}"))
     assert "edge_f1_1px" in results["fidelity"]
     assert (straight / "grid.png").exists()
+    pictures = Path(places["fill50k"][2].removeprefix("data.path="))
+    told = json.loads((straight / ITEMS).read_text())  # a cache names the pictures that it was made of
+    assert {*told["trained"], *told["held_out"]} == {str(path) for path in (pictures / "target").iterdir()}
+    assert (len(told["trained"]), len(told["held_out"])) == (7, 2)
     step = DiffusionTraining.training_step
 
     def power_cut(self, batch, batch_idx):

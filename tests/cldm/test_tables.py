@@ -298,6 +298,13 @@ def test_mixed_commits_and_protocols_are_named(spec, found, tmp_path):
     assert "items: 4 and 5" in told["protocols"][0]
 
 
+def test_a_run_whose_attempts_were_of_different_commits_is_mixed(spec, found, tmp_path):
+    run = tmp_path / "one" / "seed-2"
+    (run / "results.json").write_text(json.dumps({"commit": "abc", "commits": ["older", "abc"]}))
+    told = problems(spec, records(spec, {(r.row.title, r.seed): r.runs for r in found}))["commits"]
+    assert any(line.startswith("older: one seed 2 trained") for line in told)
+
+
 def test_the_command_refuses_and_says_what_to_do(tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(TABLE)
     command = ["table", str(tmp_path / "mine.yaml"), str(tmp_path / "runs")]
