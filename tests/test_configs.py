@@ -136,9 +136,11 @@ def places(composed, tmp_path_factory):
         model = build(cfg.model)
     data = build(cfg.data)(condition=build(cfg.condition), model=model)
     build_cache(data.train, data.validation, model, folder / "cache")
+    drawn = dict.fromkeys(
+        ("scenes", "stickers", "circles"), ["data.train_count=2", "data.val_count=1", "data.cache=null"]
+    )
     return {
-        "scenes": ["data.train_count=2", "data.val_count=1", "data.cache=null"],
-        "stickers": ["data.train_count=2", "data.val_count=1", "data.cache=null"],
+        **drawn,
         "folder": pictures,
         "fill50k": pictures,
         "webdataset": [f"data.urls={folder / '0.tar'}", f"data.val_urls={folder / '0.tar'}"],

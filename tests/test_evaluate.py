@@ -270,7 +270,7 @@ def test_branches_with_different_bases_of_their_own_are_not_added_up(runs: Path,
     own = [tmp_path / f"own{number}" / "control.safetensors" for number in (0, 1)]
     small = ["base=null", f"out={tmp_path}/out", *FAST]
     for first in (own[0], runs / "a"):  # nor a branch of the first base with one that has another
-        with pytest.raises(SystemExit, match=f"more: {own[1]} was trained together with its base and works on no other"):
+        with pytest.raises(SystemExit, match=rf"more: {own[1]} was trained together with its base and"):
             measure(runs, f"checkpoint={first}", f"more=[{{checkpoint: '{own[1]}'}}]", *small)
     assert cli(["convert", str(own[1]), str(tmp_path / "folder"), "--to", "diffusers"]) == 0
     assert f"take the {BASE_FILE} of its run along" in capsys.readouterr().out

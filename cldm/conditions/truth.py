@@ -29,8 +29,8 @@ class Truth(Condition):
 
     def extract(self, image: np.ndarray) -> np.ndarray:
         raise ValueError(
-            "condition=truth is not computed from a picture: only a world (data=stickers, data=scenes) knows its maps; "
-            "give a ready map, hint=FILE"
+            "condition=truth is not computed from a picture: only a world (data=stickers, data=scenes, data=circles) "
+            "knows its maps; give a ready map, hint=FILE"
         )
 
     def named(self, world: str, maps: Sequence[str]) -> str:

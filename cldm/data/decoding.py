@@ -227,8 +227,8 @@ def _pixels(picture: Image.Image, path: str, what: str) -> tuple[np.ndarray, np.
     """rgb and alpha as in Picture, as the file has them turned."""
     mode = picture.mode
     if mode == "I" and picture.format == "TIFF":  # 16 bits are I;16
-        raise PictureError(f"cannot use {what} {path}: it holds 32-bit integers, and nothing says which of them is white; "
-                           "save it with 8 or 16 bits")  # fmt: skip
+        raise PictureError(f"cannot use {what} {path}: it holds 32-bit integers, and nothing says which of them is "
+                           "white; save it with 8 or 16 bits")  # fmt: skip
     if mode[0] == "I" or mode == "F":
         values = np.asarray(picture, dtype=np.float32) / np.float32(1 if mode == "F" else 65535)
         if not (values.min() >= 0 and values.max() <= 1):  # NaN too

@@ -1,6 +1,7 @@
 """Promises of the world of circles: drawn where the truth says, and judged exactly from pixels."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -86,7 +87,8 @@ def test_labels_name_both_colours(truths, drawn):
 
 def test_items_are_numbered_and_families_have_other_circles():
     assert CIRCLES.sample(0, 7, "control") == CIRCLES.sample(0, 7, "control")
-    assert len({CIRCLES.sample(seed, i, family) for seed in (0, 1) for i in (7, 8) for family in ("base", "control")}) == 8
+    numbers = itertools.product((0, 1), (7, 8), ("base", "control"))
+    assert len({CIRCLES.sample(*number) for number in numbers}) == 8
     with pytest.raises(ValueError, match="unknown family 'unseen' of circles; known: base, control"):
         CIRCLES.sample(0, 0, "unseen")
 
