@@ -119,6 +119,21 @@ def diffusion(make_diffusion: Callable[..., LatentDiffusion]) -> LatentDiffusion
     return make_diffusion()
 
 
+@pytest.fixture
+def narrow_diffusion(diffusion: LatentDiffusion) -> LatentDiffusion:
+    """With the least U-Net that has every kind of block, where each of them is slow.
+
+    Down, middle with attention, up, and a decoder block with attention, which reads an encoder output beside its input.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = UNetConfig(channels=8, channel_mult=(1, 1), attention=(True, False), res_blocks=0, context_channels=16,
+                            heads=2, groups=4)  # fmt: skip
+        diffusion.unet = UNet(config).eval()
+        _fill_zeros(diffusion.unet)
+    return diffusion
+
+
 class RandomItems:
     """Moments, hints and captions that depend on the item's number alone; 64 px, 8 x 8 latents."""
 

@@ -24,6 +24,7 @@ from cldm.runs.folder import Refused
 from cldm.sampling.generation import Sampling
 from cldm.training import fitting
 from cldm.training.callbacks import EMA, Export, Watch
+from cldm.worlds import WORLDS
 from cldm.worlds.scenes import WORDS
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
@@ -136,11 +137,9 @@ def places(composed, tmp_path_factory):
         model = build(cfg.model)
     data = build(cfg.data)(condition=build(cfg.condition), model=model)
     build_cache(data.train, data.validation, model, folder / "cache")
-    drawn = dict.fromkeys(
-        ("scenes", "stickers", "circles"), ["data.train_count=2", "data.val_count=1", "data.cache=null"]
-    )
+    few = ["data.train_count=2", "data.val_count=1", "data.cache=null"]
     return {
-        **drawn,
+        **dict.fromkeys(WORLDS, few),
         "folder": pictures,
         "fill50k": pictures,
         "webdataset": [f"data.urls={folder / '0.tar'}", f"data.val_urls={folder / '0.tar'}"],

@@ -94,17 +94,17 @@ def test_a_step_of_the_base_stays_on_its_device(diffusion, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "pndm"]
 )
-def test_sampling_stays_on_its_device(composed, diffusion, monkeypatch, name):
+def test_sampling_stays_on_its_device(composed, narrow_diffusion, monkeypatch, name):
     sampling = instantiate(composed(f"sampler={name}", "sampler.steps=4").sampler, _convert_="all")
     # what is asked once, before the first step, is asked of a schedule on the CPU
     along = sampling.sampler
     schedule = NoiseSchedule()
     there = replace(sampling, sampler=lambda eps, z, t, _, **more: along(eps, z, t, schedule, **more))
     monkeypatch.setattr(torch, "equal", lambda a, b: False)
-    control = ControlNet.from_unet(diffusion.unet)
+    control = ControlNet.from_unet(narrow_diffusion.unet)
     with second_device(monkeypatch) as device:
-        diffusion.to(device), control.to(device)
+        narrow_diffusion.to(device), control.to(device)
         unit = ControlUnit(control, torch.rand(2, 3, 64, 64, device=device), end=0.5, mode="prompt")
         given = torch.rand(1, 3, 64, 64, device=device), torch.ones(1, 1, 64, 64, device=device)
-        drawn = there(diffusion, PROMPTS, [0, 1], (64, 64), unit, "blurry", given[0], 0.75, given[1])
+        drawn = there(narrow_diffusion, PROMPTS, [0, 1], (64, 64), unit, "blurry", given[0], 0.75, given[1])
     assert drawn.device == device

@@ -97,6 +97,7 @@ def control_report(
     sheet = grid({"hint": 2.0 * drawn.hints[:shown] - 1.0, **pictures}, drawn.captions[:shown])
     save_atomically(sheet, folder / "grid.png")
     columns = {name: (drawn, dataset, name) for name in ("base", "control", "no prompt", "ceiling")}
+    count = len(drawn.captions)  # of as many others, so that the figures are equally certain
     unseen = dataset.unseen(count) if world_of(dataset) else None
     if unseen is not None:
         others = draw_items(unseen, count, lambda batch: {"unseen": without_prompt(batch)}, "unseen items, no prompt")

@@ -103,9 +103,9 @@ def test_rows_repeat_as_whole_batches():
 
 
 @torch.no_grad()
-def test_a_compiled_unet_is_one_graph_for_all_timesteps_and_prompts(diffusion, inputs):
+def test_a_compiled_unet_is_one_graph_for_all_timesteps_and_prompts(narrow_diffusion, inputs):
     """Fixed keys, values and time rows are inputs of the graph: other prompts and steps do not compile anew."""
-    unet, (z, _, context) = diffusion.unet, inputs
+    unet, (z, _, context) = narrow_diffusion.unet, inputs
     torch._dynamo.reset()
     graphs = []
 
