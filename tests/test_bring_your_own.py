@@ -81,6 +81,7 @@ def test_sample_draws_with_the_branch_in_its_own_and_in_the_original_layout(
     assert diffusion.unet.config.heads == 8
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_published_branch(run: Path, base: Path, composed, small, tmp_path: Path):
     published = tmp_path / "control.pth"
     found = load_file(run / "control.safetensors")
@@ -96,6 +97,7 @@ def test_training_goes_on_from_a_published_branch(run: Path, base: Path, compose
     assert all(torch.equal(again[name], tensor) for name, tensor in found.items())
 
 
+@pytest.mark.slow
 def test_a_downloaded_base_is_fine_tuned_itself(base: Path, composed, small, tmp_path: Path):
     mine = [item for item in small if not item.startswith("model=")]
     train.train(
@@ -117,6 +119,7 @@ def test_a_downloaded_base_is_fine_tuned_itself(base: Path, composed, small, tmp
     assert (tmp_path / "tuned" / "model_index.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["control.pth", "control"])
 def test_sample_draws_with_the_controlnets_of_others_once_told_what_they_are(
     run: Path, base: Path, tmp_path: Path, form

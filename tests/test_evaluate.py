@@ -95,6 +95,7 @@ def tracked(runs: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_added_to_the_wandb_run_of_its_checkpoint(
     runs: Path, both: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +202,7 @@ def test_rows_of_two_checkpoints_are_paired(both: list[Path]) -> None:
     assert results(both[0])["base"] == results(both[1])["base"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_gives_the_same_results(runs: Path, both: list[Path], tmp_path: Path) -> None:
     images = both[0] / "images"
     before, rows = results(both[0]), dict(np.load(both[0] / "per_sample.npz"))
@@ -227,6 +229,7 @@ def test_no_control_is_the_base(runs: Path, tmp_path: Path) -> None:
 FAST = ("items=2", "noise_seeds=[0]", "prompts=[none]")
 
 
+@pytest.mark.slow
 def test_a_branch_on_another_base_is_moved_by_the_difference_of_the_two(runs: Path, tmp_path: Path) -> None:
     weights = load_file(runs / "base.safetensors")
     name = next(n for n in weights if n.endswith("unet.encoder.conv_in.weight"))
@@ -280,6 +283,7 @@ def test_branches_with_different_bases_of_their_own_are_not_added_up(runs: Path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_branches_add_up_and_each_hint_is_measured(runs: Path, tmp_path: Path) -> None:
     def pair(name: str, scale: float, other: float) -> dict:
         [folder] = measure(runs, f"checkpoint={runs}/a", f"scale={scale}", f"out={tmp_path / name}", *FAST,
@@ -374,6 +378,7 @@ def test_what_cannot_be_measured_is_refused(runs: Path, both: list[Path], overri
     assert results(both[0]) == before
 
 
+@pytest.mark.slow
 def test_no_old_image_is_signed_as_new(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another base under the same name, or other code: the folder's images are of the old ones."""
     base, out = tmp_path / "base.safetensors", tmp_path / "out"
@@ -496,6 +501,7 @@ def annotated(folder: Path, count: int = 3) -> Path:
 ONE = ["protocol=folder", "noise_seeds=[0]", "prompts=[perfect]", "size=64"]
 
 
+@pytest.mark.slow
 def test_hints_that_change_under_an_evaluation_make_another_one(runs: Path, tmp_path: Path) -> None:
     data, out = annotated(tmp_path / "set"), tmp_path / "out"
     command = [f"checkpoint={runs}/a", *ONE, f"data.path={data}", f"out={out}"]
@@ -513,6 +519,7 @@ def test_hints_that_change_under_an_evaluation_make_another_one(runs: Path, tmp_
     assert now["real"]["edge_f1_1px"] != before["real"]["edge_f1_1px"]  # the shared bounds are of these hints too
 
 
+@pytest.mark.slow
 def test_bounds_of_a_base_are_of_its_noise_schedule(runs: Path, tmp_path: Path) -> None:
     """Two bases of the same weights, of which one predicts the velocity."""
     control = runs / "a" / "control.safetensors"
@@ -608,6 +615,7 @@ def test_a_control_file_keeps_the_parameters_of_its_condition_wherever_it_lies(r
             training_config(tmp_path / "odd.safetensors", None)
 
 
+@pytest.mark.slow
 def test_a_file_that_only_lies_in_a_run_folder_is_not_measured_as_that_run(runs: Path, tmp_path: Path) -> None:
     run, pictures = tmp_path / "run", annotated(tmp_path / "set", 5)
     shutil.copytree(runs / "a", run, ignore=shutil.ignore_patterns("evaluation"))

@@ -88,6 +88,7 @@ def test_a_schedule_that_is_not_here_is_refused(config, says):
         schedules.from_scheduler(config, Path("scheduler_config.json"))
 
 
+@pytest.mark.slow
 def test_a_base_keeps_its_schedule_through_both_layouts_and_back(base, tmp_path):
     original, folder, again = tmp_path / "a.safetensors", tmp_path / "folder", tmp_path / "b.safetensors"
     assert cli.main(["convert", str(base), str(original), "--to", "original"]) == 0

@@ -347,6 +347,7 @@ def test_region_and_pooling_are_reached_from_the_command_line(run: Path, tmp_pat
             assert np.abs(found[a] - found[b]).max() > 1, (a, b)
 
 
+@pytest.mark.slow
 def test_an_inpainting_branch_gets_the_picture_with_its_hole(run: Path, tmp_path: Path) -> None:
     """From image and mask, or from the transparency of one picture."""
     room = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))

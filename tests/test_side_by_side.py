@@ -87,6 +87,7 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if ".partial" in path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", range(TIMES))
 def test_two_trainings_of_one_run_folder_leave_one_whole_run(composed, small, shipped, tmp_path, time):
     cfg = composed(*small, f"base={shipped}/base.safetensors", "steps=2", f"run_dir={tmp_path}/run",
@@ -113,6 +114,7 @@ def test_two_evaluations_into_one_folder_leave_whole_results(composed, shipped, 
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", range(TIMES))
 def test_two_evaluations_of_different_branches_share_one_cache_of_the_base(composed, shipped, tmp_path, time):
     cfgs = [

@@ -257,6 +257,7 @@ def test_a_preempted_job_of_a_launcher_is_saved_queued_again_and_goes_on(small, 
     assert not (run / "FAILED.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_beside_the_old_one(small, tmp_path):
     done = command(*small, "steps=1", "data.cache=cache", "run_dir=runs/one", cwd=tmp_path, fork=True)
     assert done.returncode == 0, done.stderr

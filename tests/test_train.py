@@ -181,6 +181,7 @@ def test_a_checkpoint_alone_says_what_run_it_belongs_to(straight):
         assert not any(key.startswith("diffusion.") for key in told["state_dict"])
 
 
+@pytest.mark.slow
 def test_two_and_two_steps_are_four_bit_for_bit(run):
     straight = run("constant", "steps=4", CONSTANT_RATE, *EVERY_TWO)
     half = run("half", "steps=2", CONSTANT_RATE, *EVERY_TWO)
@@ -195,6 +196,7 @@ def test_two_and_two_steps_are_four_bit_for_bit(run):
     assert results[0]["steps"] == results[1]["steps"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_died_goes_on_as_if_it_had_not(run, stage):
     options = [f"stage={stage}", "steps=4", *EVERY_TWO]
@@ -213,6 +215,7 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(run, stage):
     assert (cut / "DONE.json").exists()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_goes_on_and_then_does_nothing(run, straight, capsys):
     options = ["steps=4", *EVERY_TWO]
     with power_cut(DiffusionTraining, step=3), pytest.raises(RuntimeError, match="power cut"):
@@ -240,6 +243,7 @@ def test_another_configuration_in_the_same_folder_is_refused_with_the_difference
     assert (straight / "DONE.json").exists()
 
 
+@pytest.mark.slow
 def test_another_base_under_the_same_name_is_no_run_that_was_done(run, base, tmp_path):
     own = tmp_path / "base.safetensors"
     shutil.copyfile(base, own)
@@ -288,6 +292,7 @@ def test_keys_of_the_stage_of_a_run_can_be_typed_on_its_resumption(tmp_path):
     assert with_choices(["steps=3"]) == ["steps=3"]
 
 
+@pytest.mark.slow
 def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed(run):
     folder = run("retuned", "steps=2", CONSTANT_RATE)
     first = json.loads((folder / "results.json").read_text())["train_seconds"]
@@ -311,6 +316,7 @@ def test_a_resumption_that_cannot_be_meant_is_refused_and_changes_nothing(run, t
     assert {name: (folder / name).read_text() for name in before} == before
 
 
+@pytest.mark.slow
 def test_samples_of_a_resumption_with_another_batch_size_are_added_to_those_before(run):
     folder = run("batches", "steps=2", CONSTANT_RATE, "trainer.log_every_n_steps=1", "stage.report_items=0")
     more = ["steps=4", CONSTANT_RATE, "trainer.log_every_n_steps=1", "stage.report_items=0", "batch_size=3"]
@@ -322,6 +328,7 @@ def test_samples_of_a_resumption_with_another_batch_size_are_added_to_those_befo
     assert [*dict.fromkeys(seen)] == [2 * 2 + 3, 2 * 2 + 2 * 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t", "a.b", "1"])
 def test_a_run_folder_of_any_name_is_found_again(composed, small, base, tmp_path, monkeypatch, capsys, name):
     """A folder's name was taken out of the whole configuration, letters of words included."""
@@ -373,6 +380,7 @@ def test_a_folder_in_use_is_refused(composed, small, base, tmp_path):
         train.train(cfg)
 
 
+@pytest.mark.slow
 def test_looking_and_logging_do_not_disturb_training(run, straight):
     """`straight` looks every 2 steps and logs every 10."""
     often = run("often", "steps=4", "trainer.callbacks.watch.every=1", "trainer.log_every_n_steps=1")
@@ -383,12 +391,14 @@ def test_looking_and_logging_do_not_disturb_training(run, straight):
     assert_same_training(seldom, straight)
 
 
+@pytest.mark.slow
 def test_init_from_a_run_folder_starts_at_its_weights(run, straight):
     # a rate of zero leaves the weights as they were read
     other = run("init", "steps=1", f"init_from={straight}", "optimizer.lr=0")
     assert_equal_tensors(load_file(other / "control.safetensors"), load_file(straight / "control.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_file_names_what_it_was_trained_from(run, straight):
     second = run("second", "steps=1", f"init_from={straight}", "optimizer.lr=0")
     third = run("third", "steps=1", f"init_from={second}", "optimizer.lr=0")
@@ -398,6 +408,7 @@ def test_a_file_names_what_it_was_trained_from(run, straight):
     assert lineage[2][0]["command"] == told[0]["command"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locking", ["decoder", "scratch"])
 def test_a_base_that_trains_too_is_exported_beside_the_branch_and_drawn_with(run, base, composed, locking):
     unlocked = [f"stage.module.locking={locking}", "steps=3", "optimizer.lr=0.01"]
@@ -419,6 +430,7 @@ def test_a_base_that_trains_too_is_exported_beside_the_branch_and_drawn_with(run
     assert_equal_tensors({name: t.half() for name, t in drawn.state_dict().items()}, after)
 
 
+@pytest.mark.slow
 def test_a_branch_does_not_go_without_the_base_it_was_trained_with(run, composed, base, tmp_path):
     folder = run("tuned", "stage.module.locking=unlocked", "steps=1")
     with pytest.raises(ValueError, match=r"start with base=.*base.safetensors too"):
@@ -438,6 +450,7 @@ def test_resuming_what_never_was_is_refused(composed, small, tmp_path):
         train.train(composed(*small, f"resume={tmp_path / 'none'}"))
 
 
+@pytest.mark.slow
 def test_the_three_stages_in_a_chain_build_on_each_other(composed, small, tmp_path):
     cfg = composed("model=tiny", f"run_dir={tmp_path}", "seed=5")
     short = [*small, "steps=1"]
@@ -458,6 +471,7 @@ def test_the_three_stages_in_a_chain_build_on_each_other(composed, small, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SILENT"):
         monkeypatch.setenv(name, "")
@@ -521,6 +535,7 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
     assert len([*(tmp_path / "run" / "wandb").glob("offline-run-*")]) == 1  # a run of its own
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_figures_and_pictures(composed, small, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -579,6 +594,7 @@ def test_an_unknown_key_stops_the_command(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_the_main_job_end_to_end_in_short(small, tmp_path):
     folder = tmp_path / "run"
     arguments = [*small, "steps=6", "sampler.steps=3", "data.cache=cache", f"run_dir={folder}"]
@@ -638,6 +654,7 @@ def test_the_main_job_end_to_end_in_short(small, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_job_told_to_stop_saves_exits_143_and_goes_on_as_if_it_had_not(small, base, forked, tmp_path):
     script = f"""
 import os, runpy, signal, sys
@@ -679,6 +696,7 @@ def accumulated(run) -> Path:
     return run("accumulated", *ACCUMULATED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), SIGTERMException()])
 def test_what_stops_amid_an_accumulated_step_is_saved_and_that_step_done_again(run, accumulated, error, capsys):
     original, name = DiffusionTraining.training_step, f"stopped_{type(error).__name__}"
@@ -702,6 +720,7 @@ def test_what_stops_amid_an_accumulated_step_is_saved_and_that_step_done_again(r
     assert_same_training(folder, accumulated)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_within_an_optimizer_step_leaves_the_last_good_checkpoint(run):
     def step(self, closure):
         closure()
@@ -716,6 +735,7 @@ def test_memory_that_runs_out_within_an_optimizer_step_leaves_the_last_good_chec
     assert last.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -730,6 +750,7 @@ def test_any_optimizer_trains_by_its_name(run, options, request):
     assert names == ({"momentum_buffer"} if "SGD" in options[0] else {"exp_avg", "exp_avg_sq", "step"})
 
 
+@pytest.mark.slow
 def test_mixed_precision_holds_what_is_frozen_in_half_and_trains_in_full(run, straight, capsys):
     folder = run("mixed", "steps=4", *EVERY_TWO, "trainer.precision=bf16-mixed")
     table = capsys.readouterr().out

@@ -55,6 +55,7 @@ def checkpoint(run: Path) -> dict:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fill50k", "augmented", "cached"])
 def test_a_run_on_pictures_that_died_goes_on_as_if_it_had_not(composed, places, tmp_path, monkeypatch, name):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
@@ -86,6 +87,7 @@ def test_a_run_on_pictures_that_died_goes_on_as_if_it_had_not(composed, places, 
 OWN = [*SMALL[1:-1], "steps=2", "stage.module.warmup_steps=1", "data.val_count=2"]
 
 
+@pytest.mark.slow
 def test_the_commands_of_docs_own_model_train_the_three_stages_on_a_folder(composed, places, tmp_path):
     """As written, at tiny size: autoencoder, base, ControlNet, each from the file of the one before."""
     page = (REPOSITORY / "docs" / "own_model.md").read_text()

@@ -160,6 +160,7 @@ def test_the_line_of_a_drawing_gives_its_pixels_again(studio: Studio, strokes: P
     assert {path.name for path in done.folder.iterdir()} >= {"hint.png", "manifest.jsonl", "sheet.png"}
 
 
+@pytest.mark.slow
 def test_pictures_masks_and_further_controlnets_are_in_the_line_too(
     studio: Studio, strokes: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_drawing_ends_at_the_step_where_it_is_stopped(strokes: Path) -> None:
     assert steps == [(0, 6), (1, 6), (2, 6), (3, 6)]
 
 
+@pytest.mark.slow
 def test_weights_are_read_once_and_again_only_for_other_checkpoints(
     strokes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def folders(opened: Open) -> set[Path]:
     return {path.parent for path in opened.studio.folder.glob("*/manifest.jsonl")}
 
 
+@pytest.mark.slow
 def test_the_page_gives_the_pixels_of_the_command_that_it_shows(opened: Open, tmp_path: Path) -> None:
     before = folders(opened)
     gallery, slider, settings, line, told, *_ = draw(opened, prompt="a red star", seed=5, count=2)

@@ -194,6 +194,7 @@ def compiled_equals_eager(diffusion, unit, sampler=ddim, guidance=3.0, starts=(N
         assert (fast - plain(*arguments)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_sampling_through_captured_graphs_equals_eager_sampling(narrow, monkeypatch):
     """All that torch.compile does but generating code, which the next test does."""
     compiled.cache_clear()

@@ -183,6 +183,7 @@ def test_clip_without_its_file_is_refused_not_random(clip_file: Path, tmp_path: 
         ClipScore("other-clip", clip_file)
 
 
+@pytest.mark.slow
 def test_reconstructions_are_measured_by_judge_inception_and_vgg16(inception_file: Path, tmp_path: Path):
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)

@@ -61,6 +61,7 @@ def test_a_folder_is_known_by_its_files_and_their_names(tmp_path):
     assert content(tmp_path / "one") != content(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_parameters_decide_and_so_do_the_weights_that_they_name(tmp_path):
     for name in "ab":
         (tmp_path / name).write_text("weights")
