@@ -33,6 +33,8 @@ def grid(columns: Mapping[str, Tensor], captions: Sequence[str], pairs: int = 2)
     """
     names, (height, width) = list(columns), next(iter(columns.values())).shape[-2:]
     font = ImageFont.load_default(TEXT_SIZE)
+    widest = max(font.getlength(name) for name in names)
+    heads = ImageFont.load_default(TEXT_SIZE * min(1.0, (width + GAP / 2) / widest))  # over small pictures too
     row_width = len(names) * (width + GAP)
     lines = [textwrap.wrap(caption, max(row_width // 6, 12)) for caption in captions]
     text_height = (TEXT_SIZE + 3) * max(map(len, lines), default=0)
@@ -45,7 +47,7 @@ def grid(columns: Mapping[str, Tensor], captions: Sequence[str], pairs: int = 2)
         left, top = GAP + pair * (row_width + 2 * GAP), header + row * row_height
         for j, name in enumerate(names):
             x = left + j * (width + GAP)
-            draw.text((x, 2), name, INK, font)
+            draw.text((x, 2), name, INK, heads)
             sheet.paste(to_pil(columns[name][i]), (x, top))
         draw.multiline_text((left, top + height), "\n".join(wrapped), INK, font, spacing=2)
     return sheet
