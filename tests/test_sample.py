@@ -310,6 +310,8 @@ def test_a_job_may_have_a_sampler_of_its_own_and_residuals_of_their_own_scale(ru
         ({"sampler": {"low_memory": "cpu"}}, "unknown setting 'low_memory'"),
         ({"sampler": {"steps": "many"}}, "steps of sampler must be a int, got 'many'"),
         ({"sampler": {"steps": 0}}, r"sampler.steps must be at least 1"),
+        ({"sampler": {"steps": True}}, "steps of sampler must be a int, got True"),
+        ({"size": 800000}, "more than 128 million pixels"),
         ({"sampler": {"name": "pndm", "eta": 1.0}}, "unknown setting 'eta'"),
         ({"scales": [1.0] * 12}, "12 control scales, the branch has 13"),
         ({"scales": ["a"] * 13}, "scales must be numbers"),

@@ -33,6 +33,7 @@ from cldm.runs.building import instantiate
 from cldm.runs.configs import with_choices
 from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
 from cldm.runs.listing import read
+from cldm.runs.metrics import curves
 from cldm.runs.trained import load_model
 from cldm.training import fitting
 from cldm.training.callbacks import Guard
@@ -314,6 +315,19 @@ def test_a_resumption_that_cannot_be_meant_is_refused_and_changes_nothing(run, t
     with pytest.raises(Refused, match=said):
         run("asked", "steps=2", "stage.report_items=0", typed, resume=True)
     assert {name: (folder / name).read_text() for name in before} == before
+
+
+@pytest.mark.slow
+def test_the_logged_curve_of_a_resumed_run_is_that_of_a_straight_one(run):
+    often = [CONSTANT_RATE, "trainer.log_every_n_steps=1", "stage.report_items=0"]
+    straight = run("curve", "steps=5", *often)
+    cut = run("cut_curve", "steps=2", *often)
+    for steps in (4, 5):
+        run("cut_curve", f"steps={steps}", *often, resume=True)
+    one, other = (curves(folder, ["train/loss"])["train/loss"] for folder in (straight, cut))
+    assert one.steps == other.steps == [0, 1, 2, 3, 4]
+    assert one.values == other.values
+    assert one.samples == other.samples == [2.0, 4.0, 6.0, 8.0, 10.0]
 
 
 @pytest.mark.slow
@@ -869,9 +883,12 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(forked, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch_and_go_on_after_a_kill(forked, tmp_path):
-    options = ["steps=4", *EVERY_TWO, "stage.module.locking=decoder"]
+    options = ["steps=4", *EVERY_TWO, "stage.module.locking=decoder", "trainer.log_every_n_steps=1"]
     assert forked("one", *options).wait(600)
     assert forked("two", *options, *TWO_PROCESSES, world=2).wait(600)
+    logged = [curves(tmp_path / name, ["train/loss"])["train/loss"] for name in ("one", "two")]
+    assert logged[0].steps == logged[1].steps
+    assert logged[0].values == pytest.approx(logged[1].values, rel=1e-4)  # of the whole batch, not of one process
     one, two = (checkpoint(tmp_path / name)["state_dict"] for name in ("one", "two"))
     assert_close(one, two)
     figures = [json.loads((tmp_path / name / "results.json").read_text())["fidelity"] for name in ("one", "two")]

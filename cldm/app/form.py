@@ -112,13 +112,15 @@ def _settings(form: Form, studio: Studio) -> None:
     with gr.Row():
         fields["count"] = gr.Slider(1, MOST, min(cfg.count, MOST), step=1, label="Images")
         fields["seed"] = gr.Number(cfg.seed, precision=0, minimum=0, label="First seed")
-        fields["scale"] = gr.Slider(0, 2, cfg.scale, step=0.05, label="Scale")
+        fields["scale"] = gr.Slider(0, max(2, cfg.scale), cfg.scale, step=0.05, label="Scale")
     with gr.Accordion("More settings", open=False):
         fields["negative"] = gr.Textbox(cfg.negative, label="What it does not show (negative prompt)")
         with gr.Row():
             fields["sampler"] = gr.Dropdown(SAMPLERS, value=studio.sampler, label="Sampler")
-            fields["steps"] = gr.Slider(1, 100, cfg.sampler.steps, step=1, label="Steps")
-            fields["guidance"] = gr.Slider(1, 15, cfg.sampler.guidance, step=0.5, label="Guidance (by the prompt)")
+            steps, guidance = cfg.sampler.steps, cfg.sampler.guidance  # as typed, whatever is usual
+            fields["steps"] = gr.Slider(1, max(100, steps), steps, step=1, label="Steps")
+            span = min(1, guidance), max(15, guidance)
+            fields["guidance"] = gr.Slider(*span, guidance, step=0.5, label="Guidance (by the prompt)")
         with gr.Row():
             fields["mode"] = gr.Dropdown([*MODES], value=cfg.mode, label="Mode")
             fields["start"] = gr.Slider(0, 1, cfg.start, step=0.05, label="The hint acts from (share of the steps)")

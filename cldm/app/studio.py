@@ -21,8 +21,7 @@ from cldm.runs.folder import Refused
 from cldm.runs.recorded import FILE
 from cldm.runs.trained import base_content, device_and_precision, guidance_filled_in, published, trained_size
 from cldm.sampling.drawing import Hands, sample
-from cldm.sampling.jobs import UnitSettings, load_mask
-from cldm.sampling.ledger import MANIFEST
+from cldm.sampling.jobs import MANIFEST, UnitSettings, load_mask
 from cldm.sampling.opening import Networks, Opened, load_networks, open_checkpoints
 from ldm.files import content, read_lines
 
@@ -84,6 +83,7 @@ class Studio:
             self.cfg = composed(given, "sample")
         if self.cfg.jobs:
             raise Refused(f"a page draws no list of jobs: type python sample.py jobs={self.cfg.jobs}")
+        refuse_pictures(given, self.cfg)
         with sentences(), configs_at_hand():
             alone = self.kept.opening(OmegaConf.merge(self.cfg, {"more": []}))  # type: ignore[arg-type]
         self.path, self.training, self.condition = alone.paths[0], alone.trainings[0], alone.conditions[0]
@@ -114,7 +114,7 @@ class Studio:
         named = [{key: unit[key] for key in ("checkpoint", "condition") if key in unit} for unit in self.cfg.more]
         model = published(self.path).metadata.get("model")
         runs = sorted(Path("runs").glob(f"**/{FILE}"), key=lambda path: -path.stat().st_mtime)
-        alike = [path for path in runs if model and published(path).metadata.get("model") == model]
+        alike = [path for path in runs if model and _model_of(path) == model]
         return {str(unit["checkpoint"]): unit for unit in [*named, *({"checkpoint": str(path)} for path in alike)]}
 
     def hint(self, control: Control, mask: Path | None = None) -> Image.Image:
@@ -154,6 +154,24 @@ class Studio:
         except Stopped:
             return True
         return False
+
+
+def refuse_pictures(given: Sequence[str], cfg: DictConfig) -> None:
+    """Refused for what belongs to a drawing and is chosen on the page alone."""
+    typed = {item.lstrip("+").split("=")[0] for item in given}
+    if pictures := [key for key in ("hint", "photo", "image", "mask") if key in typed]:
+        raise Refused(f"leave out {', '.join(f'{key}=' for key in pictures)}: pictures are given on the page")
+    if settings := {key for unit in cfg.more for key in unit} - {"checkpoint", "condition"}:
+        told = ", ".join(sorted(map(str, settings)))
+        raise Refused(f"more: leave out {told}: how a further ControlNet acts is set on the page")
+
+
+def _model_of(path: Path) -> str | None:
+    """The model that a run's branch belongs to; None for a file that cannot be read, such as one just being written."""
+    try:
+        return published(path).metadata.get("model")
+    except SystemExit:
+        return None
 
 
 @contextmanager

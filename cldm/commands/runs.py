@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
         if not is_given:
             raise ValueError(f"--where takes KEY=VALUE, got {condition!r}")
         _refuse_unknown(key, known)
-        found = [one for one in found if str(one.value(key)) == value]
+        wanted = as_typed(value)
+        found = [one for one in found if _same(one.value(key), wanted) or str(one.value(key)) == value]
     columns = args.columns.split(",") if args.columns else [*figures(found)[:5], *differing(found)[:4]]
     for column in [*(columns if args.columns else ()), *([args.sort] if args.sort else ())]:
         _refuse_unknown(column, known)
@@ -48,6 +49,22 @@ def run(args: argparse.Namespace) -> None:
         for one in found
     ]
     print(json.dumps(rows, indent=2, default=str)) if args.json else show(rows)
+
+
+def as_typed(value: str) -> Any:
+    """A value as train.py would read it: 2e-3 is a number, null is nothing."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        return OverridesParser.create().parse_override(f"value={value}").value()
+    except OverrideParseException:
+        return value
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Equal; 1 is 1.0, but not true."""
+    return found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
 
 
 def _refuse_unknown(key: str, known: Collection[str]) -> None:

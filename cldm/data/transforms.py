@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from cldm.conditions import Condition
-from cldm.data.decoding import PictureError
+from cldm.data.decoding import MAX_PIXELS, PictureError
 
 Size = tuple[int, int]
 """(h, w) in pixels."""
@@ -34,6 +34,8 @@ def check_size(size: int | Sequence[int], key: str = "data.size") -> Size:
             near = max(round(side / MULTIPLE), 1) * MULTIPLE
             raise ValueError(f"{key}={size}: sides must be multiples of {MULTIPLE}, because latents are {MULTIPLE} "
                              f"times smaller; {near} is near {side}")  # fmt: skip
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{key}={size}: that are more than {MAX_PIXELS >> 20} million pixels")
     return height, width
 
 

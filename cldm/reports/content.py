@@ -8,7 +8,7 @@ from typing import Any
 
 from cldm.reports.bands import moments, panel, read_curves
 from cldm.reports.figures import by_protocol, samples, table
-from cldm.reports.groups import Group, found_below, grouped, settings
+from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings
 from cldm.reports.pictures import Album, grid, pictured
 from cldm.reports.spec import CURVES, ReportSpec
 from cldm.reports.words import words
@@ -19,7 +19,8 @@ from cldm.runs.listing import RunFolder, differing
 def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
     """What a page says of the runs in these folders."""
     runs = found_below(places)
-    groups = ordered(grouped(runs), spec)
+    once, repeated = one_for_each_seed(runs)
+    groups = ordered(grouped(once), spec)
     logged = read_curves([run for group in groups for run in group.runs], spec.curves or CURVES)
     names = [name for name in spec.curves or CURVES if any(name in own for own in logged.values())]
     shown, album = pictured(groups, spec.lines), Album()
@@ -38,7 +39,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
                  "commit": commit()},
         "groups": [described(group) for group in groups],
         "settings": settings(groups),
-        "trouble": [*(told for run in runs if (told := complaint(run))), *trouble],
+        "trouble": [*(told for run in runs if (told := complaint(run))), *repeated, *trouble],
         "curves": [panel(name, groups, logged) for name in names],
         "moments": moments(groups, logged),
         "grid": grid(shown, spec.items, spec.looks, album),

@@ -44,6 +44,23 @@ def found_below(places: Sequence[Path]) -> list[RunFolder]:
     return [*found.values()]
 
 
+def one_for_each_seed(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[dict[str, str]]]:
+    """(runs, [{run, reason}] of those left out): a run that was made twice is no further seed.
+
+    Of the same configuration and seed the finished one stands for all, and of several the newest.
+    """
+    newest: dict[tuple[str, str], RunFolder] = {}
+    for run in sorted(runs, key=lambda run: (run.state == "done", run.begun)):
+        newest[digest(run), str(run.config.get("seed"))] = run
+    kept = [run for run in runs if not run.config or newest[digest(run), str(run.config.get("seed"))] is run]
+    trouble = [
+        {"run": str(run.folder), "reason": f"left out: the configuration and seed of {other.folder}, made again"}
+        for run in runs
+        if run not in kept and (other := newest[digest(run), str(run.config.get("seed"))])
+    ]
+    return kept, trouble
+
+
 def grouped(runs: Sequence[RunFolder]) -> list[Group]:
     """Groups of the runs that have a configuration, each under a name of its own that says what is different in it."""
     members: dict[str, list[RunFolder]] = {}

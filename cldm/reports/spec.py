@@ -6,11 +6,12 @@ from typing import Any
 
 import yaml
 
-CURVES = ("watch/edge_f1_1px", "watch/hint_error", "watch/shape_iou", "watch/concept", "watch/binding", "watch/psnr",
-          "hint_use", "val/loss", "train/loss")  # fmt: skip
+CURVES = ("watch/edge_f1_1px", "watch/hint_error", "watch/shape_iou", "watch/circle_iou", "watch/concept",
+          "watch/binding", "watch/psnr", "hint_use", "val/loss", "train/loss")  # fmt: skip
 """The curves of a report whose specification names none, where the runs have them."""
 
 SCORES = ("edge_f1_1px", "hint_error", "hint_miou", "hint_rmse", "hint_angle", "hint_color", "shape_iou", "shape",
+          "circle_iou", "inside", "outside",
           "color_binding", "concept", "color_distance", "segmenter_miou", "clip_caption", "fid", "fid_scenes",
           "fid_stickers")  # fmt: skip
 """The scores of a table whose specification names none, where the evaluations have them; at most 8."""

@@ -15,8 +15,9 @@ from ldm.files import InUse, locked, read_lines
 DERIVED = ("name", "trainer.max_steps", "trainer.callbacks.export.metadata")
 """Keys of a configuration that only repeat what others say."""
 
-SEEDED = ("data.order",)
-"""Keys that have the run's seed, unless something else is typed."""
+SEEDED = ("data.order", "stage.module.seed")
+"""Keys that have the run's seed, unless something else is typed. Other seeds, `data.seed` or that of a condition, make
+other examples and so another method."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the quick one, where it was built
 
@@ -50,14 +51,22 @@ class RunFolder:
         return [item for item in map(str, found or ()) if not _is_untelling(item.lstrip("+~").split("=", 1)[0])]
 
     @cached_property
+    def _starts(self) -> list[dict[str, Any]]:
+        return [line for line in _attempts(self.folder) if line.get("event") == "start"]
+
+    @property
     def commit(self) -> str:
         """Of the code that its last attempt ran."""
-        starts = [line for line in _attempts(self.folder) if line.get("event") == "start"]
-        return str(starts[-1].get("commit", "unknown")) if starts else "unknown"
+        return str(self._starts[-1].get("commit", "unknown")) if self._starts else "unknown"
+
+    @property
+    def begun(self) -> str:
+        """When its last attempt began, in words that sort by time; "" where it does not say."""
+        return str(self._starts[-1].get("when", "")) if self._starts else ""
 
 
 def _is_untelling(key: str) -> bool:
-    return key.split(".")[-1] == "seed" or any(f"{key}.".startswith(f"{name}.") for name in (*VOLATILE, *DERIVED))
+    return key == "seed" or any(f"{key}.".startswith(f"{name}.") for name in (*VOLATILE, *DERIVED))
 
 
 def _placeless(value: Any, place: str) -> Any:

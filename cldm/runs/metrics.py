@@ -47,7 +47,8 @@ def _curve(found: dict[int, tuple[float | None, ...]]) -> Curve:
 
 def attempts(folder: Path) -> list[Path]:
     """Files of metrics, oldest first."""
-    earlier = sorted(folder.glob("metrics.*.csv"), key=lambda path: int(path.suffixes[0][1:]))
+    numbered = [path for path in folder.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()]
+    earlier = sorted(numbered, key=lambda path: int(path.suffixes[0][1:]))
     return [path for path in [*earlier, folder / "metrics.csv"] if path.exists()]
 
 

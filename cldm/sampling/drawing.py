@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cldm.branches.controlnet import Branch
 from cldm.conditions import Condition
+from cldm.data.transforms import check_size
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import expand_home
@@ -63,7 +64,8 @@ def sampler_settings(shared: dict[str, Any], job: Job) -> dict[str, Any]:
         if key not in places:
             raise ValueError(f"{job.name}: unknown setting {key!r} of sampler; known: name, {', '.join(places)}")
         wanted = type(places[key][key])
-        if not isinstance(value, wanted) and not (wanted is float and isinstance(value, int)):
+        fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and wanted is not bool):
             raise ValueError(f"{job.name}: {key} of sampler must be a {wanted.__name__}, got {value!r}")
         places[key][key] = value
     return settings
@@ -81,6 +83,7 @@ def check(jobs: list[Job], opened: Opened) -> None:
 
 def check_job(job: Job, skeleton: LatentDiffusion, nets: list[Branch]) -> None:
     """ValueError where sizes and steps of a job do not suit the model and its branches, which have no weights yet."""
+    check_size([*job.size], "size")
     skeleton.latent_shape(*job.size)
     instantiate(job.sampler, _convert_="all").timesteps(skeleton, job.strength if job.image else 1.0)
     for net, unit in zip(nets, job.units, strict=True):

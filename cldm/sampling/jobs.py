@@ -20,6 +20,9 @@ from cldm.data.text import read_text
 from cldm.data.transforms import Size, check_alike, cover
 from cldm.sampling.control import check_settings
 
+MANIFEST = "manifest.jsonl"
+"""In a folder of samples: a line for each image."""
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -148,7 +151,7 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
     source = Path(source).expanduser()
     if source.is_dir():
         kind = "photo" if defaults.get("photo") else "hint"
-        pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES)
+        pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
         lines = [{"name": path.stem, kind: str(path)} | _prompt_beside(path) for path in pictures]
         places = [str(path) for path in pictures]
     elif source.is_file():
@@ -189,8 +192,13 @@ def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Seque
     name = str(given.get("name") or Path(units[0].hint or units[0].photo or "image").stem)
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file name, got {name!r}")
+    if name == MANIFEST or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"name must have at most {LONGEST_NAME} letters and not be {MANIFEST}, got {name!r}")
     return Job(name, tuple(units), (size, size) if isinstance(size, int) else (size[0], size[1]), **own)
 
+
+LONGEST_NAME = 200
+"""Bytes: file systems take 255, and numbers come to it."""
 
 MOST_IMAGES = 1_000_000
 """Of a job: more is a slip of the hand."""
@@ -237,6 +245,8 @@ def of_kind(given: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: str(value) if key in texts and _whole(value) else value for key, value in given.items()}
     for key, value in found.items():
         words, fits = KINDS[key]
+        if key in texts and isinstance(value, str) and value != value.encode(errors="ignore").decode():
+            raise ValueError(f"{key} holds half a character (a lone surrogate), which no file can: {value!r}")
         if not fits(value):
             raise ValueError(f"{key} must be {words}, got {'null' if value is None else repr(value)}")
     return found

@@ -13,10 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from cldm.pictures import grid, save_atomically, to_pil
-from cldm.sampling.jobs import Job, load_image
+from cldm.sampling.jobs import MANIFEST, Job, load_image
 from ldm.files import append_line, content, read_lines
-
-MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,12 @@ def refuse_unknown_scores(spec: Spec, found: Sequence[Record]) -> None:
     """ValueError for a column whose evaluation, or training, has been made, but has no such score or setting."""
     for column in spec.columns:
         if column.source == RUN:
-            looks = {name for record in found for name in (record.results or {}).get("looks", ())}
-            if looks and column.reaches is not None:
+            trained = [record.results for record in found if record.results]
+            looks = {name for results in trained for name in results.get("looks", ())}
+            if column.reaches is None and trained:
+                known = {name for results in trained for name in results}
+                _refuse_unknown(column, "results.json has", column.metric, known)
+            elif looks:
                 _refuse_unknown(column, "the looks of training have", column.metric, looks)
             continue
         made = [results for record in found if (results := record.evaluated[column.source])]

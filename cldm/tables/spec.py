@@ -133,8 +133,12 @@ def _column(given: dict[str, Any], sources: set[str]) -> Column:
         raise ValueError(f"column {column.title!r} is from {column.source!r}, which is no evaluation")
     if column.better not in (None, "higher", "lower"):
         raise ValueError(f"column {column.title!r}: better must be higher or lower")
+    if column.source == RUN and column.setting is not None:
+        raise ValueError(f"column {column.title!r}: setting is of an evaluation, and {RUN} is none")
     if column.reaches is not None and column.source != RUN:
         raise ValueError(f"column {column.title!r}: reaches is of the looks of training, from: {RUN}")
+    if column.reaches is not None and (isinstance(column.reaches, bool) or not isinstance(column.reaches, int | float)):
+        raise ValueError(f"column {column.title!r}: reaches must be a number, got {column.reaches!r}")
     return column
 
 
@@ -145,6 +149,6 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> Non
 
 def evaluation_folder(run: Path, overrides: Sequence[str]) -> Path:
     """Where the results of evaluate.py with these overrides lie in a run: the same overrides, the same folder."""
-    protocol = next((item.split("=", 1)[1] for item in overrides if item.startswith("protocol=")), "scenes")
+    protocol = next((item.split("=", 1)[1] for item in overrides if item.startswith("protocol=")), "stickers")
     digest = hashlib.blake2b(json.dumps(sorted(overrides)).encode(), digest_size=4).hexdigest()
     return run / "evaluation" / f"{protocol}-{digest}"

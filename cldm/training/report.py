@@ -71,7 +71,7 @@ def curves(history: History) -> Curves:
 def convergence_plot(folder: Path, history: History, hint_use: History, found: Moment | None) -> None:
     """convergence.png: fidelity on held-out items beside the losses, which do not show the moment."""
     watched = curves(history)
-    shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "concept", "hint_error")
+    shown = ("edge_f1_1px", "edge_f1_2px", "shape_iou", "circle_iou", "concept", "hint_error")
     fidelity = {name: watched[name] for name in shown if name in watched} | curves(hint_use)
     trained = metrics.curves(folder, ["train/loss"]).get("train/loss")
     losses: Curves = {"training": (trained.steps, trained.values)} if trained else {}

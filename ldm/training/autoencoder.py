@@ -123,8 +123,7 @@ class AutoencoderTraining(Stage):
         loss, terms = self.loss(x, y, posterior)
         if self.discriminator is not None:
             terms |= self._adversarial_step(self.discriminator, x, y, loss)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log_means({"train/loss": loss, **{f"train/{name}": value for name, value in terms.items()}})
         return loss
 
     def _adversarial_step(self, discriminator: nn.Module, x: Tensor, y: Tensor, loss: Tensor) -> dict[str, Tensor]:

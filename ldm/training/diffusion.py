@@ -179,15 +179,16 @@ class DiffusionTraining(Stage):
         t = self.mine(self.timesteps(self.world_size * len(z0), rng))
         eps = self.noise_like(z0, rng)
         context = self.context(batch, batch_idx)
+        parts: dict[str, Tensor] = {}
         if self.probe is None:
             loss = self.weighted(self.diffusion.loss(z0, context, t, eps, self.branch(batch)), t)
         else:
             with recorded(self.diffusion.unet.decoder.blocks[self.probe.block]) as outputs:
                 loss = self.weighted(self.diffusion.loss(z0, context, t, eps, self.branch(batch)), t)
             extra = self.probe(outputs[0], batch["labels"])
-            self.log_dict({"train/denoising": loss.detach(), "train/probe": extra.detach()})
+            parts = {"train/denoising": loss, "train/probe": extra}
             loss = loss + extra
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_means({"train/loss": loss, **parts})
         return loss
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """What the stages of training share."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ class Stage(pl.LightningModule):
         self.base_fingerprint = ""  # of the frozen model that training starts with, where there is one
         self.clock, self.outcome = Clock(), Outcome()
         self.optimizers_saved: list[str] | None = None  # what they are called in the checkpoint that is resumed
+        self._logged: tuple[int, list[dict[str, Tensor]]] = (-1, [])  # of an optimizer step: what its batches said
 
     def configure_model(self) -> None:
         """Called by Lightning before training; under trainer=fsdp, weights are shared out over the processes here."""
@@ -82,6 +83,8 @@ class Stage(pl.LightningModule):
         if progress["total"]["ready"] == progress["current"]["ready"]:  # data without end is a single epoch
             for counted in (progress["total"], progress["current"]):
                 counted |= dict.fromkeys(("ready", "started", "processed", "completed"), done)
+            loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+            loop["_batches_that_stepped"] = checkpoint["global_step"]  # what the loggers take for the step
 
     def _changing(self) -> set[str]:
         """Names in the state dict of what training changes: weights that train, and buffers beside such weights."""
@@ -169,6 +172,17 @@ class Stage(pl.LightningModule):
 
     def on_train_end(self) -> None:
         self.clock.stop()
+
+    def log_means(self, figures: Mapping[str, Tensor]) -> None:
+        """Log figures of this batch as means over all batches of the optimizer step, of every process: a run in two
+        processes, or with accumulated gradients, has the curve of one with as large a batch."""
+        step, before = self._logged
+        mine = {name: value.detach().float() for name, value in figures.items()}
+        found = [*(before if step == self.global_step else ()), mine]
+        self._logged = self.global_step, found
+        for name in figures:
+            mean = torch.stack([one[name] for one in found]).mean()
+            self.log(name, mean, prog_bar=name == "train/loss", sync_dist=self.world_size > 1)
 
     @property
     def world_size(self) -> int:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -271,11 +272,37 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence_and_leaves_nothing(
         (["checkpoint=nothing"], "there is no nothing"),
         (["checkpoint=runs/a", "colour=red"], "colour"),
         (["checkpoint=runs/a", "jobs=list.jsonl"], r"python sample.py jobs=list.jsonl"),
+        (["checkpoint=runs/a", "hint=x.png", "mask=y.png"], "leave out hint=, mask=: pictures are given on the page"),
+        (["checkpoint=runs/a", "more=[{checkpoint: runs/b, scale: 0.5}]"], "more: leave out scale: how a further"),
     ],
 )
 def test_a_page_that_cannot_open_says_why(overrides: list[str], sentence: str) -> None:
     with pytest.raises(Refused, match=sentence):
         Studio(overrides)
+
+
+def test_a_run_that_cannot_be_read_is_not_offered(studio: Studio) -> None:
+    for name, content in (("empty", b""), ("cut", Path("runs/b/control.safetensors").read_bytes()[:100])):
+        folder = Path("runs") / name
+        folder.mkdir()
+        (folder / "control.safetensors").write_bytes(content)
+    try:
+        assert {*studio.others()} == {"runs/a/control.safetensors", "runs/b/control.safetensors"}
+    finally:
+        for name in ("empty", "cut"):
+            shutil.rmtree(Path("runs") / name)
+
+
+def test_values_of_the_command_fit_on_the_sliders() -> None:
+    gradio = pytest.importorskip("gradio")
+    from cldm.app.form import ask
+
+    typed = ["sampler.guidance=20", "scale=2.5", "sampler.steps=150"]
+    with gradio.Blocks():
+        form = ask(Studio([*GIVEN, *typed]))
+    for name, value in (("guidance", 20), ("scale", 2.5), ("steps", 150)):
+        slider = form.fields[name]
+        assert slider.minimum <= slider.value == value <= slider.maximum
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

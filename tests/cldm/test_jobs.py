@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from cldm.conditions import get_condition
-from cldm.sampling.jobs import load_image, load_mask, make_job, read_jobs
-from cldm.sampling.ledger import MANIFEST, Ledger, batches, draw_in_batches
+from cldm.sampling.jobs import MANIFEST, load_image, load_mask, make_job, read_jobs
+from cldm.sampling.ledger import Ledger, batches, draw_in_batches
 
 DEFAULTS = {
     "hint": "docs/hint.png", "photo": None, "prompt": "a star", "negative": "", "count": 2, "seed": 5, "size": 64,
@@ -103,6 +103,9 @@ def test_a_mistake_in_a_further_control_is_refused_with_its_number(entry, settin
         ({"mask": "m.png"}, "line 2: mask needs image"),
         ({"image": "m.png", "strength": 2}, "line 2: strength must be in"),
         ({"name": "../up"}, "line 2: name must be a plain file name"),
+        ({"name": "manifest.jsonl"}, "line 2: name must .* not be manifest.jsonl"),
+        ({"name": "ü" * 120}, "line 2: name must have at most 200 letters"),
+        ({"prompt": "half \ud83d"}, "line 2: prompt holds half a character"),
     ],
 )
 def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):

@@ -57,6 +57,33 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group_and_what_differs_is_
     assert told["trouble"] == []
 
 
+def test_examples_of_another_seed_are_another_method(tmp_path):
+    for number in (0, 1):
+        run_folder(tmp_path / str(number), steps=40, config={"data": {"order": 0, "seed": number}})
+    told = content([tmp_path], ReportSpec())
+    assert [group["seeds"] for group in told["groups"]] == [[0], [0]]
+    assert told["settings"] == [{"key": "data.seed", "values": ["0", "1"]}]
+
+
+def test_a_run_that_was_made_again_is_no_further_seed(tmp_path):
+    for name, seed in (("a", 0), ("a-again", 0), ("b", 1)):
+        evaluation(run_folder(tmp_path / name, seed, steps=40), 0.5)
+    late = {"event": "start", "commit": "c", "when": "2026-11-26T08:00:00+0000"}
+    (tmp_path / "a-again" / "attempts.jsonl").write_text(json.dumps(late) + "\n")
+    told = content([tmp_path], ReportSpec())
+    (group,) = told["groups"]
+    assert sorted(group["seeds"]) == [0, 1]
+    reason = f"left out: the configuration and seed of {tmp_path}/a-again, made again"
+    assert told["trouble"] == [{"run": str(tmp_path / "a"), "reason": reason}]
+    (table,) = told["tables"]
+    assert [row["n"] for row in table["rows"]["perfect"]] == [2]
+
+
+def test_a_file_that_is_called_like_an_attempt_ends_no_report(tmp_path):
+    (one_run(tmp_path) / "metrics.old.csv").write_text("step,train/loss\n0,1\n")
+    assert content([tmp_path], ReportSpec())["curves"]
+
+
 def test_a_line_is_the_mean_of_the_seeds_within_its_band_on_all_three_axes(told):
     (curve,) = (one for one in told["curves"] if one["name"] == "hint_use")
     line = curve["axes"]["steps"]["0"]

@@ -7,6 +7,7 @@ import pytest
 
 from cldm.commands.cli import main
 from ldm.files import locked
+from tests.run_folders import run_folder
 
 
 def folder(place: Path, name: str, lr: float = 1e-3, **files: str) -> Path:
@@ -81,6 +82,20 @@ def test_runs_are_chosen_and_sorted_by_figures_and_keys(place, capsys):
     }  # fmt: skip
     assert main(["runs", str(place)]) == 0
     assert "6 runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("typed", ["optimizer.lr=1e-4", "optimizer.lr=1.0e-4", "optimizer.lr=.0001"])
+def test_values_are_understood_as_train_py_understands_them(place, capsys, typed):
+    assert [*listed(capsys, place, "--where", typed)] == ["b", "c", "d"]
+
+
+def test_truths_and_nothing_are_values_too(tmp_path, capsys):
+    for name, cosine, cache in (("a", True, None), ("b", False, "runs/cache")):
+        run_folder(tmp_path / name, steps=20, config={"cosine": cosine, "cache": cache})
+    assert [*listed(capsys, tmp_path, "--where", "cosine=true")] == ["a"]
+    assert [*listed(capsys, tmp_path, "--where", "cache=null")] == ["a"]
+    assert [*listed(capsys, tmp_path, "--where", "cache=runs/cache")] == ["b"]
+    assert [*listed(capsys, tmp_path, "--where", "cosine=1")] == []
 
 
 def test_mistakes_are_said_in_one_sentence(place, capsys):

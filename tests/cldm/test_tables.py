@@ -81,7 +81,9 @@ def test_a_column_tells_the_first_look_that_reached_a_level(spec, found, tmp_pat
     reached = {"one": [0.1, 0.8, 0.7], "other": [0.1, None, 0.79], "half": [0.9, 0.9, 0.9]}
     for record in found:
         looks = {"step": [0, 20, 40], "iou": reached[record.row.title]}
-        (record.run / "results.json").write_text(json.dumps({"commit": "abc", "looks": looks}))
+        (record.run / "results.json").write_text(
+            json.dumps({"commit": "abc", "convergence_step": None, "looks": looks})
+        )
     again = records(spec, {(r.row.title, r.seed): r.runs for r in found})
     cells = {line.title: line.cells[2] for line in lines(spec, again) if not line.bound}
     assert [cells["one"].mean, cells["half"].mean] == [20, 0]
@@ -93,10 +95,28 @@ def test_a_column_tells_the_first_look_that_reached_a_level(spec, found, tmp_pat
         refuse_unknown_scores(read_spec(tmp_path / "typo.yaml"), again)
 
 
-def test_reaches_is_of_training_alone(tmp_path):
-    (tmp_path / "mine.yaml").write_text(TABLE.replace("metric: edge,", "metric: edge, reaches: 0.5,"))
-    with pytest.raises(ValueError, match="column 'edge F1': reaches is of the looks of training, from: run"):
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("metric: edge,", "metric: edge, reaches: 0.5,", "'edge F1': reaches is of the looks of training"),
+        ("metric: convergence_step,", "metric: iou, reaches: high,", "'step': reaches must be a number, got 'high'"),
+        (
+            "metric: convergence_step,",
+            "metric: convergence_step, setting: none,",
+            "'step': setting is of an evaluation",
+        ),
+    ],
+)
+def test_a_column_that_cannot_be_is_refused(tmp_path, old, new, told):
+    (tmp_path / "mine.yaml").write_text(TABLE.replace(old, new))
+    with pytest.raises(ValueError, match=f"column {told}"):
         read_spec(tmp_path / "mine.yaml")
+
+
+def test_an_evaluation_without_a_protocol_is_named_by_the_usual_one():
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        usual = compose("evaluate", ["checkpoint=x"]).name
+    assert evaluation_folder(Path("run"), ["items=2"]).name.startswith(f"{usual}-")
 
 
 def overrides_of(spec, title: str) -> list[str]:
@@ -278,6 +298,10 @@ def test_missing_runs_and_outdated_evaluations_are_named(spec, found, tmp_path):
     [
         ({"metric": "egde"}, "column 'edge F1': evaluation 'main' has no score 'egde'; did you mean edge"),
         ({"setting": "non"}, "column 'edge F1': evaluation 'main' has no setting 'non'; it has none"),
+        (
+            {"source": "run", "metric": "convergance_step"},
+            "no score 'convergance_step'; did you mean convergence_step",
+        ),
     ],
 )
 def test_a_score_that_no_evaluation_has_is_named(spec, found, changed, told):

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -435,3 +436,13 @@ def test_a_probe_adds_its_loss_trains_alongside_and_is_not_exported(diffusion):
     assert block.res.conv2.weight.grad.abs().sum() > 0
     assert probed.trained() is diffusion
     assert not block._forward_hooks  # previews and exports see the model as it was
+
+
+def test_losses_are_logged_as_means_over_the_batches_of_an_optimizer_step():
+    stage, logged = Stage(torch.optim.SGD), []
+    stage.log = lambda name, value, **_: logged.append((name, value.item()))
+    for step, losses in ((7, [1.0, 3.0, 8.0]), (8, [5.0])):
+        stage._trainer = SimpleNamespace(global_step=step, world_size=1)
+        for loss in losses:
+            stage.log_means({"train/loss": torch.tensor(loss)})
+    assert logged == [("train/loss", value) for value in (1.0, 2.0, 4.0, 5.0)]
