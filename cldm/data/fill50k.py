@@ -39,7 +39,7 @@ class Circle:
         return f"{self.inside} circle with {self.outside} background"
 
 
-def random_circle(*place: object) -> Circle:
+def random_circle(*place: int | str) -> Circle:
     """The circle that belongs to these numbers or names. It covers less than half of the picture."""
     rng = np.random.default_rng(stable_seed(*place))
     inside, outside = (str(name) for name in rng.choice(list(COLORS), 2, replace=False))

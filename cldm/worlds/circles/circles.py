@@ -55,7 +55,8 @@ class Circles:
             return ["circle with background"] * len(captions)
         if setting != "conflicting":
             raise ValueError(f"prompts of circles are insufficient or conflicting, got {setting!r}")
-        return [Circle(*map(_other, parse(text)), 0, 0, 0).caption for text in captions]
+        named = [parse(text) for text in captions]
+        return [Circle(_other(inside), _other(outside), 0, 0, 0).caption for inside, outside in named]
 
     def judge(self, weights: str | None = None) -> CirclesJudge:
         """ValueError for weights: what a circle is, is measured."""
