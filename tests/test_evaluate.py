@@ -304,6 +304,7 @@ def test_branches_add_up_and_each_hint_is_measured(runs: Path, tmp_path: Path) -
     assert (alone / "images/none/item_00000_noise_0.png").read_bytes() == drawn["a"]
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_needs_to_be_told_its_model_and_condition(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "theirs.safetensors"
     save_file(load_file(runs / "a" / "control.safetensors"), file)  # without a word of what it was trained with
@@ -542,6 +543,7 @@ def test_a_picture_that_cannot_be_read_is_not_replaced_by_its_neighbour(runs: Pa
         measure(runs, f"checkpoint={runs}/a", *ONE, f"data.path={data}", f"out={tmp_path / 'out'}")
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_failed_at_once_keeps_no_folder_from_the_next(runs: Path, tmp_path: Path) -> None:
     command = [f"checkpoint={runs}/a", *ONE, f"data.path={annotated(tmp_path / 'set')}", f"out={tmp_path / 'out'}"]
     with pytest.raises(SystemExit):

@@ -132,6 +132,7 @@ def test_imports_run_downwards_through_the_rooms(path):
 LDM_MODELS = [path for path in files("ldm") if not path.is_relative_to(TRAINING)]
 
 
+@pytest.mark.slow
 def test_importing_ldm_loads_no_framework_and_nothing_of_cldm():
     assert Path("ldm/unet.py") in LDM_MODELS
     assert loaded_by(LDM_MODELS, FRAMEWORKS | {"cldm", "kornia"}) == {}
@@ -180,6 +181,7 @@ def test_conditions_and_evaluation_do_not_name_the_lightning_module(path):
     assert "cldm.training.control_ldm" not in imports(path)
 
 
+@pytest.mark.slow
 def test_conditions_and_evaluation_do_not_load_the_lightning_module():
     assert Path("cldm/conditions/canny.py") in OUTER
     assert loaded_by(OUTER, {"pytorch_lightning", "hydra", "wandb", "cldm.training.control_ldm"}) == {}

@@ -225,6 +225,7 @@ def test_a_job_list_is_drawn_into_folders_and_not_drawn_twice(
     draw(run, *arguments)
 
 
+@pytest.mark.slow
 def test_an_edited_hint_draws_its_own_images_anew_and_no_others(run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         drawing = Image.new("RGB", (64, 64))
@@ -276,6 +277,7 @@ def test_bad_settings_are_refused_before_weights_are_read(
         draw(run, f"checkpoint={run}", override)
 
 
+@pytest.mark.slow
 def test_a_job_may_have_a_sampler_of_its_own_and_residuals_of_their_own_scale(run: Path, tmp_path: Path) -> None:
     lines = [
         {"name": "shared"},
@@ -332,6 +334,7 @@ def test_of_several_jobs_the_one_that_cannot_be_is_named(run: Path, tmp_path: Pa
         draw(run, f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl")
 
 
+@pytest.mark.slow
 def test_region_and_pooling_are_reached_from_the_command_line(run: Path, tmp_path: Path) -> None:
     half = Image.new("L", (64, 64), 0)
     half.paste(255, (0, 0, 32, 64))

@@ -99,6 +99,7 @@ def test_two_trainings_of_one_run_folder_leave_one_whole_run(composed, small, sh
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", range(TIMES))
 def test_two_evaluations_into_one_folder_leave_whole_results(composed, shipped, tmp_path, time):
     cfg = composed(f"checkpoint={shipped}/run", f"base={shipped}/base.safetensors", "items=2", "noise_seeds=[0]",
@@ -140,6 +141,7 @@ def test_two_evaluations_of_different_branches_share_one_cache_of_the_base(compo
     assert one["base"] == other["base"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", range(TIMES))
 def test_two_job_lists_into_one_folder_draw_every_image_once(composed, shipped, tmp_path, time):
     (tmp_path / "jobs.jsonl").write_text('{"name": "one"}\n{"name": "two", "seed": 5}\n')
@@ -151,6 +153,7 @@ def test_two_job_lists_into_one_folder_draw_every_image_once(composed, shipped, 
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", range(TIMES))
 def test_two_caches_or_annotations_into_one_folder_leave_one_whole_one(shipped, tmp_path, time):
     pictures = tmp_path / "fill"

@@ -308,6 +308,7 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
     assert results["commits"] == [results["commit"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("typed", "said"), [("steps=1", "is at step 2 already"), ("seed=3", "a run of seed 0, not 3")])
 def test_a_resumption_that_cannot_be_meant_is_refused_and_changes_nothing(run, typed, said):
     folder = run("asked", "steps=2", "stage.report_items=0")
@@ -358,6 +359,7 @@ def test_where_a_run_lies_is_no_part_of_what_it_is(composed):
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_resumption_that_fails_before_it_trains_leaves_the_finished_run_as_it_was(run, straight, capsys):
     names = ("config.yaml", "overrides.yaml", "DONE.json", "checkpoints/last.ckpt")
     before = {name: (straight / name).read_bytes() for name in names}
@@ -576,6 +578,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_that_is_refused_leaves_no_folder_but_what_was_there_stays(small, composed, tmp_path):
     folder = tmp_path / "runs" / "a" / "seed-0"
     wrong = composed(*small, "condition=truth", "condition.map=depth", f"run_dir={folder}")

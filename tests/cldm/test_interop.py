@@ -186,6 +186,7 @@ def test_an_exported_branch_loads_in_diffusers_from_folder_and_single_file(
 # ------------------------------------------------------------------ convert
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 def test_original_to_diffusers_to_original_is_bit_exact(originals, tmp_path, family):
     told = ("--prediction", "v") if family == "sd2" else ()

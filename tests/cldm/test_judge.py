@@ -134,6 +134,7 @@ def test_its_features_are_a_perceptual_loss(images):
     assert 0 < noisy < other
 
 
+@pytest.mark.slow
 def test_the_command_trains_measures_and_writes_a_file(tmp_path: Path, capsys):
     file = tmp_path / "judge.safetensors"
     assert main(["judge", "--steps", "2", "--count", "16", "--out", str(file)]) == 0

@@ -158,6 +158,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     drawings.rasters.cache_clear()
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_get_the_same_rasters(tmp_path):
     code = "from cldm.worlds.stickers.drawings import rasters; print(rasters().sum())"
     environment = {**os.environ, "STICKERS_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -446,6 +447,7 @@ def test_numbering_from_a_start_gives_the_same_compositions():
     assert stickers_set(4, start=2).truths[:2] == stickers_set(4).truths[2:]
 
 
+@pytest.mark.slow
 def test_the_world_imports_nothing_above_it():
     code = (
         "import sys, cldm.worlds.stickers.stickers, cldm.worlds.stickers.scores;"

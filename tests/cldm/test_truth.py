@@ -74,6 +74,7 @@ def test_no_picture_has_an_exact_map() -> None:
         Truth("depth")(np.zeros((8, 8, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_a_branch_trains_on_exact_depth_and_the_judge_measures_it(composed, fill_zeros, tmp_path: Path) -> None:
     model = instantiate(composed("model=tiny").model, _convert_="all")
     fill_zeros(model)

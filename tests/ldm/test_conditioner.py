@@ -154,6 +154,7 @@ def test_the_context_is_the_text_encoders_output_and_word_order_matters():
     assert not torch.allclose(context[0, -1], context[1, -1])
 
 
+@pytest.mark.slow
 def test_shapes_and_tokens_cost_no_import_of_what_they_do_not_use():
     tried = """
 import sys
