@@ -49,16 +49,18 @@ def one_for_each_seed(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[
 
     Of the same configuration and seed the finished one stands for all, and of several the newest.
     """
-    newest: dict[tuple[str, str], RunFolder] = {}
-    for run in sorted(runs, key=lambda run: (run.state == "done", run.begun)):
-        newest[digest(run), str(run.config.get("seed"))] = run
-    kept = [run for run in runs if not run.config or newest[digest(run), str(run.config.get("seed"))] is run]
-    trouble = [
-        {"run": str(run.folder), "reason": f"left out: the configuration and seed of {other.folder}, made again"}
-        for run in runs
-        if run not in kept and (other := newest[digest(run), str(run.config.get("seed"))])
-    ]
-    return kept, trouble
+    keys = {run: (digest(run), run.config.get("seed")) for run in runs if run.config}
+    newest = {keys[run]: run for run in sorted(keys, key=lambda run: (run.state == "done", run.begun))}
+    kept: list[RunFolder] = []
+    left_out: list[dict[str, str]] = []
+    for run in runs:
+        other = newest[keys[run]] if run in keys else run
+        if other is run:
+            kept.append(run)
+        else:
+            reason = f"left out: the configuration and seed of {other.folder}, made again"
+            left_out.append({"run": str(run.folder), "reason": reason})
+    return kept, left_out
 
 
 def grouped(runs: Sequence[RunFolder]) -> list[Group]:
