@@ -35,7 +35,7 @@ def check_size(size: int | Sequence[int], key: str = "data.size") -> Size:
             raise ValueError(f"{key}={size}: sides must be multiples of {MULTIPLE}, because latents are {MULTIPLE} "
                              f"times smaller; {near} is near {side}")  # fmt: skip
     if height * width > MAX_PIXELS:
-        raise ValueError(f"{key}={size}: that are more than {MAX_PIXELS >> 20} million pixels")
+        raise ValueError(f"{key}={size} has more than {MAX_PIXELS >> 20} million pixels")
     return height, width
 
 

@@ -193,7 +193,7 @@ def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Seque
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file name, got {name!r}")
     if name == MANIFEST or len(name.encode()) > LONGEST_NAME:
-        raise ValueError(f"name must have at most {LONGEST_NAME} letters and not be {MANIFEST}, got {name!r}")
+        raise ValueError(f"name must have at most {LONGEST_NAME} letters (bytes of UTF-8) and not be {MANIFEST}, got {name!r}")
     return Job(name, tuple(units), (size, size) if isinstance(size, int) else (size[0], size[1]), **own)
 
 
@@ -246,7 +246,7 @@ def of_kind(given: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         words, fits = KINDS[key]
         if key in texts and isinstance(value, str) and value != value.encode(errors="ignore").decode():
-            raise ValueError(f"{key} holds half a character (a lone surrogate), which no file can: {value!r}")
+            raise ValueError(f"{key} holds half a character (a lone surrogate), which no file can hold: {value!r}")
         if not fits(value):
             raise ValueError(f"{key} must be {words}, got {'null' if value is None else repr(value)}")
     return found
