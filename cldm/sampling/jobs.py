@@ -193,7 +193,8 @@ def make_job(given: Mapping[str, Any], defaults: Mapping[str, Any], extra: Seque
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file name, got {name!r}")
     if name == MANIFEST or len(name.encode()) > LONGEST_NAME:
-        raise ValueError(f"name must have at most {LONGEST_NAME} letters (bytes of UTF-8) and not be {MANIFEST}, got {name!r}")
+        most = f"{LONGEST_NAME} letters (bytes of UTF-8)"
+        raise ValueError(f"name must have at most {most} and not be {MANIFEST}, got {name!r}")
     return Job(name, tuple(units), (size, size) if isinstance(size, int) else (size[0], size[1]), **own)
 
 
