@@ -8,6 +8,9 @@ import numpy as np
 
 from cldm.conditions import Condition, Polarity
 
+LINES = ("edges", "lines", "outline")
+"""Maps of white lines on black, by the names that worlds give them."""
+
 
 @dataclass(frozen=True)
 class Truth(Condition):
@@ -19,9 +22,12 @@ class Truth(Condition):
     map: str | None = None
 
     name: ClassVar[str] = "truth"
-    polarity: ClassVar[Polarity] = "color"
     mirrors: ClassVar[bool] = False  # normals and keypoints name directions
     nearest: ClassVar[bool] = True  # segmentation has codes for colours
+
+    @property
+    def polarity(self) -> Polarity:  # type: ignore[override]  # the map decides
+        return "white_on_black" if self.map in LINES else "color"
 
     @property
     def computable(self) -> bool:

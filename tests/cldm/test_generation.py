@@ -210,8 +210,9 @@ def test_sampling_through_captured_graphs_equals_eager_sampling(narrow, monkeypa
 def test_sampling_through_generated_code_equals_eager_sampling(narrow, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a shared one may hold half-written kernels
     compiled.cache_clear()
-    # kernels are compiled here, not by workers that import torch first
-    with torch._inductor.config.patch(compile_threads=1):
+    # kernels are compiled here, not by workers that import torch first, and without vector types, whose headers take
+    # longer to compile than the kernels
+    with torch._inductor.config.patch({"compile_threads": 1, "cpp.simdlen": 1}):
         compiled_equals_eager(*narrow, starts=[0.0])  # with and without control in turn: the test above
     compiled.cache_clear()
 

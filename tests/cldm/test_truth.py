@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import train
+from cldm.conditions import HintWarning, warn_if_blank
 from cldm.conditions.canny import Canny
 from cldm.conditions.truth import Truth
 from cldm.data.decoding import decode
@@ -16,7 +17,7 @@ from cldm.runs.building import instantiate
 from cldm.runs.configs import composed as composed_by
 from cldm.runs.configs import configs_at_hand
 from cldm.sampling.drawing import sample
-from cldm.worlds import get_world
+from cldm.worlds import WORLDS, get_world
 from cldm.worlds.dataset import WorldDataset
 from ldm.weights import save_weights
 
@@ -66,6 +67,20 @@ def test_another_map_is_another_cache(tmp_path: Path) -> None:
     for name in ("depth", "normals", "depth"):
         dataset("scenes", Truth(name), cache=tmp_path)
     assert len(list(tmp_path.glob("scenes-*.pt"))) == 2
+
+
+def test_lines_are_drawn_and_checked_as_lines_and_codes_as_colours() -> None:
+    every = {(world, name) for world in WORLDS for name in get_world(world).hint_maps}
+    lines = {(world, name) for world, name in every if Truth(name).polarity == "white_on_black"}
+    assert lines == {("stickers", "lines"), ("stickers", "edges"), ("scenes", "edges"), ("scenes", "lines"),
+                     ("circles", "outline")}  # fmt: skip
+    assert all(Truth(name).polarity == "color" for world, name in every - lines)
+    for world, name in sorted(lines):
+        made = dataset(world, Truth(name)).__getitems__(range(3))["hint"]
+        assert 0 < made.mean() < 0.2
+        assert warn_if_blank(made, Truth(name).polarity) == ()
+        with pytest.warns(HintWarning, match="inverted|saturated"):
+            warn_if_blank(1 - made, Truth(name).polarity)
 
 
 def test_no_picture_has_an_exact_map() -> None:
