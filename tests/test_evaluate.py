@@ -148,13 +148,22 @@ def test_online_an_evaluation_says_which_weights_it_used_and_a_lost_network_cost
     assert online.used == ["control-0123456789ab:latest"]
     assert online.config["eval/scenes"]["checkpoint_sha256"] == content(run / "control.safetensors")
     assert online.rows[0]["eval/scenes/none/edge_f1_1px"] >= 0
+    log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))  # typed again
+    assert len(online.rows) == 1
+    changed = results(run / "evaluation" / "scenes")
+    changed["metrics"]["none"]["edge_f1_1px"] += 0.1
+    (run / "evaluation" / "scenes" / "results.json").write_text(json.dumps(changed))
+    log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))
+    assert len(online.rows) == 2
 
     def nobody(*_: object) -> None:
         raise wandb.errors.CommError("no route to host")
 
     monkeypatch.setattr(logging_of_evaluations, "continued", nobody)
+    (run / "evaluation" / "scenes" / "wandb_row").unlink()
     log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))
     assert "was not added to the W&B run" in capsys.readouterr().out
+    assert not (run / "evaluation" / "scenes" / "wandb_row").exists()
 
 
 def test_what_a_sample_was_drawn_from_lies_beside_it(both: list[Path]) -> None:

@@ -7,23 +7,34 @@ from omegaconf import OmegaConf
 
 from cldm.runs.evaluations import PICTURES, Evaluation
 from cldm.runs.loggers.wandb import ID_FILE, artifact_name, continued
+from ldm.files import write_text
+from ldm.identity import key
 
 USED = ("protocol_hash", "checkpoint_sha256", "base_sha256", "more", "evaluated_at_commit")
 """What results.json says of where the figures come from."""
+
+TOLD = "wandb_row"
+"""In the folder of an evaluation: the key of the figures that its W&B run has. A command that is typed again adds no
+second row of them."""
 
 
 def log_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Add an evaluation to the W&B run of a run folder; nothing where the run was logged elsewhere.
 
-    Figures: eval/<protocol>/<setting>/<score>. Configuration: eval/<protocol>. Table: eval/<protocol>/samples.
+    The same figures are added once. Figures: eval/<protocol>/<setting>/<score>. Configuration: eval/<protocol>. Table: eval/<protocol>/samples.
     Where W&B cannot be reached, a note says so: the evaluation's folder has it all.
     """
     if not (run / ID_FILE).is_file():
         return
     import wandb
 
+    facts = {name: evaluation.results[name] for name in USED}
+    row, told = key((run / ID_FILE).read_text(), facts, evaluation.figures()), evaluation.folder / TOLD
+    if told.is_file() and told.read_text() == row:
+        return
     try:
         _log(run, evaluation)
+        write_text(told, row)
     except wandb.errors.Error as error:
         print(f"note: the evaluation was not added to the W&B run of {run}: {error}")
 
