@@ -28,6 +28,7 @@ from cldm.worlds import WORLDS
 from cldm.worlds.scenes import WORDS
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
+from ldm.random import generator
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -361,6 +362,15 @@ def test_the_name_of_a_run_holds_whole_values_only(composed):
 )
 def test_what_does_not_change_a_result_does_not_change_its_folder(composed, same):
     assert Path(composed("model=tiny").run_dir).parent == Path(composed("model=tiny", same).run_dir).parent
+
+
+@pytest.mark.parametrize("stage", ["control", "diffusion"])
+@pytest.mark.parametrize(("model", "noisy"), [("stickers", 2 / 3), ("tiny", 1 / 2), ("sd15", 1 / 2)])
+def test_how_much_of_the_training_is_at_high_noise_is_the_models_to_say(composed, make_diffusion, model, noisy, stage):
+    cfg = composed(f"stage={stage}", f"model={model}", *(["base=x"] if model == "sd15" else []))
+    module = fitting.build_module(cfg, make_diffusion())
+    t = module.timesteps(3000, generator(0))
+    assert (t >= 500).float().mean() == pytest.approx(noisy, abs=0.01)
 
 
 @pytest.mark.parametrize("other", ["steps=7", "optimizer.lr=3e-4", "condition.low=10", "data.train_count=9"])

@@ -56,10 +56,11 @@ class ControlLDM(DiffusionTraining):
         min_snr_gamma: float | None = None,
         checkpointing: bool = False,
         channels_last: bool = True,
+        timestep_shift: float = 1.0,
     ):
         super().__init__(
             diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed,
-            min_snr_gamma=min_snr_gamma, checkpointing=checkpointing, channels_last=channels_last,
+            min_snr_gamma=min_snr_gamma, checkpointing=checkpointing, channels_last=channels_last, timestep_shift=timestep_shift,
         )  # fmt: skip
         if not 0 <= hint_dropout <= 1:
             raise ValueError(f"stage.module.hint_dropout is a probability, got {hint_dropout}")

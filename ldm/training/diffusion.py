@@ -102,6 +102,8 @@ class DiffusionTraining(Stage):
         super().__init__(optimizer, warmup_steps, cosine, seed)
         if min_snr_gamma is not None and min_snr_gamma <= 0:
             raise ValueError(f"stage.module.min_snr_gamma must be above 0, or null, got {min_snr_gamma}")
+        if not 0 < timestep_shift < float("inf"):
+            raise ValueError(f"stage.module.timestep_shift must be above 0, 1 for no shift, got {timestep_shift}")
         if not 0 <= pure_noise <= 1:
             raise ValueError(f"stage.module.pure_noise is a share, 0 to 1, got {pure_noise}")
         self.timestep_shift, self.pure_noise = timestep_shift, pure_noise

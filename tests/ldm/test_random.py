@@ -106,6 +106,12 @@ def test_shifted_timesteps_are_noisier_and_a_shift_of_one_changes_nothing():
     assert (shifted >= 500).float().mean() == pytest.approx(2 / 3, abs=0.01)
 
 
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_shift_that_is_none_is_refused(make_diffusion, shift):
+    with pytest.raises(ValueError, match="timestep_shift must be above 0"):
+        DiffusionTraining(make_diffusion(), functools.partial(torch.optim.AdamW, lr=1e-3), timestep_shift=shift)
+
+
 def test_pure_noise_is_the_share_of_examples_at_the_last_timestep(make_diffusion):
     optimizer = functools.partial(torch.optim.AdamW, lr=1e-3)
     module = DiffusionTraining(make_diffusion(), optimizer, pure_noise=0.25)
