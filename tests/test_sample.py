@@ -123,6 +123,20 @@ def test_a_sheet_that_is_missing_is_made_of_the_images_that_are_there(run: Path,
     assert sheet.read_bytes() == before
 
 
+def test_images_of_other_settings_are_not_replaced(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    quick = [f"checkpoint={tmp_path / 'run'}", "sampler.steps=1"]
+    first = draw(run, *quick, "count=2")
+    assert first == tmp_path / "run" / "samples"
+    before = (first / "seed_1.png").read_bytes()
+    other = draw(run, *quick, "count=2", "prompt=a red star")
+    assert other == tmp_path / "run" / "samples-2"
+    assert (first / "seed_1.png").read_bytes() == before
+    assert draw(run, *quick, "count=2") == first  # the same again
+    assert draw(run, *quick, "count=1", "prompt=a blue star") == tmp_path / "run" / "samples-3"
+    assert draw(run, *quick, "count=1", "seed=2", "prompt=a blue star") == first  # in nobody's place
+
+
 def test_a_sheet_shows_the_images_that_were_asked_for_last(run: Path, tmp_path: Path) -> None:
     (tmp_path / "jobs.jsonl").write_text('{"name": "one"}\n')
     told = [f"checkpoint={run}", f"jobs={tmp_path / 'jobs.jsonl'}", f"out={tmp_path / 'out'}"]

@@ -42,7 +42,7 @@ from ldm.files import content
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights import fingerprint, read_metadata, save_weights
-from tests import wandb_records
+from tests import processes, wandb_records
 from tests.wandb_records import exit_code, finished_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -697,7 +697,7 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
     assert not (stopped / "FAILED.json").exists()
     assert read(stopped).state == "stopped: asked to end"
     assert "asked to end: stopped/checkpoints/last.ckpt is saved; the same command goes on" in told.stdout
-    done = command(*options, "run_dir=stopped", cwd=tmp_path)
+    done = processes.run([sys.executable, str(ROOT / "train.py"), *options, "run_dir=stopped"], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert forked("straight", *short).wait(600)
     names = [tmp_path / name / "control.safetensors" for name in ("stopped", "straight")]

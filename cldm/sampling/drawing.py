@@ -22,7 +22,7 @@ from cldm.runs.trained import base_content, base_of, device_and_precision, guida
 from cldm.sampling.control import ControlUnit
 from cldm.sampling.generation import Sampling
 from cldm.sampling.jobs import Job, check_pictures, load_image, load_mask, make_job, read_jobs
-from cldm.sampling.ledger import Ledger, Shot, draw_in_batches
+from cldm.sampling.ledger import Ledger, Shot, draw_in_batches, free_folder
 from cldm.sampling.opening import Networks, Opened, load_networks, open_checkpoints
 from ldm.diffusion import LatentDiffusion
 from ldm.files import content, locked, remove_partial
@@ -236,17 +236,16 @@ def sample(cfg: DictConfig, hands: Hands | None = None) -> Path:
     if not cfg.jobs:
         tell_of_the_example(cfg, opened.conditions[0])
     first = opened.trainings[0]
-    ledger = Ledger(
-        Path(cfg.out) if cfg.out else opened.paths[0].parent / "samples",
-        {
-            "checkpoints": [{"file": str(path), "content": content(path)} for path in opened.paths],
-            "base": {"file": base_of(first), "content": base_content(opened.paths[0], first)},
-            "conditions": [decisive(condition) for condition in opened.conditions],
-            "precision": precision,
-        },
-        flat=not cfg.jobs,
-        resume=bool(cfg.jobs),
-    )
+    common = {
+        "checkpoints": [{"file": str(path), "content": content(path)} for path in opened.paths],
+        "base": {"file": base_of(first), "content": base_content(opened.paths[0], first)},
+        "conditions": [decisive(condition) for condition in opened.conditions],
+        "precision": precision,
+    }
+    folder = Path(cfg.out) if cfg.out else opened.paths[0].parent / "samples"
+    if not (cfg.out or cfg.jobs):
+        folder = free_folder(folder, common, jobs[0])
+    ledger = Ledger(folder, common, flat=not cfg.jobs, resume=bool(cfg.jobs))
     with locked(ledger.folder):
         return fill(ledger, opened, jobs, cfg, hands)
 

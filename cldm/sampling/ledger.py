@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,16 @@ class Ledger:
     def sheet_path(self, job: Job) -> Path:
         """Where the job's sheet lies."""
         return (self.folder / self.shots(job)[0].file).parent / "sheet.png"
+
+
+def free_folder(first: Path, common: dict[str, Any], job: Job) -> Path:
+    """The first of `first`, first-2, first-3, ... in which the job replaces no image that other settings have drawn."""
+    folders = (first.with_name(f"{first.name}-{number}" if number > 1 else first.name) for number in count(1))
+    held = (Ledger(folder, common, flat=True) for folder in folders)
+    return next(
+        ledger.folder for ledger in held
+        if all(ledger.done.get(shot.file) in (None, ledger.settings(shot)) for shot in ledger.shots(job))
+    )  # fmt: skip
 
 
 def batches(shots: Sequence[Shot], size: int) -> Iterator[list[Shot]]:

@@ -60,7 +60,8 @@ class ControlLDM(DiffusionTraining):
     ):
         super().__init__(
             diffusion, optimizer, prompt_dropout, False, warmup_steps, cosine, seed,
-            min_snr_gamma=min_snr_gamma, checkpointing=checkpointing, channels_last=channels_last, timestep_shift=timestep_shift,
+            min_snr_gamma=min_snr_gamma, checkpointing=checkpointing, channels_last=channels_last,
+            timestep_shift=timestep_shift,
         )  # fmt: skip
         if not 0 <= hint_dropout <= 1:
             raise ValueError(f"stage.module.hint_dropout is a probability, got {hint_dropout}")

@@ -21,7 +21,9 @@ second row of them."""
 def log_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Add an evaluation to the W&B run of a run folder; nothing where the run was logged elsewhere.
 
-    The same figures are added once. Figures: eval/<protocol>/<setting>/<score>. Configuration: eval/<protocol>. Table: eval/<protocol>/samples.
+    The same figures are added once.
+
+    Figures: eval/<protocol>/<setting>/<score>. Configuration: eval/<protocol>. Table: eval/<protocol>/samples.
     Where W&B cannot be reached, a note says so: the evaluation's folder has it all.
     """
     if not (run / ID_FILE).is_file():
