@@ -1,6 +1,7 @@
 """Tiny models, a data set without a renderer, and composed configurations, shared by the tests."""
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -69,6 +71,23 @@ def _cost_counted_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _yaml_parsed_once() -> Iterator[None]:
+    """A third of the time that composing a configuration takes; files are read anew, their text is the key."""
+    parse, parsed = yaml.load, {}
+
+    def load(stream: Any, Loader: Any) -> Any:
+        text = stream.read() if hasattr(stream, "read") else stream
+        key = (text, Loader.__name__)
+        if key not in parsed:
+            parsed[key] = pickle.dumps(parse(text, Loader=Loader))
+        return pickle.loads(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "load", load)
+        yield
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """torch on one CPU thread: the many small operations of drawing are three times slower on two."""
@@ -98,14 +117,18 @@ def fill_zeros() -> Callable[[nn.Module], None]:
 def make_diffusion() -> Callable[..., LatentDiffusion]:
     """A factory of tiny models in Stable Diffusion's topology (f = 8, 12 + 1 blocks), none of it zero."""
 
-    def make(prediction: str = "eps", seed: int = 0) -> LatentDiffusion:
+    def make(prediction: str = "eps", seed: int = 0, narrow: bool = False) -> LatentDiffusion:
+        """narrow: with the least U-Net that has every kind of block, where each of them is slow: down, middle with
+        attention, up, and a decoder block with attention, which reads an encoder output beside its input."""
+        shape = {"channel_mult": (1, 1, 2, 2)}
+        if narrow:
+            shape = {"channel_mult": (1, 1), "attention": (True, False), "res_blocks": 0}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            config = UNetConfig(channels=8, channel_mult=(1, 1, 2, 2), context_channels=16, heads=2, groups=4)
             diffusion = LatentDiffusion(
                 AutoencoderKL(8, (1, 1, 1, 1), res_blocks=1, groups=4, scale=1.0),
                 Conditioner(TextEncoder(34, 16, layers=1, heads=2, context_length=24), vocabulary=WORDS),
-                UNet(config),
+                UNet(UNetConfig(channels=8, context_channels=16, heads=2, groups=4, **shape)),
                 NoiseSchedule(prediction=prediction),
             )
             _fill_zeros(diffusion.unet)
@@ -120,18 +143,8 @@ def diffusion(make_diffusion: Callable[..., LatentDiffusion]) -> LatentDiffusion
 
 
 @pytest.fixture
-def narrow_diffusion(diffusion: LatentDiffusion) -> LatentDiffusion:
-    """With the least U-Net that has every kind of block, where each of them is slow.
-
-    Down, middle with attention, up, and a decoder block with attention, which reads an encoder output beside its input.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = UNetConfig(channels=8, channel_mult=(1, 1), attention=(True, False), res_blocks=0, context_channels=16,
-                            heads=2, groups=4)  # fmt: skip
-        diffusion.unet = UNet(config).eval()
-        _fill_zeros(diffusion.unet)
-    return diffusion
+def narrow_diffusion(make_diffusion: Callable[..., LatentDiffusion]) -> LatentDiffusion:
+    return make_diffusion(narrow=True)
 
 
 class RandomItems:

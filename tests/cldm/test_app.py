@@ -85,6 +85,7 @@ def typed(line: str, out: Path) -> Path:
 # ------------------------------------------------------------------ words
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @example("(a ${seed}:1.2), 'q' \\")
 @example('\\${x} \\" null')

@@ -32,6 +32,11 @@ def digest(module: torch.nn.Module) -> str:
 
 
 @pytest.fixture
+def diffusion(narrow_diffusion):
+    return narrow_diffusion
+
+
+@pytest.fixture
 def module(diffusion):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
@@ -73,8 +78,8 @@ BRANCHES = sorted(path.stem for path in (ROOT / "configs" / "control").glob("*.y
 def stage(composed, make_diffusion):
     """`stage("controlnet", "decoder")`: the control stage around a tiny model, a branch of configs/control on it."""
 
-    def make(branch: str = "controlnet", locking: str = "locked", **options) -> ControlLDM:
-        diffusion = make_diffusion()
+    def make(branch: str = "controlnet", locking: str = "locked", narrow: bool = True, **options) -> ControlLDM:
+        diffusion = make_diffusion(narrow=narrow)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             if locking == "scratch":
@@ -263,7 +268,7 @@ def test_a_checkpoint_holds_the_trainable_weights_only_and_goes_on(module, fit, 
     expected = {f"control.{name}": value for name, value in module.control.state_dict().items()}
     assert checkpoint["state_dict"].keys() == expected.keys()
     assert all(torch.equal(checkpoint["state_dict"][name], expected[name]) for name in expected)
-    other = make_diffusion()
+    other = make_diffusion(narrow=True)
     fresh = ControlLDM(other, ControlNet.from_unet(other.unet, hint_widths=WIDTHS), adamw)
     assert fit(fresh, 2, ckpt_path=tmp_path / "a.ckpt").global_step == 2  # nothing left to do: weights as loaded
     assert digest(fresh.control) == digest(module.control)
@@ -274,7 +279,7 @@ def test_a_checkpoint_holds_the_trainable_weights_only_and_goes_on(module, fit, 
 )
 def test_a_checkpoint_of_another_branch_is_refused(module, fit, make_diffusion, tmp_path, widths, message):
     fit(module, 1).save_checkpoint(tmp_path / "a.ckpt")
-    other = make_diffusion()
+    other = make_diffusion(narrow=True)
     stranger = ControlLDM(other, ControlNet.from_unet(other.unet, hint_widths=widths), adamw)
     with pytest.raises((ValueError, RuntimeError), match=message):
         fit(stranger, 2, ckpt_path=tmp_path / "a.ckpt")
@@ -282,7 +287,7 @@ def test_a_checkpoint_of_another_branch_is_refused(module, fit, make_diffusion, 
 
 def test_resuming_on_another_base_is_refused(module, fit, make_diffusion, tmp_path):
     fit(module, 1).save_checkpoint(tmp_path / "a.ckpt")
-    other = make_diffusion()
+    other = make_diffusion(narrow=True)
     with torch.no_grad():
         next(other.unet.parameters()).add_(1e-3)
     moved = ControlLDM(other, ControlNet.from_unet(other.unet, hint_widths=WIDTHS), adamw)
@@ -295,7 +300,7 @@ def test_the_exported_file_reloads_and_gives_the_same_residuals(module, fit, mak
     export = Export(str(tmp_path), {"stage": "control", "condition": "canny", "seed": 3})
     trainer = fit(module, 2)
     export.write(trainer, module)
-    other = make_diffusion()
+    other = make_diffusion(narrow=True)
     reloaded = ControlNet.from_unet(other.unet, hint_widths=WIDTHS)
     load_weights(reloaded, tmp_path / "control.safetensors")
     reloaded.to(memory_format=torch.channels_last)  # as it was trained: the same sums in the same order
@@ -349,7 +354,7 @@ def test_checkpointing_keeps_fewer_activations_and_gives_the_same_gradients(stag
     batch = random_items(2).__getitems__([0, 1])
     found = []
     for checkpointing in (False, True):
-        module, held = stage(locking=locking, checkpointing=checkpointing), []
+        module, held = stage(locking=locking, narrow=False, checkpointing=checkpointing), []
         module.log = lambda *_, **__: None
         with torch.no_grad():
             for p in [*module.control.zero_convs.parameters(), *module.control.zero_conv_middle.parameters()]:
@@ -370,7 +375,7 @@ def test_checkpointing_keeps_fewer_activations_and_gives_the_same_gradients(stag
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_min_snr_weighs_each_example_by_its_timestep(make_diffusion, random_items, monkeypatch, prediction):
-    diffusion = make_diffusion(prediction)
+    diffusion = make_diffusion(prediction, narrow=True)
     control = ControlNet.from_unet(diffusion.unet, hint_widths=WIDTHS)
     module = ControlLDM(diffusion, control, adamw, min_snr_gamma=5.0)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -127,16 +128,22 @@ def overrides_of(spec, title: str) -> list[str]:
 # ------------------------------------------------------------------ the files in git
 
 
+@cache
+def composes(config: str, *overrides: str) -> None:
+    """ConfigCompositionException where it does not; rows of several tables are the same runs."""
+    compose(config, overrides=[*overrides])
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_table_file_names_only_what_train_and_evaluate_take(name):
     spec = read_spec(TABLES / f"{name}.yaml")
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         for row in spec.rows:
             for overrides in row.trainings:
-                compose("train", overrides=training(overrides, spec.seeds[0], "runs"))
+                composes("train", *training(overrides, spec.seeds[0], "runs"))
             added_runs = added(row, [Path("runs/a b")] * len(row.more))
             for overrides in spec.evaluations.values() if row.evaluation or row == spec.rows[0] else ():
-                compose("evaluate", overrides=[*overrides, *row.evaluate, *added_runs])
+                composes("evaluate", *overrides, *row.evaluate, *added_runs)
     assert spec.figure.get("evaluation") in (None, *spec.evaluations)
     for setting in (column.setting for column in spec.columns if column.source != "run"):
         assert setting in ("none", "insufficient", "conflicting", "perfect")

@@ -102,6 +102,7 @@ def test_rows_repeat_as_whole_batches():
     assert repeat_rows(x[:1], 3).flatten().tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_unet_is_one_graph_for_all_timesteps_and_prompts(narrow_diffusion, inputs):
     """Fixed keys, values and time rows are inputs of the graph: other prompts and steps do not compile anew."""
