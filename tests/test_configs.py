@@ -365,7 +365,7 @@ def test_what_does_not_change_a_result_does_not_change_its_folder(composed, same
 
 
 @pytest.mark.parametrize("stage", ["control", "diffusion"])
-@pytest.mark.parametrize(("model", "noisy"), [("stickers", 2 / 3), ("tiny", 1 / 2), ("sd15", 1 / 2)])
+@pytest.mark.parametrize(("model", "noisy"), [("stickers", 2 / 3), ("scenes", 2 / 3), ("tiny", 1 / 2), ("sd15", 1 / 2)])
 def test_how_much_of_the_training_is_at_high_noise_is_the_models_to_say(composed, make_diffusion, model, noisy, stage):
     cfg = composed(f"stage={stage}", f"model={model}", *(["base=x"] if model == "sd15" else []))
     module = fitting.build_module(cfg, make_diffusion())
