@@ -203,6 +203,13 @@ def small() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def narrow() -> list[str]:
+    """Overrides of model=tiny: every kind of block once. What a step costs there is the number of its tensors."""
+    shape = ["channel_mult=[1,1]", "attention=[true,false]"]
+    return [*(f"model.unet.config.{item}" for item in shape), "++model.unet.config.res_blocks=0"]
+
+
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
     """`make_run(folder, seed)`: weights of a tiny base, and of a branch that is no longer silent, as a run folder."""
 

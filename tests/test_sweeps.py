@@ -34,6 +34,11 @@ SWEEPS = sorted(path.stem for path in (REPOSITORY / "configs" / "sweep").glob("*
 QUICK = ["steps=2", "stage.report_items=0", "trainer.callbacks.watch.count=1"]
 
 
+@pytest.fixture(scope="module")
+def small(small: list[str], narrow: list[str]) -> list[str]:
+    return [*small, *narrow]
+
+
 def command(*arguments: str, cwd: Path, fork: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY), **environment}
     typed = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
