@@ -149,8 +149,10 @@ def test_online_an_evaluation_says_which_weights_it_used_and_a_lost_network_cost
     assert online.config["eval/scenes"]["checkpoint_sha256"] == content(run / "control.safetensors")
     assert online.rows[0]["eval/scenes/none/edge_f1_1px"] >= 0
     log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))  # typed again
+    changed = results(run / "evaluation" / "scenes") | {"evaluated_at_commit": "another"}
+    (run / "evaluation" / "scenes" / "results.json").write_text(json.dumps(changed))
+    log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))  # the same figures of another commit
     assert len(online.rows) == 1
-    changed = results(run / "evaluation" / "scenes")
     changed["metrics"]["none"]["edge_f1_1px"] += 0.1
     (run / "evaluation" / "scenes" / "results.json").write_text(json.dumps(changed))
     log_evaluation(run, Evaluation(run / "evaluation" / "scenes"))

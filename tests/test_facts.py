@@ -128,7 +128,7 @@ def test_a_branch_is_sampled_under_the_schedule_it_was_trained_under(tmp_path):
     assert NoiseSchedule(**read(converted).schedule).told() == ZERO.told()
 
 
-def test_transfer_says_what_the_new_base_predicts_and_that_the_branch_is_locked(base, tmp_path):
+def test_transfer_says_what_the_new_base_predicts_and_that_the_branch_is_locked(base, tmp_path, capsys):
     diffusion = model()
     control = ControlNet.from_unet(diffusion.unet, hint_widths=(4, 4, 8, 8))
     stage = ControlLDM(diffusion, control, torch.optim.SGD, locking="unlocked")
@@ -138,6 +138,7 @@ def test_transfer_says_what_the_new_base_predicts_and_that_the_branch_is_locked(
     moved = tmp_path / "moved.safetensors"
     command = ["transfer", str(path), "--from-base", str(old), "--to-base", str(base), str(moved)]
     assert cli.main(command) == 0
+    assert "note: A predicts eps, B v" in capsys.readouterr().out
     found = read_metadata(moved)
     assert (found["prediction"], found["locking"], found["condition"]) == ("v", "locked", "canny")
     assert not found.keys() & {"base_fingerprint", "metrics"}

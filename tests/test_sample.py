@@ -123,7 +123,7 @@ def test_a_sheet_that_is_missing_is_made_of_the_images_that_are_there(run: Path,
     assert sheet.read_bytes() == before
 
 
-def test_images_of_other_settings_are_not_replaced(run: Path, tmp_path: Path) -> None:
+def test_images_of_other_settings_are_not_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(run, tmp_path / "run")
     quick = [f"checkpoint={tmp_path / 'run'}", "sampler.steps=1"]
     first = draw(run, *quick, "count=2")
@@ -134,7 +134,11 @@ def test_images_of_other_settings_are_not_replaced(run: Path, tmp_path: Path) ->
     assert (first / "seed_1.png").read_bytes() == before
     assert draw(run, *quick, "count=2") == first  # the same again
     assert draw(run, *quick, "count=1", "prompt=a blue star") == tmp_path / "run" / "samples-3"
-    assert draw(run, *quick, "count=1", "seed=2", "prompt=a blue star") == first  # in nobody's place
+    assert draw(run, *quick, "count=1", "seed=7", "prompt=a blue star") == tmp_path / "run" / "samples-3"
+    monkeypatch.chdir(tmp_path)  # the same weights by another path
+    assert draw(run, "checkpoint=run", *quick[1:], "count=1", "seed=3").resolve() == first
+    (first / "seed_9.png").touch()
+    assert draw(run, *quick, "count=1", "seed=9") == tmp_path / "run" / "samples-4"  # whose picture that is nobody says
 
 
 def test_a_sheet_shows_the_images_that_were_asked_for_last(run: Path, tmp_path: Path) -> None:
@@ -275,6 +279,10 @@ def test_two_controlnets_of_half_scale_draw_what_one_draws(run: Path, tmp_path: 
     [
         ("size=[64,70]", "multiples of 8"),
         ("sampler.steps=1001", r"1\.\.1000"),
+        ("sampler.steps=2.5", "sampler.steps must be a whole number, got 2.5"),
+        ("sampler.guidance=abc", "sampler.guidance must be a number, got 'abc'"),
+        ("sampler.sampler.eta=x", "sampler.sampler.eta must be a number, got 'x'"),
+        ("device=tpu", "device must be cpu, cuda"),
         ("sampler.spacing=log", "spacing"),
         ("mode=strong", "control mode"),
         ("photo=none.jpg", "none.jpg"),

@@ -70,7 +70,9 @@ class Answers:
             return tuple(gr.skip() for _ in range(6))
         asked = Asked(source, paper, canvas, picture, prompt, negative, 1, seed, sampler, min(steps, LIVE_STEPS),
                       guidance, scale, start, end, mode, image, strength, others)  # fmt: skip
-        return self._drawn(asked, Desk(), lambda *_: None, "live")
+        visitor = str(request.session_hash)
+        desk = self.desks[visitor] = Desk()
+        return self._drawn(asked, desk, lambda *_: None, f"live/{''.join(filter(str.isalnum, visitor))}")
 
     def _drawn(self, asked: Asked, desk: Desk, report: Callable[[int, int], Any], place: str | None) -> tuple[Any, ...]:
         try:
@@ -145,9 +147,13 @@ class Answers:
 
 
 def settings_of(file: str) -> dict[str, Any]:
-    """The settings of an image of the page's own, from the list beside it."""
+    """The settings of an image of the page's own, from the list beside it; gr.Error where a later drawing has replaced
+    it."""
     path = Path(file)
-    return [line for line in read_lines(path.parent / "manifest.jsonl") if line["file"] == path.name][-1]
+    lines = [line for line in read_lines(path.parent / "manifest.jsonl") if line["file"] == path.name]
+    if not lines or not path.is_file():
+        raise gr.Error("a later drawing has replaced this image", print_exception=False)
+    return lines[-1]
 
 
 def fields_of(wish: Wish) -> list[Any]:

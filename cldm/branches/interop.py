@@ -161,7 +161,7 @@ def transfer(control: Understood, source: Published, target: Published) -> Under
         found = {name: shape for name, shape in shapes(known.state).items() if name.startswith("encoder.")}
         check_shapes(found, wanted, f"{base.path} is no base of this branch")
     state = {
-        name: (t.float() + after.state[name].float() - before.state[name].float()).to(t.dtype)
+        name: (t.float() + (after.state[name].float() - before.state[name].float())).to(t.dtype)
         if name.startswith("encoder.")
         else t
         for name, t in control.state.items()

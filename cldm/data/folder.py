@@ -167,18 +167,24 @@ def read_sample(
 
 
 def split(items: Sequence[Item], held_out: int) -> tuple[list[Item], list[Item]]:
-    """Training and validation items. Which are held out depends on names alone, not on what was added since."""
-    if not 0 < held_out < len(items):
-        raise ValueError(f"data.val_count={held_out} must be at least 1 and below the {len(items)} items there are")
-    chosen = {item.name for item in sorted(items, key=lambda item: stable_seed("held out", item.name))[:held_out]}
-    return [item for item in items if item.name not in chosen], [item for item in items if item.name in chosen]
+    """Training and validation items. Which are held out depends on names alone, not on what was added since.
+
+    A picture with several captions is held out or trained on with all of them; it is measured with the first.
+    """
+    first = {item.image: item for item in reversed(items)}
+    if not 0 < held_out < len(first):
+        raise ValueError(f"data.val_count={held_out} must be at least 1 and below the {len(first)} pictures there are")
+    chosen = sorted(first.values(), key=lambda item: stable_seed("held out", item.name))[:held_out]
+    names, pictures = {item.name for item in chosen}, {item.image for item in chosen}
+    train = [item for item in items if item.image not in pictures]
+    return train, [item for item in items if item.name in names]
 
 
 def refuse_shared(train: Sequence[Item], held_out: Sequence[Item]) -> None:
     """ValueError if a picture is in both."""
     trained = {item.image.resolve() for item in train}
     if shared := [item.image for item in held_out if item.image.resolve() in trained]:
-        raise ValueError(f"data.val_path holds {len(shared)} pictures that are in data.path too ({shared[0]}, ...)")
+        raise ValueError(f"{len(shared)} held-out pictures are in data.path too ({shared[0]}, ...)")
 
 
 def folder_data(

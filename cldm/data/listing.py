@@ -73,7 +73,7 @@ def read_list(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     if text.lstrip().startswith("["):
         entries = enumerate(_json(text, str(path)), start=1)
     else:
-        lines = ((i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip())
+        lines = ((i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip())
         entries = ((i, _json(line, f"{path}, line {i}")) for i, line in lines)
     for number, content in entries:
         if not isinstance(content, dict):
@@ -202,6 +202,8 @@ def _first(line: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
         value = line.get(key)
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise ValueError(f"has {key} of type {type(value).__name__}, expected text")
+        if isinstance(value, str) and value != value.encode(errors="ignore").decode():
+            raise ValueError(f"has {key} with half a character (a lone surrogate), which no file can hold: {value!r}")
         if value is not None and str(value).strip():
             return str(value)
     return None

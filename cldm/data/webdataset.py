@@ -6,6 +6,7 @@ hint is ready-made.
 
 import itertools
 import json
+import os
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -140,8 +141,15 @@ class ShardItems(Dataset):
         sources = ({"url": url} for url in shards.urls)
         samples = wds.tariterators.tarfile_samples(sources, handler=wds.warn_and_continue)
         raws = list(itertools.islice(samples, count))
-        if not raws:
-            raise ValueError(f"data.val_urls={shards.urls[:3]} hold no samples")
+        if len(raws) < count:
+            raise ValueError(
+                f"data.val_urls={shards.urls[:3]} hold {len(raws) or 'no'} samples, data.val_count={count}"
+            )
+        for raw in raws:
+            try:
+                shards.decode(raw, 0)
+            except PictureError as error:
+                raise ValueError(f"{error}; mend it or take it out, another would be measured twice") from error
         self.batch = shards.collate(raws, 0)
 
     def __len__(self) -> int:
@@ -198,7 +206,10 @@ def webdataset_data(
     seed: int = 0,
     workers: int = 0,
 ) -> DataModule:
-    """Training samples of `urls`; the first `val_count` samples of `val_urls` are held out."""
+    """Training samples of `urls`; validation with the first `val_count` samples of `val_urls`, other shards."""
     train = ShardDataset(urls, size, condition, on_the_fly, augment, shuffle, seed)
-    held_out = ShardItems(ShardDataset(val_urls, size, condition, on_the_fly), val_count)
+    measured = ShardDataset(val_urls, size, condition, on_the_fly)
+    if shared := sorted({*map(os.path.realpath, train.urls)} & {*map(os.path.realpath, measured.urls)}):
+        raise ValueError(f"data.val_urls names {len(shared)} shards that are trained on ({shared[0]}, ...)")
+    held_out = ShardItems(measured, val_count)
     return DataModule(train, held_out, batch_size, seed, workers, condition)

@@ -245,6 +245,10 @@ def base_content(path: Path, cfg: DictConfig) -> str | None:
 def device_and_precision(cfg: DictConfig) -> tuple[str, str]:
     """Where to work and in what; by default a GPU in fp16 if there is one, else fp32."""
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise SystemExit(f"device must be cpu, cuda, cuda:1, ... or mps, got {device}") from None
     precision = cfg.precision or ("fp32" if device == "cpu" else "fp16")
     if precision not in PRECISIONS:
         raise SystemExit(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")

@@ -117,8 +117,17 @@ class Sampling:
         count = {text: chunk_count(diffusion.conditioner, text) for text in {*prompts, *negatives}}
         return [(count[prompt], count[other]) for prompt, other in zip(prompts, negatives, strict=True)]
 
+    def _refuse_other_kinds(self) -> None:
+        own = {f"sampler.{name}": getattr(self, name) for name in ("steps", "clip_skip", "guidance", "rescale")}
+        given = own | {f"sampler.sampler.{k}": v for k, v in getattr(self.sampler, "keywords", {}).items()}
+        for name, value in given.items():
+            whole = name in ("sampler.steps", "sampler.clip_skip")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise ValueError(f"{name} must be a {'whole ' * whole}number, got {value!r}")
+
     def timesteps(self, diffusion: LatentDiffusion, strength: float) -> Tensor:
         """The grid, or its last int(steps * strength) entries."""
+        self._refuse_other_kinds()
         if self.steps < 1:
             raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
         kept = int(self.steps * strength)

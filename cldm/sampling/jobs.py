@@ -155,7 +155,7 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
         lines = [{"name": path.stem, kind: str(path)} | _prompt_beside(path) for path in pictures]
         places = [str(path) for path in pictures]
     elif source.is_file():
-        numbered = [(i, line) for i, line in enumerate(read_text(source).splitlines(), 1) if line.strip()]
+        numbered = [(i, line) for i, line in enumerate(read_text(source).split("\n"), 1) if line.strip()]
         places = [f"{source} line {i}" for i, _ in numbered]
         lines = [_object(line, place) for (_, line), place in zip(numbered, places, strict=True)]
     else:

@@ -102,13 +102,29 @@ class Ledger:
 
 
 def free_folder(first: Path, common: dict[str, Any], job: Job) -> Path:
-    """The first of `first`, first-2, first-3, ... in which the job replaces no image that other settings have drawn."""
+    """The first of `first`, first-2, first-3, ... that holds no images of other settings, and none of unknown ones in
+    the place of the job's. Settings are the same whatever the seeds, and wherever weights lie."""
     folders = (first.with_name(f"{first.name}-{number}" if number > 1 else first.name) for number in count(1))
-    held = (Ledger(folder, common, flat=True) for folder in folders)
-    return next(
-        ledger.folder for ledger in held
-        if all(ledger.done.get(shot.file) in (None, ledger.settings(shot)) for shot in ledger.shots(job))
-    )  # fmt: skip
+    return next(folder for folder in folders if _is_free(Ledger(folder, common, flat=True), job))
+
+
+def _is_free(held: Ledger, job: Job) -> bool:
+    shots = held.shots(job)
+    strange = [shot for shot in shots if shot.file not in held.done and (held.folder / shot.file).exists()]
+    flat = (told for file, told in held.done.items() if "/" not in file)
+    return not strange and all(_decisive(told) == _decisive(held.settings(shots[0])) for told in flat)
+
+
+def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    weights = {name: _contents(settings.get(name)) for name in ("checkpoints", "base")}
+    return {**settings, **weights, "seed": None}
+
+
+def _contents(files: Any) -> Any:
+    """Files as a manifest names them, without their places."""
+    if isinstance(files, list):
+        return [_contents(file) for file in files]
+    return files.get("content") if isinstance(files, Mapping) else files
 
 
 def batches(shots: Sequence[Shot], size: int) -> Iterator[list[Shot]]:

@@ -221,6 +221,13 @@ def test_live_mode_draws_one_image_of_few_steps_and_only_when_asked(opened: Open
     answers.live(request, False, *values)
     assert folders(opened) == before
     shown, *_ = answers.live(request, True, *values)
-    (line,) = read_lines(opened.studio.folder / "live" / "manifest.jsonl")
+    (line,) = read_lines(next(opened.studio.folder.glob("live/*/manifest.jsonl")))
     assert len(shown) == 1
     assert (line["seed"], line["sampler"]["steps"]) == (100, 10)
+    *_, files = answers.live(gr.Request(session_hash="you"), True, *values)
+    (mine, _), *_ = shown
+    assert Path(mine).is_file()  # another visitor's stroke leaves it
+    assert files[0] != mine
+    Path(files[0]).parent.joinpath("manifest.jsonl").unlink()
+    with pytest.raises(gr.Error, match="a later drawing has replaced this image"):
+        answers.again(files, 0)

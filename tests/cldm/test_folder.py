@@ -3,7 +3,9 @@
 import io
 import itertools
 import json
+import shutil
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -31,6 +33,7 @@ from cldm.data.transforms import (
 )
 from cldm.data.webdataset import ShardDataset, expand, webdataset_data
 from ldm.batch import Batch
+from ldm.files import json_lines
 
 
 def photo(number: int, height: int = 72, width: int = 96) -> np.ndarray:
@@ -340,11 +343,16 @@ def shards(tmp_path_factory):
                     info = tarfile.TarInfo(f"{number:03d}.{ending}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
+    shutil.copy(folder / "0000.tar", folder / "held.tar")
     return str(folder / "{0000..0002}.tar")
 
 
+def held(shards: str) -> list[str]:
+    return [str(Path(shards).with_name("held.tar"))]
+
+
 def shard_data(shards: str, **options) -> DataModule:
-    return webdataset_data(Canny(), None, shards, expand(shards)[:1], 32, 2, val_count=3, shuffle=4, seed=1, **options)
+    return webdataset_data(Canny(), None, shards, held(shards), 32, 2, val_count=3, shuffle=4, seed=1, **options)
 
 
 @pytest.mark.filterwarnings("ignore:cannot use image")
@@ -383,8 +391,10 @@ def test_two_ranks_with_two_workers_see_every_sample_once_an_epoch_and_resume_wh
                 tar.addfile(info, io.BytesIO(buffer.getvalue()))
     urls = str(tmp_path / "{0..3}.tar")
 
+    own = str(shutil.copy(tmp_path / "0.tar", tmp_path / "held.tar"))
+
     def seen(rank: int, count: int, **where) -> list[Batch]:
-        data = webdataset_data(Canny(), None, urls, urls, 32, 2, val_count=1, shuffle=0, seed=1, workers=2)
+        data = webdataset_data(Canny(), None, urls, [own], 32, 2, val_count=1, shuffle=0, seed=1, workers=2)
         return loaded(data, count, world_size=2, global_rank=rank, **where)
 
     ranks = [seen(rank, 8) for rank in range(2)]
@@ -405,6 +415,41 @@ def test_a_broken_sample_is_replaced_and_commands_are_not_run(shards):
         expand("pipe:cat x.tar")
 
 
+def test_held_out_shards_are_others_and_every_sample_of_theirs_counts(shards):
+    def data(val_urls: list[str], count: int) -> DataModule:
+        return webdataset_data(Canny(), None, shards, val_urls, 32, 2, val_count=count)
+
+    with pytest.raises(ValueError, match=r"data.val_urls names 1 shards that are trained on"):
+        data(expand(shards)[:1], 3)
+    with pytest.raises(ValueError, match=r"hold 5 samples, data.val_count=6"):
+        data(held(shards), 6)
+    broken = [str(Path(shards).with_name("broken.tar"))]
+    shutil.copy(expand(shards)[1], broken[0])  # of which the third cannot be read
+    assert len(data(broken, 2).validation) == 2
+    with pytest.raises(ValueError, match=r"007.*mend it or take it out"):
+        data(broken, 3)
+
+
+def test_a_picture_is_trained_on_or_held_out_with_all_its_captions(photos, tmp_path):
+    pictures = [item.image for item in list_items(photos)][:6]
+    lines = [{"image": str(path), "text": f"{path.stem}, said {i} times"} for path in pictures for i in range(5)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = folder_data(Canny(), None, str(tmp_path / "list.jsonl"), 32, 2, val_count=2)
+    trained, measured = ([item.image for item in part.items] for part in (data.train, data.validation))
+    assert len(trained) == 4 * 5
+    assert len(measured) == len({*measured}) == 2
+    assert not {*measured} & {*trained}
+
+
+def test_only_a_newline_ends_a_line_and_half_a_character_is_named(tmp_path):
+    text = "a red house\u2028with a door\u0085and\u2029more"
+    (tmp_path / "list.jsonl").write_text(json_lines([{"image": "a.png", "text": text}] * 2))
+    assert [item.caption for item in list_items(tmp_path / "list.jsonl")] == [text] * 2
+    (tmp_path / "list.jsonl").write_text('{"image": "a.png", "text": "x\\ud800y"}')
+    with pytest.raises(ValueError, match=r"line 1 has text with half a character"):
+        list_items(tmp_path / "list.jsonl")
+
+
 def test_held_out_pictures_that_are_trained_on_are_refused(photos):
-    with pytest.raises(ValueError, match=r"data.val_path holds 2 pictures that are in data.path too"):
+    with pytest.raises(ValueError, match=r"2 held-out pictures are in data.path too"):
         folder_data(Canny(), None, str(photos), 64, 2, val_count=2, val_path=str(photos))

@@ -395,6 +395,14 @@ def test_transfer_adds_the_offset_of_the_bases_to_what_is_shared(originals, pipe
     assert read_metadata(tmp_path / "moved.safetensors")["base"] == "other"
 
 
+def test_transfer_from_a_base_to_itself_changes_nothing(originals, tmp_path):
+    same = tmp_path / "same.safetensors"
+    arguments = ["--from-base", originals["sd1"], "--to-base", originals["sd1"], same]
+    assert main(["transfer", str(originals["sd1"]), *map(str, arguments)]) == 0
+    moved, before = (understand_control(read(path)).state for path in (same, originals["sd1"]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in moved.items())
+
+
 def test_transfer_to_the_other_family_is_refused(originals, tmp_path, capsys):
     arguments = ["--from-base", originals["sd1"], "--to-base", originals["sd2"], tmp_path / "moved.safetensors"]
     assert main(["transfer", str(originals["sd1"]), *map(str, arguments)]) == 1

@@ -10,6 +10,7 @@ from PIL import Image
 from cldm.conditions import get_condition
 from cldm.sampling.jobs import MANIFEST, load_image, load_mask, make_job, read_jobs
 from cldm.sampling.ledger import Ledger, batches, draw_in_batches
+from ldm.files import json_lines
 
 DEFAULTS = {
     "hint": "docs/hint.png", "photo": None, "prompt": "a star", "negative": "", "count": 2, "seed": 5, "size": 64,
@@ -28,6 +29,12 @@ def picture(path, size=(80, 60), box=(20, 20, 60, 40)):
     image.paste((255, 255, 255), box)
     image.save(path)
     return path
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    prompt = "a red house\u2028with a door\u0085and\u2029more"
+    (tmp_path / "jobs.jsonl").write_text(json_lines([{"prompt": prompt}] * 2))
+    assert [job.prompt for job in read_jobs(tmp_path / "jobs.jsonl", DEFAULTS)] == [prompt] * 2
 
 
 def test_a_line_overrides_the_defaults_and_names_its_job(tmp_path):

@@ -57,7 +57,7 @@ print(json.dumps([run["name"], db.get_run_config("controlnet", run["name"]), db.
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, timeout=300, check=True)
     name, config, rows = json.loads(done.stdout.splitlines()[-1])
-    assert name == "method/seed-0"
+    assert name == f"method/seed-0-{(tmp_path / 'method' / 'seed-0' / 'trackio_id').read_text()}"
     assert config["optimizer"] == {"lr": 1e-3}
     losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
     assert losses == {1: 1.0, 2: 0.5, 3: pytest.approx(1 / 3), 4: 0.25}

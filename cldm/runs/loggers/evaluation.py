@@ -30,7 +30,7 @@ def log_evaluation(run: Path, evaluation: Evaluation) -> None:
         return
     import wandb
 
-    facts = {name: evaluation.results[name] for name in USED}
+    facts = {name: evaluation.results[name] for name in USED if name != "evaluated_at_commit"}
     row, told = key((run / ID_FILE).read_text(), facts, evaluation.figures()), evaluation.folder / TOLD
     if told.is_file() and told.read_text() == row:
         return

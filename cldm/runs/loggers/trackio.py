@@ -12,11 +12,15 @@ from typing import Any
 from PIL import Image
 from pytorch_lightning.loggers import Logger
 
+from ldm.files import write_text
+
+ID_FILE = "trackio_id"
+
 
 class TrackioLogger(Logger):
     """Logs to the project's database in `folder`, TRACKIO_DIR if that is set. A resumed run goes on under its name.
 
-    run_dir: the run folder, whose last two names are the run's.
+    run_dir: the run folder, whose last two names and an id of its own, which is kept in it, are the run's.
     """
 
     def __init__(self, run_dir: str, folder: str, project: str = "controlnet", group: str | None = None):
@@ -27,7 +31,7 @@ class TrackioLogger(Logger):
         except ImportError as error:
             raise ImportError(f"logger=trackio needs trackio (pip install -e '.[trackio]'): {error}") from None
         self.trackio: Any = trackio
-        self.project, self.group, self.run_name = project, group, "/".join(Path(run_dir).parts[-2:])
+        self.project, self.group, self.run_name = project, group, _name(Path(run_dir))
         self._run: Any = None
         self._config: dict[str, Any] = {}
 
@@ -65,3 +69,10 @@ class TrackioLogger(Logger):
         if self._run is not None:
             self._run.finish()
             self._run = None
+
+
+def _name(run: Path) -> str:
+    id_file = run / ID_FILE
+    own = id_file.read_text().strip() if id_file.is_file() else os.urandom(3).hex()
+    write_text(id_file, own)
+    return f"{'/'.join(run.parts[-2:])}-{own}"
