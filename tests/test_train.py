@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 import train
 from cldm.runs.building import instantiate
@@ -832,6 +834,7 @@ class Forked:
     @staticmethod
     def _work(cfg: Any, rank: int, world: int, port: int) -> None:
         torch.set_num_threads(1)  # threads do not survive a fork
+        tqdm.set_lock(threading.RLock())  # the default one is shared with siblings, and lost when its holder is killed
         if world > 1:
             os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
