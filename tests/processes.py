@@ -7,8 +7,11 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["cldm.training.fitting", "cldm.evaluation.measuring", "cldm.training.callbacks"])
@@ -49,6 +52,7 @@ def _work(arguments: Sequence[str], cwd: str, environment: dict[str, str], out: 
     os.environ.update(environment)
     for name, number in ((os.devnull, 0), (out, 1), (err, 2)):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+    tqdm.set_lock(threading.RLock())  # the default one is shared with siblings, and lost when its holder is killed
     script = Path(arguments[0])
     sys.argv = [*arguments]
     sys.path[:0] = [str(script.parent), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
