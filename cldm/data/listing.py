@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cldm.data.text import read_text
+from cldm.data.text import has_half_characters, numbered_lines, read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 IMAGE_KEYS = ("target", "image", "file_name", "path", "image_file_name")
@@ -73,8 +73,7 @@ def read_list(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     if text.lstrip().startswith("["):
         entries = enumerate(_json(text, str(path)), start=1)
     else:
-        lines = ((i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip())
-        entries = ((i, _json(line, f"{path}, line {i}")) for i, line in lines)
+        entries = ((i, _json(line, f"{path}, line {i}")) for i, line in numbered_lines(text))
     for number, content in entries:
         if not isinstance(content, dict):
             raise ValueError(f"{path}, line {number} must be a JSON object, got {type(content).__name__}")
@@ -202,7 +201,7 @@ def _first(line: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
         value = line.get(key)
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise ValueError(f"has {key} of type {type(value).__name__}, expected text")
-        if isinstance(value, str) and value != value.encode(errors="ignore").decode():
+        if isinstance(value, str) and has_half_characters(value):
             raise ValueError(f"has {key} with half a character (a lone surrogate), which no file can hold: {value!r}")
         if value is not None and str(value).strip():
             return str(value)

@@ -1,6 +1,7 @@
 """Text that people save: UTF-8, with or without the mark of an editor before it, or UTF-16 with it."""
 
 import codecs
+import io
 from pathlib import Path
 
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
@@ -24,3 +25,16 @@ def read_text(path: str | Path) -> str:
     """The text in a file, as `decode_text`. ValueError names the file."""
     path = Path(path).expanduser()
     return decode_text(path.read_bytes(), str(path))
+
+
+def numbered_lines(text: str) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1 on.
+
+    Line feeds and carriage returns end a line. str.splitlines cuts at other signs too, which JSON may hold.
+    """
+    return [(number, line) for number, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip()]
+
+
+def has_half_characters(text: str) -> bool:
+    """Whether a lone surrogate is in it, as JSON may say one: no file can hold that."""
+    return text != text.encode(errors="ignore").decode()

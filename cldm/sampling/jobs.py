@@ -16,7 +16,7 @@ from cldm.conditions import Condition, HintWarning
 from cldm.conditions.inpaint import with_mask
 from cldm.data.decoding import PictureError, as_mask, decode, picture_size
 from cldm.data.hints import image_tensor, load_hint, load_photo, made_hint, map_tensor
-from cldm.data.text import read_text
+from cldm.data.text import has_half_characters, numbered_lines, read_text
 from cldm.data.transforms import Size, check_alike, cover
 from cldm.sampling.control import check_settings
 
@@ -155,7 +155,7 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
         lines = [{"name": path.stem, kind: str(path)} | _prompt_beside(path) for path in pictures]
         places = [str(path) for path in pictures]
     elif source.is_file():
-        numbered = [(i, line) for i, line in enumerate(read_text(source).split("\n"), 1) if line.strip()]
+        numbered = numbered_lines(read_text(source))
         places = [f"{source} line {i}" for i, _ in numbered]
         lines = [_object(line, place) for (_, line), place in zip(numbered, places, strict=True)]
     else:
@@ -246,7 +246,7 @@ def of_kind(given: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: str(value) if key in texts and _whole(value) else value for key, value in given.items()}
     for key, value in found.items():
         words, fits = KINDS[key]
-        if key in texts and isinstance(value, str) and value != value.encode(errors="ignore").decode():
+        if key in texts and isinstance(value, str) and has_half_characters(value):
             raise ValueError(f"{key} holds half a character (a lone surrogate), which no file can hold: {value!r}")
         if not fits(value):
             raise ValueError(f"{key} must be {words}, got {'null' if value is None else repr(value)}")

@@ -35,6 +35,9 @@ def test_only_a_newline_ends_a_line(tmp_path):
     prompt = "a red house\u2028with a door\u0085and\u2029more"
     (tmp_path / "jobs.jsonl").write_text(json_lines([{"prompt": prompt}] * 2))
     assert [job.prompt for job in read_jobs(tmp_path / "jobs.jsonl", DEFAULTS)] == [prompt] * 2
+    for end in ("\r\n", "\r"):  # of other systems
+        (tmp_path / "jobs.jsonl").write_bytes(end.join(json.dumps({"prompt": text}) for text in "ab").encode())
+        assert [job.prompt for job in read_jobs(tmp_path / "jobs.jsonl", DEFAULTS)] == ["a", "b"]
 
 
 def test_a_line_overrides_the_defaults_and_names_its_job(tmp_path):
