@@ -95,13 +95,18 @@ class ShardDataset:
         seed = stable_seed(self.seed, "augment", raw["__key__"], draw)
         return read_sample(image, ready, _caption(raw, name), self.size, self.condition, self.augment, seed, name)
 
-    def collate(self, raws: Sequence[Raw], draw: int) -> Batch:
-        """A batch; what cannot be decoded is replaced by others of the same batch, with a warning."""
+    def collate(self, raws: Sequence[Raw], draw: int, replace: bool = True) -> Batch:
+        """A batch; what cannot be decoded is replaced by others of the same batch, with a warning.
+
+        replace: False raises ValueError instead, for samples to measure on.
+        """
         samples: list[Sample] = []
         for raw in raws:
             try:
                 samples.append(self.decode(raw, draw))
             except PictureError as error:
+                if not replace:
+                    raise ValueError(f"{error}; mend it or take it out, another would be measured twice") from error
                 warnings.warn(f"{error}; another sample of the batch takes its place", stacklevel=2)
         if not samples:
             raise ValueError(f"no sample of a whole batch could be read, from {raws[0]['__key__']} on; check data.urls")
@@ -145,12 +150,7 @@ class ShardItems(Dataset):
             raise ValueError(
                 f"data.val_urls={shards.urls[:3]} hold {len(raws) or 'no'} samples, data.val_count={count}"
             )
-        for raw in raws:
-            try:
-                shards.decode(raw, 0)
-            except PictureError as error:
-                raise ValueError(f"{error}; mend it or take it out, another would be measured twice") from error
-        self.batch = shards.collate(raws, 0)
+        self.batch = shards.collate(raws, 0, replace=False)
 
     def __len__(self) -> int:
         return len(self.batch["caption"])
