@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     with contextlib.suppress(ValueError):  # Stable Diffusion 2.x in the original layout does not say
         schedule["prediction"] = prediction_of(target)
         if (before := prediction_of(source)) != schedule["prediction"]:
-            print(f"note: A predicts {before}, B {schedule['prediction']}; a branch learns for one of them")
+            print(f"note: A predicts {before}, B {schedule['prediction']}; a branch is trained for one of the two")
     metadata = {
         **describe(moved),
         **{key: value for key, value in published.metadata.items() if key not in OF_THE_OLD_BASE},
