@@ -317,13 +317,23 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("typed", "said"), [("steps=1", "is at step 2 already"), ("seed=3", "a run of seed 0, not 3")])
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("steps=1", "is at step 2 already"),
+        ("seed=3", "a run of seed 0, not 3"),
+        ("control=lite", "does not fit what this stage trains"),
+        ("optimizer._target_=torch.optim.Adamax", "holds the moments of AdamW"),
+    ],
+)
 def test_a_resumption_that_cannot_be_meant_is_refused_and_changes_nothing(run, typed, said):
-    folder = run("asked", "steps=2", "stage.report_items=0")
-    before = {name: (folder / name).read_text() for name in ("config.yaml", "results.json", "DONE.json", "inputs.json")}
+    folder = run("asked", "steps=2", "stage.report_items=0", "~optimizer.fused")
+    names = ("config.yaml", "results.json", "DONE.json", "inputs.json", "metrics.csv")
+    before = {name: (folder / name).read_text() for name in names}
     with pytest.raises(Refused, match=said):
-        run("asked", "steps=2", "stage.report_items=0", typed, resume=True)
+        run("asked", "steps=3", "stage.report_items=0", "~optimizer.fused", typed, resume=True)
     assert {name: (folder / name).read_text() for name in before} == before
+    assert not (folder / "metrics.1.csv").exists()
 
 
 @pytest.mark.slow
@@ -334,7 +344,7 @@ def test_the_logged_curve_of_a_resumed_run_is_that_of_a_straight_one(run):
     for steps in (4, 5):
         run("cut_curve", f"steps={steps}", *often, resume=True)
     one, other = (curves(folder, ["train/loss"])["train/loss"] for folder in (straight, cut))
-    assert one.steps == other.steps == [0, 1, 2, 3, 4]
+    assert one.steps == other.steps == [1, 2, 3, 4, 5]
     assert one.values == other.values
     assert one.samples == other.samples == [2.0, 4.0, 6.0, 8.0, 10.0]
 
@@ -536,8 +546,7 @@ def test_wandb_runs_offline_without_a_key_and_never_asks(composed, small, tmp_pa
             assert pixels.std() > 0
     for row in history:
         if {"train/loss", "watch/edge_f1_1px", "hint_use"} & row.keys():
-            done = row["trainer/global_step"] + ("train/loss" in row)  # Lightning counts a loss to the step before it
-            assert row["samples_seen"] == 2 * done
+            assert row["samples_seen"] == 2 * row["trainer/global_step"]
             assert row["train_seconds"] >= 0
     paces = [row["pace/seconds_per_step"] * row["pace/samples_per_second"] for row in history if "train/loss" in row]
     assert paces == pytest.approx([2, 2])  # samples of a step
@@ -587,9 +596,11 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_refused_leaves_no_folder_but_what_was_there_stays(small, composed, tmp_path):
+def test_a_run_that_is_refused_leaves_no_folder_but_what_was_there_stays(small, composed, tmp_path, monkeypatch):
     folder = tmp_path / "runs" / "a" / "seed-0"
     wrong = composed(*small, "condition=truth", "condition.map=depth", f"run_dir={folder}")
+    opened: list[str] = []
+    monkeypatch.setattr(fitting, "loggers_of", lambda cfg: opened.append("a run in MLflow, left RUNNING") or [])
     with pytest.raises(Refused, match="a map that stickers have"):
         train.train(wrong)
     assert not folder.parent.exists()
@@ -599,6 +610,7 @@ def test_a_run_that_is_refused_leaves_no_folder_but_what_was_there_stays(small, 
         with pytest.raises(Refused, match="a map that stickers have"):
             train.train(wrong)
         assert mine.read_text() == "mine"
+    assert not opened
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,37 @@ from cldm.runs.loggers.wandb import RunLogger
 from ldm.diffusion import LatentDiffusion
 
 
+class RunCSV(CSVLogger):
+    """metrics.csv in the run folder; an earlier attempt's file is kept as metrics.1.csv, metrics.2.csv, ...
+
+    Files change with the first row: an attempt that is refused before leaves them alone.
+    """
+
+    began = False
+
+    @property
+    def experiment(self) -> Any:
+        """What writes the rows, once there is one: Lightning's own removes the file that it finds."""
+        return super().experiment if self.began else None
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """A row."""
+        path = Path(self.save_dir) / "metrics.csv"
+        if not self.began and path.exists():
+            attempt = 1 + len(list(path.parent.glob("metrics.*.csv")))
+            path.rename(path.with_name(f"metrics.{attempt}.csv"))
+        self.began = True
+        super().log_metrics(metrics, step)
+
+    def save(self) -> None:
+        """Write the rows."""
+        if self.began:
+            super().save()
+
+
 def csv_logger(save_dir: str) -> CSVLogger:
-    """metrics.csv in the run folder; an earlier attempt's file is kept as metrics.1.csv, metrics.2.csv, ..."""
-    path = Path(save_dir) / "metrics.csv"
-    if path.exists():
-        attempt = 1 + len(list(path.parent.glob("metrics.*.csv")))
-        path.rename(path.with_name(f"metrics.{attempt}.csv"))
-    return CSVLogger(save_dir, name="", version="")
+    """The run's metrics.csv."""
+    return RunCSV(save_dir, name="", version="")
 
 
 def parts(module: nn.Module) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ from ldm.diffusion import LatentDiffusion
 from ldm.files import to_json, write_json
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole
-from ldm.training.stage import OptimizerFactory, Stage
+from ldm.training.stage import DoesNotFit, OptimizerFactory, Stage
 
 
 def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
@@ -74,11 +74,11 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         source = start_from(cfg, module, model) if cfg.init_from else None
         condition = instantiate(cfg.condition, _convert_="all")
         data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
-        loggers = loggers_of(cfg)
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
-        trainer = settings(logger=loggers, callbacks=[*settings.keywords["callbacks"].values()])
+        trainer = settings(logger=False, callbacks=[*settings.keywords["callbacks"].values()])
         data.check(trainer.world_size)
         distances = instantiate(cfg.stage.distances) if cfg.stage.name == "autoencoder" else None
+        trainer.loggers = loggers = loggers_of(cfg)  # last: what is refused leaves no run behind in them
     if trainer.is_global_zero:
         record_items(run.folder / ITEMS, data, [place for place in (source, base_of(cfg) if loads else None) if place])
     module.outcome.metadata = {
@@ -100,9 +100,10 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     facts = {"commit": commit(), "parts": found, "effective_batch": batch}
     describe_run(loggers, {**config, **facts})
     module.outcome.facts = {"config": config, **facts}
-    trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
-    if trainer.global_step > cfg.steps:
-        raise Refused(f"steps={cfg.steps}, but the run is at step {trainer.global_step} already; ask for more steps")
+    try:
+        trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
+    except DoesNotFit as error:
+        raise Refused(str(error)) from error
     if is_sharded(module):
         module = gathered(cfg, module)
     if not trainer.is_global_zero:

@@ -25,6 +25,10 @@ Sampling = Callable[..., Tensor]
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 
+class DoesNotFit(ValueError):
+    """A checkpoint that training cannot go on with as it is configured now."""
+
+
 class Stage(pl.LightningModule):
     """What the training stages share: optimizer, learning-rate schedule, and noise as a function of the step.
 
@@ -64,19 +68,7 @@ class Stage(pl.LightningModule):
         """strict_loading is off, so say here what a strict load would have said. What had begun of an optimizer step is
         done again: Lightning's count of batches becomes that of whole steps, each of as many as the trainer now takes.
         """
-        base = checkpoint.get("base_fingerprint", self.base_fingerprint)
-        if base != self.base_fingerprint:
-            raise ValueError(
-                f"the checkpoint was trained on base {base}, but `base` now names {self.base_fingerprint}; "
-                "resume with the base it was started with"
-            )
-        found, wanted = set(checkpoint["state_dict"]), self._changing()
-        unexpected = found - set(self.state_dict())
-        if unexpected or not wanted <= found:
-            raise ValueError(
-                f"the checkpoint does not fit what this stage trains: {len(wanted - found)} weights missing, "
-                f"{len(unexpected)} unexpected; was it trained with another `control` or `model`?"
-            )
+        self._refuse_another(checkpoint)
         self.clock.before, self.optimizers_saved = checkpoint.get("seconds", 0.0), checkpoint.get("optimizers")
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
@@ -85,6 +77,29 @@ class Stage(pl.LightningModule):
                 counted |= dict.fromkeys(("ready", "started", "processed", "completed"), done)
             loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
             loop["_batches_that_stepped"] = checkpoint["global_step"]  # what the loggers take for the step
+
+    def _refuse_another(self, checkpoint: dict[str, Any]) -> None:
+        """DoesNotFit for a checkpoint of another base, of other weights, or of a step past the last."""
+        base = checkpoint.get("base_fingerprint", self.base_fingerprint)
+        if base != self.base_fingerprint:
+            raise DoesNotFit(
+                f"the checkpoint was trained on base {base}, but `base` now names {self.base_fingerprint}; "
+                "resume with the base it was started with"
+            )
+        saved, state, wanted = checkpoint["state_dict"], self.state_dict(), self._changing()
+        missing, unexpected = wanted - saved.keys(), saved.keys() - state.keys()
+        other = [name for name in saved.keys() & state.keys() if saved[name].shape != state[name].shape]
+        if missing or unexpected or other:
+            raise DoesNotFit(
+                f"the checkpoint does not fit what this stage trains: {len(missing)} weights missing, "
+                f"{len(unexpected)} unexpected, {len(other)} of another shape; "
+                "was it trained with another `control` or `model`?"
+            )
+        if 0 <= self.trainer.max_steps < checkpoint["global_step"]:
+            raise DoesNotFit(
+                f"steps={self.trainer.max_steps}, but the run is at step {checkpoint['global_step']} already; "
+                "ask for more steps"
+            )
 
     def _changing(self) -> set[str]:
         """Names in the state dict of what training changes: weights that train, and buffers beside such weights."""
@@ -155,7 +170,7 @@ class Stage(pl.LightningModule):
         """What the configuration says of the optimizers holds, whatever a checkpoint has said; its moments stay."""
         names = [type(optimizer).__name__ for optimizer in self.trainer.optimizers]
         if self.optimizers_saved not in (None, names):
-            raise ValueError(
+            raise DoesNotFit(
                 f"the checkpoint holds the moments of {', '.join(self.optimizers_saved)}, which optimizer._target_ "
                 f"({', '.join(names)}) cannot use; go on with that one, or start anew from its weights with init_from="
             )

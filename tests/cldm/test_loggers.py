@@ -22,11 +22,11 @@ name, runs, root = sys.argv[1:]
 cfg = OmegaConf.load(f"{root}/configs/logger/{name}.yaml")
 cfg = OmegaConf.merge({"runs": runs, "run_dir": f"{runs}/method/seed-0", "group": "mine"}, {"logger": cfg})
 columns = {"hint": torch.zeros(2, 3, 8, 8), "controlled": torch.ones(2, 3, 8, 8)}
-for steps in (2, 4):  # begun, and gone on with
+for first, steps in ((1, 2), (2, 4)):  # begun, killed after its last checkpoint, and gone on with from that
     loggers = [*instantiate(cfg.logger, _convert_="all").values()]
     describe_run(loggers, {"steps": steps, "optimizer": {"lr": 1e-3}, "parts": {"control": {"trainable": 7}}})
     for logger in loggers:
-        for step in (steps - 1, steps):
+        for step in range(first, steps + 1):
             logger.log_metrics({"train/loss": 1.0 / step, "samples_seen": 8.0 * step}, step)
         log_look(logger, Image.new("RGB", (8, 8)), columns, ["a", "b"], steps, steps == 2)
         logger.finalize("success")
@@ -83,12 +83,40 @@ def test_mlflow_gives_back_figures_settings_and_pictures(tmp_path, monkeypatch):
     assert (run.info.run_name, run.info.status) == ("method/seed-0", "FINISHED")
     assert (run.data.params["optimizer.lr"], run.data.params["parts.control.trainable"]) == ("0.001", "7")
     assert (run.data.params["steps"], run.data.tags["changed.steps"]) == ("2", "4")
-    losses = {one.step: one.value for one in client.get_metric_history(run.info.run_id, "train/loss")}
-    assert losses == {1: 1.0, 2: 0.5, 3: pytest.approx(1 / 3), 4: 0.25}
+    losses = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
     assert run.data.metrics["result/edge_f1_1px"] == 0.75
     pictures = {path.name for path in (tmp_path / "mlflow").rglob("*.png")}
     assert len([name for name in pictures if name.startswith("val~000~sample")]) == 2
     assert len([name for name in pictures if "hint" in name]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_was_deleted_in_mlflow_is_begun_anew_there(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mlflow", reason="needs mlflow: pip install -e '.[mlflow]'")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    from mlflow.tracking import MlflowClient
+
+    from cldm.runs.loggers.mlflow import mlflow_logger
+
+    def attempt() -> str:
+        logger = mlflow_logger(str(tmp_path), str(tmp_path))
+        logger.log_metrics({"loss": 1.0}, 1)
+        logger.finalize("success")
+        return str(logger.run_id)
+
+    first = attempt()
+    assert attempt() == first
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.delete_run(first)
+    second = attempt()
+    assert second != first
+    assert f"MLflow has no run {first} any more" in capsys.readouterr().out
+    (tmp_path / "mlflow_id").write_text("0" * 32)  # of another database
+    third = attempt()
+    assert len({first, second, third}) == 3
+    for run in (second, third):
+        assert [one.value for one in client.get_metric_history(run, "loss")] == [1.0]
 
 
 @pytest.mark.parametrize("name", ["trackio", "mlflow"])

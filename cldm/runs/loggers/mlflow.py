@@ -6,6 +6,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,20 @@ LONGEST = 250  # characters of a parameter's value
 
 class RunLogger(MLFlowLogger):
     """MLFlowLogger whose runs may be resumed, and that takes pictures."""
+
+    @cached_property
+    def logged(self) -> dict[str, int]:
+        """The last step of each figure that earlier attempts logged: MLflow would keep two values of a step."""
+        client, run = self.experiment, self.run_id
+        return {
+            name: max(one.step for one in client.get_metric_history(run, name))
+            for name in client.get_run(run).data.metrics
+        }
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Figures at an optimizer step; what a run does again after a kill is not logged again."""
+        new = {name: value for name, value in metrics.items() if step is None or step > self.logged.get(name, -1)}
+        super().log_metrics(new, step)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """What the run is. MLflow never changes a parameter: what a resumed run has changed is a tag, changed.NAME."""
@@ -38,21 +53,40 @@ class RunLogger(MLFlowLogger):
             self.experiment.log_image(self.run_id, picture.convert("RGB"), key=name, step=step, synchronous=True)
 
 
+def known_run(id_file: Path, uri: str) -> str | None:
+    """The id in the file, if MLflow still has its run."""
+    if not id_file.is_file():
+        return None
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    name = id_file.read_text().strip()
+    try:
+        if MlflowClient(uri).get_run(name).info.lifecycle_stage == "active":
+            return name
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    print(f"note: MLflow has no run {name} any more (at {uri}): this attempt is logged as a new one")
+    return None
+
+
 def mlflow_logger(run_dir: str, folder: str, experiment: str = "controlnet", **options: Any) -> RunLogger:
     """MLflow's database is <folder>/mlflow.db, pictures lie in <folder>/mlflow; MLFLOW_TRACKING_URI decides, if set.
 
-    The run's id is kept in the run folder, so that a resumed run goes on as the same one. options: see MLFlowLogger.
+    The run's id is kept in the run folder, so that a resumed run goes on as the same one; one that was deleted there is
+    begun anew. options: see MLFlowLogger.
     """
     place, server = Path(folder).resolve(), os.environ.get("MLFLOW_TRACKING_URI")
     place.mkdir(parents=True, exist_ok=True)
-    id_file = Path(run_dir) / ID_FILE
+    id_file, uri = Path(run_dir) / ID_FILE, server or f"sqlite:///{place / 'mlflow.db'}"
     try:
         logger = RunLogger(
             experiment_name=experiment,
             run_name="/".join(Path(run_dir).parts[-2:]),
-            tracking_uri=server or f"sqlite:///{place / 'mlflow.db'}",
+            tracking_uri=uri,
             artifact_location=None if server else (place / "mlflow").as_uri(),
-            run_id=id_file.read_text().strip() if id_file.exists() else None,
+            run_id=known_run(id_file, uri),
             **options,
         )
     except ModuleNotFoundError as error:

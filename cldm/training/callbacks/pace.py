@@ -18,9 +18,18 @@ def log_figures(trainer: pl.Trainer, module: Any, figures: Mapping[str, float]) 
         logger.log_metrics({**figures, **position(trainer, module)}, trainer.global_step)
 
 
+def rates(trainer: pl.Trainer) -> dict[str, float]:
+    """The learning rate that the newest optimizer step took: train/lr, and of unlocked weights train/lr_unlocked."""
+    scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
+    factors = [factor(trainer.global_step - 1) for factor in scheduler.lr_lambdas]
+    taken = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    return dict(zip(("train/lr", "train/lr_unlocked"), taken, strict=False))
+
+
 class Pace(Callback):
-    """Beside every logged loss: `samples_seen`, `train_seconds`, and since the last one `pace/seconds_per_step` and
-    `pace/samples_per_second` of all processes together. Looks and checkpoints do not count."""
+    """Beside every logged loss: `samples_seen`, `train_seconds`, the learning rate that the step took, and since the
+    last one `pace/seconds_per_step` and `pace/samples_per_second` of all processes together. Looks and checkpoints do
+    not count."""
 
     def __init__(self) -> None:
         self.last_step, self.last = 0, {"samples_seen": 0.0, "train_seconds": 0.0}
@@ -36,7 +45,8 @@ class Pace(Callback):
         pace = {"pace/seconds_per_step": seconds / (trainer.global_step - self.last_step)}
         pace["pace/samples_per_second"] = samples / max(seconds, 1e-9)
         self._remember(trainer, now)
-        pl_module.log_dict(now | pace)
+        done = {"step": float(trainer.global_step)}  # else Lightning counts the row to the step before it
+        pl_module.log_dict(now | pace | rates(trainer) | done)
 
     def _remember(self, trainer: pl.Trainer, now: dict[str, float]) -> None:
         self.last_step, self.last = trainer.global_step, now
