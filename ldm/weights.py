@@ -58,8 +58,13 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
 
     dtype: of the file that the weights will have been through when they are asked for it again.
     """
+    return state_fingerprint(module.state_dict(), dtype)
+
+
+def state_fingerprint(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """`fingerprint` of the module that has this state dict."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         tensor = whole(tensor.detach()).to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())

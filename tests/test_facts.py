@@ -28,7 +28,7 @@ from ldm.losses import AutoencoderLoss
 from ldm.schedule import NoiseSchedule
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.diffusion import base_facts
-from ldm.weights import read_metadata, save_weights
+from ldm.weights import fingerprint, read_metadata, save_weights
 from tests.conftest import ROOT
 
 ZERO = NoiseSchedule(prediction="v", zero_snr=True)
@@ -132,6 +132,8 @@ def test_transfer_says_what_the_new_base_predicts_and_that_the_branch_is_locked(
     diffusion = model()
     control = ControlNet.from_unet(diffusion.unet, hint_widths=(4, 4, 8, 8))
     stage = ControlLDM(diffusion, control, torch.optim.SGD, locking="unlocked")
+    with torch.no_grad():
+        next(diffusion.unet.parameters()).add_(1)
     old = save_weights(diffusion, tmp_path / "old.safetensors", base_facts(diffusion))
     told = {"stage": "control", "model": "tiny", "condition": "canny", "metrics": "{}"}
     path = save_weights(control, tmp_path / "control.safetensors", {**told, **stage.facts()})
@@ -141,8 +143,39 @@ def test_transfer_says_what_the_new_base_predicts_and_that_the_branch_is_locked(
     assert "note: A predicts eps, B v" in capsys.readouterr().out
     found = read_metadata(moved)
     assert (found["prediction"], found["locking"], found["condition"]) == ("v", "locked", "canny")
-    assert not found.keys() & {"base_fingerprint", "metrics"}
+    assert "metrics" not in found
     assert read(moved).schedule["zero_snr"] is True
+
+
+def test_a_branch_that_was_moved_names_its_new_base_and_every_move(base, tmp_path, capsys):
+    first, second = model(ZERO), model(ZERO)
+    with torch.no_grad():
+        next(second.unet.parameters()).add_(1)
+    control = ControlNet.from_unet(first.unet, hint_widths=(4, 4, 8, 8))
+    told = {"stage": "control", "model": "tiny", **ControlLDM(first, control, torch.optim.SGD).facts()}
+    start = save_weights(control, tmp_path / "start.safetensors", told)
+    places = [tmp_path / "first.safetensors", tmp_path / "second.safetensors", tmp_path / "as_diffusers"]
+    for diffusion, place in zip((first, second), places, strict=False):
+        save_weights(diffusion, place, base_facts(diffusion))
+    assert cli.main(["convert", str(places[1]), str(places[2]), "--to", "diffusers"]) == 0
+
+    def move(control: Path, a: Path, b: Path, name: str) -> Path:
+        arguments = [str(control), "--from-base", str(a), "--to-base", str(b), str(tmp_path / name)]
+        assert cli.main(["transfer", *arguments]) == 0
+        return tmp_path / name
+
+    moved = move(start, places[0], places[1], "moved.safetensors")
+    found = read_metadata(moved)
+    assert (found["base_fingerprint"], found["transferred_from"]) == (fingerprint(second), "first.safetensors")
+    back = move(moved, places[2], places[0], "back.safetensors")  # the same base in another layout
+    found = read_metadata(back)
+    assert found["base_fingerprint"] == fingerprint(first) == read_metadata(start)["base_fingerprint"]
+    assert found["transferred_from"] == "first.safetensors, as_diffusers"
+    assert "was trained on base" not in capsys.readouterr().out
+    move(start, places[1], places[0], "wrong.safetensors")
+    assert f"was trained on base {fingerprint(first)}, A is {fingerprint(second)}" in capsys.readouterr().out
+    move(moved, places[1], places[2], "same.safetensors")
+    assert "hold the same weights: the branch stays as it is" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ the autoencoder's scale, CLIP's activation

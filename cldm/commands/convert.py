@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from cldm.branches.interop import control_tensors, describe, understand_control, write_control_folder
 from cldm.runs.folder import BASE_FILE
+from cldm.runs.recorded import exported
 from ldm.files import whole
 from ldm.interop.layouts import CALLED
 from ldm.interop.model import pad_of, schedule_of
-from ldm.interop.published import FOLDERS, Published, read
+from ldm.interop.published import FOLDERS, SETTINGS, Published, read
 from ldm.interop.understand import Understood, averaged, understand
 from ldm.interop.write import (
     original_tensors,
@@ -40,11 +41,13 @@ EXAMPLES = """\
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = {"control": "control", "unet": "unet", "vae": "autoencoder", "text": "text"}
 WHOLE = {"unet", "autoencoder", "text"}
+OWN = {SETTINGS, "format", "prediction"}
+"""Keys of the metadata that no --set may write."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("src", type=Path, help="file or diffusers folder; its layout is read from its keys")
+    parser.add_argument("src", type=Path, help="file, diffusers folder or run folder; its layout is read from its keys")
     parser.add_argument("dst", type=Path, help="new .safetensors file (original) or new folder (diffusers)")
     parser.add_argument("--to", choices=("original", "diffusers"), required=True, help="layout to write")
     parser.add_argument("--dtype", choices=DTYPES, help="precision to write; the source's if not given")
@@ -63,14 +66,13 @@ def run(args: argparse.Namespace) -> None:
     dtype = DTYPES[args.dtype] if args.dtype else None
     _check_target(args.dst, args.to)
     typed = _metadata(args.set)
-    published = read(args.src)
+    published = read(exported(args.src))
     published = averaged(published) if args.ema else published
-    parts = understood_parts(published, args.part, None if args.base is None else read(args.base))
-    told: Mapping[str, Any] = published.schedule
-    if parts.keys() >= WHOLE:
-        told = schedule_of(published, args.prediction, args.zero_snr or None).told()
+    parts = understood_parts(published, args.part, None if args.base is None else read(exported(args.base)))
+    told = _schedule(published, parts, args.prediction, args.zero_snr or None)
     pad = pad_of(published) if "text" in parts else None
     metadata = {**published.metadata, **settings_metadata(parts, told, pad), **typed}
+    metadata |= {"prediction": told["prediction"]} if "prediction" in told else {}
     if "control" in parts:
         metadata = {**describe(parts["control"]), **metadata}
     with whole(args.dst, new=True) as target:
@@ -95,7 +97,25 @@ def _metadata(pairs: list[str]) -> dict[str, str]:
     odd = [pair for pair in pairs if "=" not in pair]
     if odd:
         raise ValueError(f"--set takes KEY=VALUE, got {odd[0]!r}")
-    return dict(pair.split("=", 1) for pair in pairs)
+    told = dict(pair.split("=", 1) for pair in pairs)
+    if own := told.keys() & OWN:
+        raise ValueError(f"--set {own.pop()}=: convert writes this key itself, from what the weights are (see --help)")
+    return told
+
+
+def _schedule(
+    published: Published, parts: Mapping[str, Understood], prediction: str | None, zero_snr: bool | None
+) -> Mapping[str, Any]:
+    """What the new file says of the noise schedule: all of it for a whole model, else what is known."""
+    if parts.keys() >= WHOLE:
+        return schedule_of(published, prediction, zero_snr).told()
+    typed = {k: v for k, v in (("prediction", prediction), ("zero_snr", zero_snr)) if v is not None}
+    if typed and not parts.keys() & {"unet", "control"}:
+        raise ValueError(f"--prediction and --zero-snr are of a U-Net or a ControlNet; written: {', '.join(parts)}")
+    for key, value in typed.items():
+        if (said := published.schedule.get(key, value)) != value:
+            raise ValueError(f"{published.path} says {key}={said}, the command says {value}")
+    return {**published.schedule, **typed}
 
 
 def understood_parts(published: Published, part: str, base: Published | None) -> dict[str, Understood]:

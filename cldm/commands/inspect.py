@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cldm.branches.controlnet import ControlNet
 from cldm.branches.interop import understand_control
+from cldm.runs.recorded import exported
 from ldm.autoencoder import AutoencoderKL
 from ldm.interop.layouts import CALLED
 from ldm.interop.published import SETTINGS, Published, read
@@ -31,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print what is found; ValueError, after it, if a part does not fit its module."""
-    file = _exported(args.file)
+    file = exported(args.file)
     published = read(file)
     print(f"{file}\n  layout        {LAYOUTS.get(published.layout, published.layout)}")
     problems = []
@@ -57,12 +58,6 @@ def run(args: argparse.Namespace) -> None:
     if problems:
         raise ValueError("; ".join(dict.fromkeys(problems)))
     print("  problems      none")
-
-
-def _exported(path: Path) -> Path:
-    """The weights that a run folder holds; other paths are what they are."""
-    files = [path / f"{stage}.safetensors" for stage in ("control", "diffusion", "autoencoder")]
-    return next((file for file in files if file.is_file() and (path / "attempts.jsonl").is_file()), path)
 
 
 def _lines(value: str) -> str:

@@ -16,6 +16,12 @@ SETTINGS = "condition_settings"
 """Key of a control file's metadata that holds the parameters of its condition, as JSON."""
 
 
+def exported(path: Path) -> Path:
+    """The weights that a run folder holds; other paths are what they are."""
+    files = [path / f"{stage}.safetensors" for stage in ("control", "diffusion", "autoencoder")]
+    return next((file for file in files if file.is_file() and (path / "attempts.jsonl").is_file()), path)
+
+
 def settings_told(cfg: DictConfig) -> str:
     """The parameters of cfg.condition as a control file tells them: all but files, which lie elsewhere elsewhere."""
     given: Any = OmegaConf.to_container(cfg.condition, resolve=True)

@@ -1,7 +1,7 @@
 """LatentDiffusion from published checkpoints: its sizes, and its weights."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from ldm.interop.understand import autoencoder_sizes, text_sizes, understand
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
-from ldm.weights import check_finite, check_shapes, load_weights, shapes
+from ldm.weights import check_finite, check_shapes, load_weights, shapes, state_fingerprint
 from ldm.widening import widened
 
 PARTS = {"autoencoder": "autoencoder", "conditioner": "text", "unet": "unet"}
@@ -116,15 +116,31 @@ def _state(model: LatentDiffusion, published: Published, part: str, widen: bool)
     """The state dict of one part of `model` from the checkpoint, every name and shape checked."""
     name, module = PARTS[part], _root(model, part)
     found = understand(published, name)
-    wanted, state = module.state_dict(), dict(found.state)
+    wanted, state = module.state_dict(), filled(found.state, module)
     if isinstance(module, AutoencoderKL) and widen:
         state = widened(state, module)
-    if isinstance(module, TextEncoder):
-        # diffusers' files of Stable Diffusion 2.x lack what forward never reads
-        state |= {key: torch.zeros_like(t) for key, t in wanted.items() if key not in state and not module.reads(key)}
     check_shapes(shapes(state), shapes(wanted), f"the {CALLED[name]} of {published.path} does not fit this model")
     check_finite(state, f"the {CALLED[name]} of {published.path}")
     return state
+
+
+def filled(state: Mapping[str, Tensor], module: torch.nn.Module) -> dict[str, Tensor]:
+    """A part's state dict with what diffusers' files of Stable Diffusion 2.x lack, since forward never reads it."""
+    if not isinstance(module, TextEncoder):
+        return dict(state)
+    absent = {key: t for key, t in module.state_dict().items() if key not in state and not module.reads(key)}
+    return {**state, **{key: torch.zeros(t.shape) for key, t in absent.items()}}
+
+
+def base_fingerprint(published: Published) -> str | None:
+    """`fingerprint` of the model in a checkpoint once it is loaded; None for one that lacks a part."""
+    if not published.parts.keys() >= {*PARTS.values()}:
+        return None
+    state: dict[str, Tensor] = {}
+    for part, name in PARTS.items():
+        found, root = understand(published, name), "conditioner.text_encoder" if part == "conditioner" else part
+        state |= {f"{root}.{key}": tensor for key, tensor in filled(found.state, found.module).items()}
+    return state_fingerprint(state)
 
 
 def _same_family(model: LatentDiffusion, published: Published) -> None:

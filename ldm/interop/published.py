@@ -136,9 +136,10 @@ def _read_folder(folder: Path) -> Published:
     if not found:
         raise ValueError(f"{folder} is no diffusers folder: neither config.json nor one of {', '.join(FOLDERS)}/ in it")
     parts: dict[str, Part] = {}
-    metadata: dict[str, str] = {}
+    told: list[dict[str, str]] = []
     for part, place in found.items():
-        tensors, metadata = files.read_folder(place)
+        tensors, own = files.read_folder(place)
+        told.append(own)
         refuse(tensors, place)
         _, held, _ = split(tensors, place)
         if part not in held:
@@ -146,7 +147,7 @@ def _read_folder(folder: Path) -> Published:
         settings = _config_settings(part, files.read_json(place / "config.json"), str(place))
         extra = files.read_tensors(place / UNUSED_TEXT)[0] if (place / UNUSED_TEXT).is_file() else {}
         parts[part] = Part(held[part].layout, held[part].state, settings, extra)
-    metadata = metadata if len(parts) == 1 else {}
+    metadata = {key: value for key, value in told[0].items() if all(own.get(key) == value for own in told)}
     schedule = {**_schedule(_settings(metadata, folder), metadata, folder), **_scheduler(folder)}
     return Published(folder, "diffusers", parts, metadata, schedule, _pad(folder))
 

@@ -176,7 +176,7 @@ def write_diffusers_part(
         write_json(folder / "config.json", _text_folder(module))
         tensors = names.from_ours(part.state, names.clip_table(module))
         text = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-        write_tensors(text, folder / "model.safetensors", {}, dtype)  # config.json says all of it
+        write_tensors(text, folder / "model.safetensors", metadata, dtype)
         unused = {name: tensor for name, tensor in part.state.items() if not module.reads(name)}
         if unused:
             write_tensors(unused, folder / UNUSED_TEXT, {}, dtype)

@@ -21,7 +21,7 @@ from ldm.interop.write import original_tensors, schedule_tensors
 from ldm.schedule import NoiseSchedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet, UNetConfig, UNetEncoder
-from ldm.weights import read_metadata, save_weights
+from ldm.weights import read_metadata, save_weights, shapes
 
 FAMILIES = ["sd1", "sd2", "odd"]
 TOLERANCE = 1e-4
@@ -248,6 +248,46 @@ def test_metadata_says_what_a_branch_is(folders, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "polarity      white on black" in printed
     assert "problems      none" in printed
+
+
+def test_what_a_whole_model_says_of_itself_survives_both_ways(originals, tmp_path):
+    told = {"artwork": "by somebody, CC BY-SA 4.0", "commit": "c0ffee"}
+    typed = [word for key, value in told.items() for word in ("--set", f"{key}={value}")]
+    assert convert(originals["sd1"], tmp_path / "folder", "--to", "diffusers", *typed) == 0
+    assert convert(tmp_path / "folder", tmp_path / "back.safetensors", "--to", "original") == 0
+    assert told.items() <= read_metadata(tmp_path / "back.safetensors").items()
+    weights = tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(weights), weights)  # a part from elsewhere: of the whole nothing is known
+    assert convert(tmp_path / "folder", tmp_path / "mixed.safetensors", "--to", "original") == 0
+    assert not told.keys() & read_metadata(tmp_path / "mixed.safetensors").keys()
+
+
+def test_what_a_branch_predicts_is_written_where_it_is_told(folders, tmp_path, capsys):
+    arguments = ("--to", "original", "--prediction", "v", "--zero-snr")
+    assert convert(folders["sd2"], tmp_path / "a.safetensors", *arguments) == 0
+    assert read(tmp_path / "a.safetensors").schedule == {"prediction": "v", "zero_snr": True}
+    assert read_metadata(tmp_path / "a.safetensors")["prediction"] == "v"
+    assert convert(tmp_path / "a.safetensors", tmp_path / "b", "--to", "diffusers", "--prediction", "eps") == 1
+    assert "says prediction=v, the command says eps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["settings", "format", "prediction"])
+def test_metadata_that_convert_writes_itself_cannot_be_typed(folders, tmp_path, capsys, key):
+    assert convert(folders["sd1"], tmp_path / "a.safetensors", "--to", "original", "--set", f"{key}=foo") == 1
+    assert f"--set {key}=: convert writes this key itself" in capsys.readouterr().err
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_run_folder_is_converted_and_moved(originals, folders, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "attempts.jsonl").touch()
+    assert convert(folders["sd1"], run / "control.safetensors", "--to", "original") == 0
+    assert convert(run, tmp_path / "a", "--to", "diffusers") == 0
+    bases = ["--from-base", str(originals["sd1"]), "--to-base", str(originals["sd1"])]
+    assert main(["transfer", str(run), *bases, str(tmp_path / "b.safetensors")]) == 0
+    sizes = [shapes(understand_control(read(tmp_path / name)).state) for name in ("a", "b.safetensors")]
+    assert sizes[0] == sizes[1]
 
 
 def test_pooling_survives_both_ways(folders, tmp_path):
