@@ -141,6 +141,23 @@ def test_images_of_other_settings_are_not_replaced(run: Path, tmp_path: Path, mo
     assert draw(run, *quick, "count=1", "seed=9") == tmp_path / "run" / "samples-4"  # whose picture that is nobody says
 
 
+@pytest.mark.parametrize("name", ["seed_1.png", "sheet.png"])
+def test_a_file_of_somebody_else_is_not_replaced_in_a_folder_that_was_typed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    quick = [f"checkpoint={run}", "sampler.steps=1", "count=2", f"out={tmp_path}"]
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(SystemExit, match=f"{name} is in the place of an image to draw, and was not drawn here"):
+        draw(run, *quick)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".png"} == {name: before}
+    (tmp_path / name).unlink()
+    draw(run, *quick)
+    assert "drawn again" not in capsys.readouterr().out
+    draw(run, *quick, "prompt=a red star")
+    assert f"2 images in {tmp_path} will be drawn again, with these settings" in capsys.readouterr().out
+
+
 def test_a_sheet_shows_the_images_that_were_asked_for_last(run: Path, tmp_path: Path) -> None:
     (tmp_path / "jobs.jsonl").write_text('{"name": "one"}\n')
     told = [f"checkpoint={run}", f"jobs={tmp_path / 'jobs.jsonl'}", f"out={tmp_path / 'out'}"]

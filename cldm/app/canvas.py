@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cldm.conditions import Condition
+from cldm.data.decoding import Picture
+from cldm.data.hints import Origin, ready_map
 from cldm.data.transforms import Size
 
 SIDE = 512  # pixels of the canvas's longer side: maps are small, hands are not
@@ -44,15 +46,22 @@ def flat(drawn: Editor | None, paper: str, size: Size) -> Image.Image:
 
 
 def save_map(drawn: Editor | None, paper: str, size: Size, condition: Condition, path: Path) -> Path:
-    """Write the drawing as a map of the condition's kind: lines are white on black, whatever they were drawn on."""
-    flat_map(flat(drawn, paper, size), paper, condition).save(path)
+    """Write the drawing as a map of the condition's kind: lines are white on black, whatever they were drawn on, and
+    however much ink there is. The file says that it is a map, so that nothing inverts it again."""
+    picture = Picture("the drawing", np.asarray(flat(drawn, paper, size)))
+    pixels = ready_map(picture, condition, invert=_inked(paper, condition))
+    made = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
+    made.save(path, pnginfo=Origin.of(condition, size).info())
     return path
 
 
 def flat_map(picture: Image.Image, paper: str, condition: Condition) -> Image.Image:
     """A drawing as the map that it stands for, and a map as the drawing: ink on white paper is light on black."""
-    inked = condition.polarity == "white_on_black" and paper == WHITE
-    return ImageOps.invert(picture) if inked else picture
+    return ImageOps.invert(picture) if _inked(paper, condition) else picture
+
+
+def _inked(paper: str, condition: Condition) -> bool:
+    return condition.polarity == "white_on_black" and paper == WHITE
 
 
 def painted(drawn: Editor | None) -> Image.Image | None:

@@ -254,6 +254,12 @@ def fill(ledger: Ledger, opened: Opened, jobs: list[Job], cfg: DictConfig, hands
     """Draw what is missing in the folder, with a sheet for each job; returns the folder."""
     remove_partial(ledger.folder, *(ledger.sheet_path(job).parent for job in jobs))
     shots, load = ledger.missing(jobs), Inputs(opened.conditions)
+    try:
+        ledger.refuse_strangers(shots)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    if old := sum((ledger.folder / shot.file).exists() for shot in shots):
+        print(f"note: {old} image{'s' * (old != 1)} in {ledger.folder} will be drawn again, with these settings")
     if shots:
         draw_all(shots, opened, ledger, load, cfg, hands)
     for job in jobs:

@@ -64,6 +64,14 @@ class Ledger:
             if self.done.get(shot.file) != self.settings(shot) or not (self.folder / shot.file).is_file()
         ]
 
+    def refuse_strangers(self, shots: Sequence[Shot]) -> None:
+        """ValueError for a file in the place of an image or a sheet that is none of ours: it may have no copy."""
+        sheets = {self.sheet_path(shot.job) for shot in shots}
+        for path in (*(self.folder / shot.file for shot in shots), *sheets):
+            if path.exists() and not _is_ours(path):
+                raise ValueError(f"{path} is in the place of an image to draw, and was not drawn here; set out= to "
+                                 "another folder, or move it")  # fmt: skip
+
     def write(self, shot: Shot, image: Tensor) -> None:
         """The PNG with its settings inside, then its line in the manifest: a line means a whole file."""
         if not bool(torch.isfinite(image).all()):
@@ -99,6 +107,15 @@ class Ledger:
     def sheet_path(self, job: Job) -> Path:
         """Where the job's sheet lies."""
         return (self.folder / self.shots(job)[0].file).parent / "sheet.png"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the file was written by a Ledger."""
+    try:
+        with Image.open(path) as image:
+            return bool({"settings", "images"} & image.info.keys())
+    except (OSError, ValueError):
+        return False
 
 
 def free_folder(first: Path, common: dict[str, Any], job: Job) -> Path:

@@ -21,6 +21,7 @@ from cldm.app.wish import Control, Wish, summary, wish_of, written
 from cldm.app.words import completed, offers
 from cldm.commands import cli
 from cldm.conditions import get_condition
+from cldm.data.hints import load_hint
 from cldm.runs.configs import composed, configs_at_hand
 from cldm.runs.folder import Refused
 from cldm.sampling import opening
@@ -125,6 +126,22 @@ def test_a_drawing_is_white_on_black_whatever_its_paper(tmp_path: Path) -> None:
     assert np.array_equal(found[0], found[1])
     assert set(np.unique(found[0])) == {0, 255}
     assert found[0].mean() < 128
+
+
+@pytest.mark.parametrize(("paper", "pen"), [(WHITE, BLACK), (WHITE, "#e03131"), (BLACK, WHITE)])
+@pytest.mark.parametrize("name", ["canny", "sobel"])
+def test_a_drawing_of_more_ink_than_paper_is_not_inverted_again(
+    tmp_path: Path, name: str, paper: str, pen: str
+) -> None:
+    condition = get_condition(name)
+    sheet = Image.new("RGBA", (512, 512))
+    ImageDraw.Draw(sheet).rectangle((0, 0, 511, 400), fill=pen)
+    path = save_map({"composite": sheet}, paper, (64, 64), condition, tmp_path / "map.png")
+    notes: list[str] = []
+    hint = load_hint(path, (64, 64), condition=condition, notify=notes.append)
+    assert hint[:, :48].min() > 0.5
+    assert hint[:, 52:].max() == 0
+    assert not [note for note in notes if "inverted" in note]
 
 
 def test_colours_of_a_map_stay_and_an_empty_canvas_is_black(tmp_path: Path) -> None:
