@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cldm.runs.folder import ATTEMPTS, VOLATILE
+from cldm.runs.metrics import last_step
 from ldm.files import InUse, locked, read_lines
 
 DERIVED = ("name", "trainer.max_steps", "trainer.callbacks.export.metadata")
@@ -88,7 +89,15 @@ def read(folder: Path) -> RunFolder:
     state = "done" if done else f"failed: {failed.get('reason')}" if failed else _unfinished(folder)
     if trouble or (done and more):
         state = f"unreadable: {trouble or more}"
-    return RunFolder(folder, state, flat(config or {}), _figures(results or {}))
+    figures = _figures(results) if results else {"steps": _reached(folder)}  # else `steps` would be those asked for
+    return RunFolder(folder, state, flat(config or {}), figures)
+
+
+def _reached(folder: Path) -> int:
+    try:
+        return last_step(folder) or 0
+    except OSError:
+        return 0
 
 
 def load(path: Path, kind: type = dict) -> tuple[Any, str]:

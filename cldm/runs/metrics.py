@@ -9,6 +9,10 @@ AXES = {"samples": "samples_seen", "seconds": "train_seconds"}
 """What a curve may be drawn against beside steps, and the column that says it."""
 
 
+TAIL = 1 << 14
+"""Bytes from the end of a file of metrics in which its last rows lie."""
+
+
 @dataclass
 class Curve:
     """Values of a figure by optimizer step, with the samples seen and seconds trained by then, None if not logged."""
@@ -50,6 +54,20 @@ def attempts(folder: Path) -> list[Path]:
     numbered = [path for path in folder.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()]
     earlier = sorted(numbered, key=lambda path: int(path.suffixes[0][1:]))
     return [path for path in [*earlier, folder / "metrics.csv"] if path.exists()]
+
+
+def last_step(folder: Path) -> int | None:
+    """The last optimizer step that a run has logged; None for a run that has logged nothing."""
+    for path in reversed(attempts(folder)):
+        with open(path, "rb") as file:
+            head = file.readline().decode(errors="replace").strip().split(",")
+            file.seek(max(path.stat().st_size - TAIL, file.tell()))
+            rows = file.read().decode(errors="replace").splitlines()
+        cells = [row.split(",") for row in rows if "step" in head and row.count(",") == len(head) - 1]
+        steps = [step for row in cells if (step := _number(row[head.index("step")])) is not None]
+        if steps:
+            return int(steps[-1])
+    return None
 
 
 def _cells(path: Path, wanted: set[str] | None) -> Iterator[tuple[int, tuple[float | None, ...], str, float]]:

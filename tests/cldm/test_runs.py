@@ -58,6 +58,20 @@ def test_every_run_is_listed_with_its_state_and_broken_ones_with_the_reason(plac
     assert found["a"] == {"run": "a", "state": "done", "steps": 10, "edge_f1_1px": 0.8, "optimizer.lr": 0.001}
 
 
+def test_the_steps_of_a_run_that_is_not_done_are_those_it_has_logged(place, capsys):
+    (place / "c" / "config.yaml").write_text("steps: 4000\n")
+    assert listed(capsys, place)["c"]["steps"] == 0
+    rows = [f"{step},0.5" for step in range(0, 20_000, 10)]
+    (place / "c" / "metrics.1.csv").write_text("\n".join(["step,train/loss", *rows]) + "\n")
+    assert listed(capsys, place)["c"]["steps"] == 19_990
+    (place / "c" / "metrics.csv").write_text("step,train/loss\n20000,0.5\n20010")  # cut off while it was written
+    found = listed(capsys, place)
+    assert found["c"]["steps"] == 20_000
+    assert found["a"]["steps"] == 10
+    (place / "c" / "metrics.csv").write_bytes(b"\xff,\n1,2\n")
+    assert listed(capsys, place)["c"]["steps"] == 19_990
+
+
 def test_a_key_that_no_run_has_is_named(place, capsys):
     for typo in (["--where", "optimizer.lrr=1"], ["--columns", "steps,optimizer.lrr"], ["--sort", "optimizer.lrr"]):
         assert main(["runs", str(place), *typo]) == 1
