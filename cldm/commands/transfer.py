@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
     if before is not None and before == after:
         print(f"note: {args.from_base} and {args.to_base} hold the same weights: the branch stays as it is")
     if before and (trained_on := published.metadata.get("base_fingerprint", before)) != before:
-        print(f"note: {args.control} was trained on base {trained_on}, A is {before}: what is added to it is the way from "
-              "another base")  # fmt: skip
+        print(f"note: {args.control} was trained on base {trained_on}, A is {before}: the difference of A and B "
+              "is not what it needs")  # fmt: skip
     print("moving the branch ...")
     moved = transfer(understand_control(published, source), source, target)
     schedule = {**published.schedule, **target.schedule}
