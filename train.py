@@ -52,7 +52,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def reproduction(cfg: DictConfig) -> DictConfig:
     """The configuration of the run in cfg.reproduce, composed anew, for a folder beside it; says how it differs."""
-    old = Path(cfg.reproduce)
+    old = run_at("reproduce", cfg.reproduce)
     own = [item for item in typed() if not item.startswith("reproduce=")]
     again = composed_anew(old, [f"run_dir='{old}-again'"], own)
     changed = differences(stable(OmegaConf.load(old / "config.yaml")), stable(again))  # type: ignore[arg-type]
@@ -64,10 +64,21 @@ def reproduction(cfg: DictConfig) -> DictConfig:
 
 def resumption(cfg: DictConfig) -> DictConfig:
     """The configuration of the run in cfg.resume, with what was typed on top."""
-    again = composed_anew(Path(cfg.resume), [], typed())
+    if in_sweep():
+        raise Refused("resume= goes on with one run: leave out -m")
+    again = composed_anew(run_at("resume", cfg.resume), [], typed())
     if again.chain:
         raise Refused(f"{cfg.resume} is one stage of a chain; the command of the chain, typed again, goes on with it")
     return again
+
+
+def run_at(key: str, place: str) -> Path:
+    """The run folder that a key names. Refused where there is none."""
+    run = Path(place)
+    if not (run / "config.yaml").is_file():
+        seeds = [str(path.parent) for path in sorted(run.glob("seed-*/config.yaml"))]
+        raise Refused(f"{key}={place}: there is no run" + (f"; did you mean {' or '.join(seeds)}?" if seeds else ""))
+    return run
 
 
 def composed_anew(run: Path, first: list[str], last: list[str]) -> DictConfig:
@@ -114,7 +125,7 @@ def main(cfg: DictConfig) -> None:
         if type(error).__name__ == "Preempted":  # queued again by the launcher, which wants to see the process end
             raise
         if in_sweep():
-            note_failure(cfg, error)
+            note_failure(cfg, error, traced=not isinstance(error, Refused))
         elif isinstance(error, Refused) and "HYDRA_FULL_ERROR" not in os.environ:
             raise SystemExit(str(error)) from None
         else:

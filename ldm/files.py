@@ -147,6 +147,19 @@ def contents(files: Iterable[Path], root: Path = Path("/")) -> str:
     return digest.hexdigest()
 
 
+def also_in(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """Those of the files that are among the others too, under whatever name: of equal content. Others are read only
+    where their size is that of a file."""
+    wanted: dict[int, list[Path]] = {}
+    for file in files:
+        wanted.setdefault(file.stat().st_size, []).append(file)
+    alike: dict[int, set[str]] = {}
+    for other in others:
+        if (size := other.stat().st_size) in wanted:
+            alike.setdefault(size, set()).add(_file(other))
+    return [file for size, found in wanted.items() for file in found if size in alike and _file(file) in alike[size]]
+
+
 def listing(path: str | Path) -> str:
     """Digest of the names and sizes of a file, or of all files below a folder but hidden ones: what can be known of
     many pictures without reading them."""

@@ -143,6 +143,7 @@ def test_a_caption_or_list_is_read_or_refused_with_its_name(case, tmp_path, caps
 def test_a_shard_is_read_replaced_or_refused(case, tmp_path):
     case.make(tmp_path / "a.tar")
     tar(a_png=png())(tmp_path / "good.tar")
+    (tmp_path / "good.tar").write_bytes((tmp_path / "good.tar").read_bytes() + bytes(512))  # no copy of the other
     urls, good = str(tmp_path / "a.tar"), str(tmp_path / "good.tar")
 
     def data(train: str, held_out: str) -> DataModule:

@@ -17,7 +17,7 @@ from cldm.data.folder import FolderDataset
 from cldm.data.listing import ITEMS, Item
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.folder import ChangedConfig, attempt, results_of
+from cldm.runs.folder import ChangedConfig, Refused, attempt, results_of
 from cldm.runs.inputs import inputs
 from cldm.training.control_ldm import ControlLDM
 from cldm.training.fitting import record_items
@@ -116,14 +116,19 @@ def test_what_an_earlier_attempt_was_trained_on_stays_trained_on(tmp_path):
     def data(train, held_out):
         return SimpleNamespace(train=FolderDataset(train, 64, Canny()), validation=FolderDataset(held_out, 64, Canny()))
 
+    other = [Item("e", Path("/pictures/e.png"))]
     record_items(tmp_path / ITEMS, data(items[:2], items[2:]))
-    record_items(tmp_path / ITEMS, data(items[1:], items[:1]))
+    record_items(tmp_path / ITEMS, data(items[1:], other))
     told = json.loads((tmp_path / ITEMS).read_text())
     assert told["trained"] == [f"/pictures/{name}.png" for name in "abc"]
     later = tmp_path / "later" / ITEMS  # a run that starts from its weights
     later.parent.mkdir()
     record_items(later, data([Item("d", Path("/pictures/d.png"))], []), [tmp_path / "control.safetensors"])
     assert json.loads(later.read_text())["trained"] == [f"/pictures/{name}.png" for name in "abcd"]
+    before = later.read_text()
+    with pytest.raises(Refused, match=r"1 of the 2 held-out pictures were trained on, .* \(/pictures/b.png, \.\.\.\)"):
+        record_items(later, data([Item("d", Path("/pictures/d.png"))], [items[1], *other]))
+    assert later.read_text() == before
 
 
 def test_dropped_hints_are_black_and_only_those(diffusion, random_items, monkeypatch):

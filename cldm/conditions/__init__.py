@@ -66,6 +66,11 @@ class Condition(ABC):
         """Whether it can be computed from a picture."""
         return True
 
+    @property
+    def measurable(self) -> bool:
+        """Whether an image can be measured against a hint by its own map."""
+        return self.computable
+
     @abstractmethod
     def extract(self, image: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 RGB, contiguous -> (h, w, 3) uint8 RGB. Must not alter its argument."""

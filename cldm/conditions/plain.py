@@ -52,5 +52,10 @@ class Unchanged(Condition):
     name: ClassVar[str] = "none"
     polarity: ClassVar[Polarity] = "color"
 
+    @property
+    def measurable(self) -> bool:
+        """No: what kind of map the hint is, nobody knows, and the image itself is not one."""
+        return False
+
     def extract(self, image: np.ndarray) -> np.ndarray:
         return image.copy()

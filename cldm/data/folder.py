@@ -1,9 +1,9 @@
 """Pictures on disk as a data set: fill50k, JSON lines, Hugging Face image folders, plain folders."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from cldm.data.transforms import (
     nearest_bucket,
 )
 from ldm.batch import Batch
+from ldm.files import also_in
 from ldm.random import stable_seed
 
 Sample = tuple[Tensor, Tensor, str]
@@ -116,6 +117,26 @@ class FolderDataset(Dataset):
         raise ValueError(f"{TRIES} pictures in a row cannot be read, from {self.items[number].image} on; run "
                          "`python -m cldm annotate` on them, it sorts out what is broken")  # fmt: skip
 
+    def without_unreadable(self) -> Self:
+        """Itself, without the items that cannot be used, of which one warning tells; ValueError if none is left.
+
+        What is measured is read at once: a broken picture would end a run at its first look.
+        """
+        troubles: dict[str, PictureError] = {}
+        for item in self.items:
+            try:
+                self._read(item, self.buckets[0], 0)
+            except PictureError as error:
+                troubles[item.name] = error
+        if troubles:
+            first = next(iter(troubles.values()))
+            told = f"{len(troubles)} of {len(self.items)} held-out pictures cannot be used ({first})"
+            self.items = [item for item in self.items if item.name not in troubles]
+            if not self.items:
+                raise ValueError(told)
+            warnings.warn(f"{told}; they are left out of what is measured", stacklevel=2)
+        return self
+
     def _read(self, item: Item, size: Size, seed: int) -> Sample:
         hint = None if self.on_the_fly else item.hint
         return read_sample(item.image, hint, item.caption, size, self.condition, self.augment, seed, str(item.image),
@@ -166,24 +187,40 @@ def read_sample(
         raise PictureError(f"cannot use image {name}: {error}") from error
 
 
+def one_for_each_picture(items: Iterable[Item]) -> list[Item]:
+    """The first item of each picture, of which several captions make several: it is measured once."""
+    first: dict[Path, Item] = {}
+    for item in items:
+        first.setdefault(item.image.resolve(), item)
+    return [*first.values()]
+
+
 def split(items: Sequence[Item], held_out: int) -> tuple[list[Item], list[Item]]:
     """Training and validation items. Which are held out depends on names alone, not on what was added since.
 
     A picture with several captions is held out or trained on with all of them; it is measured with the first.
     """
-    first = {item.image: item for item in reversed(items)}
+    first = one_for_each_picture(items)
     if not 0 < held_out < len(first):
         raise ValueError(f"data.val_count={held_out} must be at least 1 and below the {len(first)} pictures there are")
-    chosen = sorted(first.values(), key=lambda item: stable_seed("held out", item.name))[:held_out]
-    names, pictures = {item.name for item in chosen}, {item.image for item in chosen}
-    train = [item for item in items if item.image not in pictures]
+    chosen = sorted(first, key=lambda item: stable_seed("held out", item.name))[:held_out]
+    names, pictures = {item.name for item in chosen}, {item.image.resolve() for item in chosen}
+    train = [item for item in items if item.image.resolve() not in pictures]
     return train, [item for item in items if item.name in names]
 
 
+def chosen(items: Sequence[Item], count: int, told: str) -> list[Item]:
+    """The first `count` pictures to measure on. ValueError, beginning with `told`, where there are fewer."""
+    found = one_for_each_picture(items)
+    if len(found) < count:
+        raise ValueError(f"{told}, but there are {len(found)} pictures")
+    return found[:count]
+
+
 def refuse_shared(train: Sequence[Item], held_out: Sequence[Item]) -> None:
-    """ValueError if a picture is in both."""
-    trained = {item.image.resolve() for item in train}
-    if shared := [item.image for item in held_out if item.image.resolve() in trained]:
+    """ValueError if a picture is in both, under whatever name."""
+    places = ({item.image.resolve() for item in items if item.image.is_file()} for items in (held_out, train))
+    if shared := also_in(*places):
         raise ValueError(f"{len(shared)} held-out pictures are in data.path too ({shared[0]}, ...)")
 
 
@@ -211,12 +248,16 @@ def folder_data(
     if not Path(path).expanduser().exists():
         raise FileNotFoundError(f"data.path={path}: there is nothing there; make it with `python -m cldm annotate`")
     items = list_items(path)
-    train, held_out = (items, list_items(val_path)[:val_count]) if val_path else split(items, val_count)
-    refuse_shared(train, held_out)
+    if val_path:
+        train, held_out = items, chosen(list_items(val_path), val_count, f"data.val_count={val_count}, data.val_path="
+                                        f"{val_path}")  # fmt: skip
+        refuse_shared(train, held_out)
+    else:
+        train, held_out = split(items, val_count)
     sizes = bucket_sizes(size, bucket_step) if buckets else None
     return DataModule(
         FolderDataset(train, size, condition, on_the_fly, augment, sizes, seed),
-        FolderDataset(held_out, size, condition, on_the_fly, seed=seed),
+        FolderDataset(held_out, size, condition, on_the_fly, seed=seed, replace=False).without_unreadable(),
         batch_size,
         seed,
         workers,

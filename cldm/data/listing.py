@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cldm.data.text import has_half_characters, numbered_lines, read_text
+from cldm.data.text import has_half_characters, numbered_lines, one_line, read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 IMAGE_KEYS = ("target", "image", "file_name", "path", "image_file_name")
@@ -102,7 +102,7 @@ def caption_of(line: Any) -> str:
     """The caption of an object, "" where it has none. ValueError for one that is no text, and for what is no object."""
     if not isinstance(line, Mapping):
         raise ValueError(f"it must be a JSON object, got {type(line).__name__}")
-    return _first(line, CAPTION_KEYS) or ""
+    return one_line(_first(line, CAPTION_KEYS) or "")
 
 
 def _from_list(path: Path) -> list[Item]:
@@ -111,14 +111,17 @@ def _from_list(path: Path) -> list[Item]:
     items, seen, lines = [], dict[str, int](), [*read_list(path)]
     for number, line in lines:
         image, caption, hint = _entry(path, number, line)
-        name = _plain(image)
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:  # one picture with several captions
-            plain = Path(name)
-            name = plain.with_name(f"{plain.stem}-{seen[name]}{plain.suffix}").as_posix()
+        name = _again(_plain(image), seen)
         items.append(Item(name, _beside(path, image), caption, _beside(path, hint) if hint else None))
     _tell_of_lost_captions(path, [line for _, line in lines])
     return items
+
+
+def _again(name: str, seen: dict[str, int]) -> str:
+    """A name of its own for each caption of a picture: a.png, a-2.png, ..."""
+    seen[name] = seen.get(name, 0) + 1
+    plain = Path(name)
+    return name if seen[name] == 1 else plain.with_name(f"{plain.stem}-{seen[name]}{plain.suffix}").as_posix()
 
 
 def _entry(path: Path, number: int, line: Mapping[str, Any]) -> tuple[str, str, str | None]:
@@ -144,30 +147,31 @@ def _tell_of_lost_captions(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _from_folder(folder: Path) -> list[Item]:
-    captions, hints = {}, {}
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and _shown(p, folder))
+    places = {path: path.resolve() for path in paths}  # lists may name a picture by any way to it
+    told = _told(folder, {*places.values()})
+    used_as_hint = {hint.resolve() for lines in told.values() for _, hint in lines if hint}
+    items, seen = [], dict[str, int]()
+    for path in (path for path in paths if places[path] not in used_as_hint):
+        for caption, hint in told.get(places[path]) or [(_sidecar(path), None)]:
+            items.append(Item(_again(path.relative_to(folder).as_posix(), seen), path, caption, hint))
+    return items
+
+
+def _told(folder: Path, pictures: Collection[Path]) -> dict[Path, list[tuple[str, Path | None]]]:
+    """What the lists of an image folder tell of a picture: its captions, each with its ready hint."""
+    told: dict[Path, list[tuple[str, Path | None]]] = {}
     for file in _metadata_files(folder):
         lines = [*read_list(file)]
         for number, line in lines:
             name, caption, hint = _entry(file, number, line)
-            captions[_beside(file, name)] = caption
-            if hint:
-                hints[_beside(file, name)] = _beside(file, hint)
+            place = _beside(file, name).resolve()
+            told.setdefault(place, []).append((caption, _beside(file, hint) if hint else None))
         _tell_of_lost_captions(file, [line for _, line in lines])
-        missing = [path for path in captions if path.is_relative_to(file.parent) and not path.is_file()]
-        if missing:
-            warnings.warn(f"{file} names {len(missing)} pictures that are not there, {missing[0]} first", stacklevel=2)
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and _shown(p, folder))
-    used_as_hint = {*hints.values()}
-    return [
-        Item(
-            path.relative_to(folder).as_posix(),
-            path,
-            captions[path] if path in captions else _sidecar(path),
-            hints.get(path),
-        )
-        for path in paths
-        if path not in used_as_hint
-    ]
+    if missing := [path for path in told if path not in pictures]:
+        warnings.warn(f"the lists in {folder} name {len(missing)} pictures that are not there, {missing[0]} first",
+                      stacklevel=2)  # fmt: skip
+    return told
 
 
 def _metadata_files(folder: Path) -> list[Path]:
@@ -216,4 +220,4 @@ def _plain(path: str) -> str:
 
 def _sidecar(path: Path) -> str:
     text = path.with_suffix(".txt")
-    return read_text(text).strip() if text.is_file() else ""
+    return one_line(read_text(text)) if text.is_file() else ""

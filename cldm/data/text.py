@@ -38,3 +38,8 @@ def numbered_lines(text: str) -> list[tuple[int, str]]:
 def has_half_characters(text: str) -> bool:
     """Whether a lone surrogate is in it, as JSON may say one: no file can hold that."""
     return text != text.encode(errors="ignore").decode()
+
+
+def one_line(text: str) -> str:
+    """Text as a caption: its lines, stripped, with a space between them."""
+    return " ".join(line.strip() for _, line in numbered_lines(text))

@@ -6,10 +6,10 @@ hint is ready-made.
 
 import itertools
 import json
-import os
 import random
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from cldm.data.datamodule import DataModule
 from cldm.data.decoding import PictureError
 from cldm.data.folder import Sample, read_sample
 from cldm.data.listing import caption_of
-from cldm.data.text import decode_text
+from cldm.data.text import decode_text, one_line
 from cldm.data.transforms import Augment, check_size
 from ldm.batch import Batch
+from ldm.files import also_in
 from ldm.random import generator, stable_seed
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "target.png", "target.jpg")
@@ -174,11 +175,15 @@ def expand(urls: str | Sequence[str]) -> list[str]:
     return found
 
 
+def _local(urls: Sequence[str]) -> list[Path]:
+    return [path for path in (Path(url).expanduser() for url in urls) if path.is_file()]
+
+
 def _caption(raw: Raw, name: str) -> str:
     """The caption of a sample; PictureError for one that cannot be read."""
     try:
         if "txt" in raw:
-            return decode_text(raw["txt"], "its caption").strip()
+            return one_line(decode_text(raw["txt"], "its caption"))
         return caption_of(json.loads(decode_text(raw["json"], "its caption"))) if "json" in raw else ""
     except (ValueError, RecursionError) as error:
         raise PictureError(f"cannot use sample {name}: {error}") from error
@@ -209,7 +214,7 @@ def webdataset_data(
     """Training samples of `urls`; validation with the first `val_count` samples of `val_urls`, other shards."""
     train = ShardDataset(urls, size, condition, on_the_fly, augment, shuffle, seed)
     measured = ShardDataset(val_urls, size, condition, on_the_fly)
-    if shared := sorted({*map(os.path.realpath, train.urls)} & {*map(os.path.realpath, measured.urls)}):
+    if shared := also_in(_local(measured.urls), _local(train.urls)):
         raise ValueError(f"data.val_urls names {len(shared)} shards that are trained on ({shared[0]}, ...)")
     held_out = ShardItems(measured, val_count)
     return DataModule(train, held_out, batch_size, seed, workers, condition)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cldm.conditions import Condition
-from cldm.data.folder import FolderDataset, split
+from cldm.data.folder import FolderDataset, chosen, split
 from cldm.data.listing import list_items
 
 
@@ -15,13 +15,11 @@ def folder_items(
     held_out: int | None = None,
     on_the_fly: bool = False,
 ) -> FolderDataset:
-    """The first `count` items of `path` (see cldm.data.listing.list_items) by name.
+    """The first `count` pictures of `path` (see cldm.data.listing.list_items) by name.
 
     held_out: take them from the items that training with data.val_count=held_out of the same path sets aside.
     """
     items = list_items(path)
     if held_out is not None:
         _, items = split(items, held_out)
-    if len(items) < count:
-        raise ValueError(f"items={count}, but {path} has {len(items)} to measure on; lower items")
-    return FolderDataset(items[:count], size, condition, on_the_fly, replace=False)
+    return FolderDataset(chosen(items, count, f"items={count} of {path}"), size, condition, on_the_fly, replace=False)

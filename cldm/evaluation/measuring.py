@@ -67,7 +67,6 @@ def evaluate_one(subject: Subject, folder: Path) -> dict[str, Any]:
     the checkpoint where it has one; returns the results."""
     batch_size = subject.cfg.batch_size or (8 if subject.device == "cpu" else 16)
     first, more = subject.first, subject.branches[1:]
-    subject.refuse_copies()
     claim(folder, subject.key, subject.cfg.overwrite)
     images = folder / "images"
     draw_missing(images, subject.shots, batch_size, lambda s: subject.draw(s, True), f"drawing {first.path.parent}")
@@ -117,8 +116,11 @@ def evaluate(cfg: DictConfig) -> list[Path]:
             subjects = [branches_of(cfg, one) for one in given]
             folders = [output_folder(cfg, branches[0].path, len(subjects)) for branches in subjects]
             for branches, folder in zip(subjects, folders, strict=True):
+                subject = Subject(branches, cfg, device, precision)
+                subject.refuse_copies()
+                subject.load()  # what cannot be measured is refused before there is a folder
                 with locked(folder):
-                    results = evaluate_one(Subject(branches, cfg, device, precision), folder)
+                    results = evaluate_one(subject, folder)
                 print("\n" + results_table(results) + f"\n\n{folder / 'results.json'}")
     except (Refused, ImportError) as error:
         raise SystemExit(str(error)) from error

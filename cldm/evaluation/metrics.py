@@ -25,7 +25,8 @@ def autoencoder_metrics(
     x, y = pictures["image"], pictures["reconstruction"]
     ssim = structural_similarity((y + 1) / 2, (x + 1) / 2).mean().item()
     scores = {"psnr": psnr(y, x).mean().item(), "ssim": ssim}
-    scores |= edge_fidelity(y, apply_batch(condition, x), condition)
+    if condition.measurable and condition.polarity == "white_on_black":
+        scores |= edge_fidelity(y, apply_batch(condition, x), condition)
     if known is not None:
         scores |= pooled(known.judge.scores(known.judge.read(y), known.truths), "truth_")
     return scores
@@ -62,7 +63,7 @@ def control_scores(
 def hint_fidelity(images: Tensor, hints: Tensor, condition: Condition) -> dict[str, float]:
     """Edge agreement for maps of lines; for others hint_error, the mean absolute difference between the hint and
     the condition of the image; nothing where the condition cannot be computed from a picture."""
-    if not condition.computable:
+    if not condition.measurable:
         return {}
     if condition.polarity == "white_on_black":
         return edge_fidelity(images, hints, condition)

@@ -46,6 +46,6 @@ def write_samples(
 
 def hints_of(images: Tensor, hints: Tensor, condition: Condition) -> Tensor | None:
     """The hints (n, 3, h, w) in [0, 1] that the condition finds in images; None where it cannot be computed."""
-    if not condition.computable:
+    if not condition.measurable:
         return None
     return torch.cat([apply_like(condition, images[part], hints[part]).cpu() for part in slices(len(images), 64)])

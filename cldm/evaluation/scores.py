@@ -54,7 +54,7 @@ def world_scores(images: Tensor, known: Known, captions: Sequence[str], prompts:
 
 def hint_scores(images: Tensor, hints: Tensor, condition: Condition) -> Rows:
     """How well each image obeys its hint, by the condition of the image itself; nothing where that is impossible."""
-    if not condition.computable:
+    if not condition.measurable:
         return {}
     maps, hints = apply_like(condition, images, hints).cpu(), hints.cpu()
     if condition.name == "segmentation":

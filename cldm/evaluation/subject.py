@@ -23,7 +23,7 @@ from cldm.evaluation.inception import Inception
 from cldm.evaluation.protocol import Shot, as_typed, protocol_hash, shots
 from cldm.evaluation.quality import nearest_distances, thumbnails
 from cldm.evaluation.scores import Rows, Target, as_files, by_setting, hint_scores, join, score, slices
-from cldm.evaluation.seen import refuse_another_world, refuse_trained_on, training_images
+from cldm.evaluation.seen import refuse_another_world, refuse_seen_family, refuse_trained_on, training_images
 from cldm.evaluation.sets import SetDistances
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import code
@@ -76,6 +76,8 @@ class Subject:
             refuse_trained_on(getattr(self.data, "items", ()), branch.path.parent)
         self.items = self.data.__getitems__(range(self.cfg["items"]))
         self.world = world_of(self.data)
+        for branch in self.branches:
+            refuse_seen_family(self.world, self.cfg.data.get("family"), branch.path.parent)
         self.hints: list[Tensor] = [self.items["hint"], *(self._hints_of(b.condition) for b in self.branches[1:])]
         self.judge = self.world.judge(self.cfg.judge) if self.world else None
         self.shots = shots(self.items["caption"], self.cfg.prompts, self.cfg.noise_seeds, self.world)
@@ -84,8 +86,11 @@ class Subject:
         self.inception = Inception(self.cfg.inception, self.device) if self.cfg.inception else None
 
     def _hints_of(self, condition: Condition) -> Tensor:
-        """The hints of the items for a further branch."""
-        if isinstance(condition, Truth) and self.world:
+        """The hints of the items for a further branch: the first one's where it has the same condition; ready ones
+        where none can be made of the picture."""
+        if decisive(condition) == decisive(self.first.condition):
+            return self.items["hint"]
+        if isinstance(condition, Unchanged) or (isinstance(condition, Truth) and self.world):
             return self._data(condition).__getitems__(range(self.cfg["items"]))["hint"]
         return apply_batch(condition, self.items["image"])
 
@@ -139,6 +144,12 @@ class Subject:
         for branch, loaded in zip(self.branches, nets, strict=True) if self.cfg.moved_from else ():
             move_branch(loaded, branch.training, self.cfg.moved_from, diffusion)
         self.fingerprint = fingerprint(diffusion)
+        for branch in self.branches if not (self.cfg.base or self.cfg.moved_from) else ():
+            if (own := branch.metadata.get("base_fingerprint", self.fingerprint)) != self.fingerprint:
+                raise ValueError(
+                    f"{branch.path} was trained on base {own}, the base here is {self.fingerprint}: name that one, or "
+                    "another to measure it on, with base="
+                )
         to_work((diffusion, *nets), self.device, self.precision)
         return diffusion, nets
 

@@ -145,7 +145,9 @@ def with_choices(overrides: Sequence[str]) -> list[str]:
     recorded = overrides_of(Path(run.strip("'\"")).expanduser()) if run else []
     groups = {path.name for path in (REPOSITORY / "configs").iterdir() if path.is_dir()}
     keys = {item: item.partition("=")[0] for item in recorded}
-    return [*(item for item, key in keys.items() if key in groups and key not in typed), *overrides]
+    flags = next((i for i, item in enumerate(overrides) if "=" in item and not item.startswith("-")), 0)
+    chosen = [item for item, key in keys.items() if key in groups and key not in typed]
+    return [*overrides[:flags], *chosen, *overrides[flags:]]  # argparse wants all overrides in one piece
 
 
 def expand_home(cfg: DictConfig | ListConfig) -> None:
@@ -184,6 +186,10 @@ def mistakes_refused() -> Iterator[None]:
         if not isinstance(error.__cause__, ValueError | OSError):
             raise
         raise Refused(str(error.__cause__)) from error
+    except Exception as error:
+        if type(error).__name__ != "MisconfigurationException":  # Lightning's, which may not have been loaded
+            raise
+        raise Refused(f"the trainer of trainer=... cannot be made here: {error}") from error
 
 
 @contextmanager

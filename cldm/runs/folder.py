@@ -198,6 +198,11 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
     recorded = folder / "config.yaml"
     if recorded.is_file() and (seed := OmegaConf.select(OmegaConf.load(recorded), "seed")) != cfg.seed:
         raise Refused(f"{folder} holds a run of seed {seed}, not {cfg.seed}: another seed is a run of its own")
+    if changed and (folder / "DONE.json").exists() and cfg.steps <= (done := _steps_done(folder)):
+        raise Refused(
+            f"{folder} is finished at step {done}: under another configuration ({'; '.join(changed)}) nothing would be "
+            "trained; ask for more steps, or start a new run from its weights with init_from="
+        )
     made = [path for path in (folder, folder.parent) if not path.exists()]
     with _locked(folder):
         remove_partial(folder, last.parent, folder / "previews")
@@ -228,6 +233,10 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
                         folder.parent.rmdir()
             raise
         _note(folder, {"event": "done"})
+
+
+def _steps_done(folder: Path) -> int:
+    return json.loads((folder / "results.json").read_text())["steps"]
 
 
 def _tell_end(folder: Path, last: Path, error: BaseException) -> None:

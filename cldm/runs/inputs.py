@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cldm.runs.recorded import exported
 from ldm.files import FILES, content, listing, sizes
 
 SHARDS = ("data.urls", "data.val_urls")
@@ -19,9 +20,9 @@ def inputs(cfg: DictConfig) -> dict[str, str]:
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     names = ["base", "init_from", *(f"{part}.{file}" for part in ("model", "condition") for file in FILES)]
     places = {name: OmegaConf.select(cfg, name) for name in names if _is_given(plain, name)}
-    exported = f"{OmegaConf.select(cfg, 'stage.name')}.safetensors"  # of a run folder
+    own = f"{OmegaConf.select(cfg, 'stage.name')}.safetensors"  # of a run folder
     paths = {name: Path(place).expanduser() for name, place in places.items() if isinstance(place, str)}
-    paths = {name: path / exported if (path / exported).is_file() else path for name, path in paths.items()}
+    paths = {name: path / own if (path / own).is_file() else exported(path) for name, path in paths.items()}
     found = {name: content(path) for name, path in paths.items() if path.exists()}
     for name in PICTURES:
         given = OmegaConf.select(cfg, name) if _is_given(plain, name) else None

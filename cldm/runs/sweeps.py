@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -22,9 +23,9 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def note_failure(cfg: DictConfig, error: BaseException) -> None:
-    """Print the traceback, and leave a note for the summary."""
-    traceback.print_exc()
+def note_failure(cfg: DictConfig, error: BaseException, traced: bool = True) -> None:
+    """Print what is wrong, with its traceback or in one sentence, and leave a note for the summary."""
+    traceback.print_exc() if traced else print(error, file=sys.stderr)
     job = HydraConfig.get().job
     note = {"folder": cfg.run_dir, "overrides": job.override_dirname, "reason": f"{type(error).__name__}: {error}"}
     write_json(Path(os.environ[SWEEP]) / f"{job.num}.json", note)

@@ -1,5 +1,6 @@
 """Trained branches: found, recognised by what they say of themselves, and loaded with the base they belong to."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
 from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.folder import BASE_FILE
-from cldm.runs.recorded import FILE, condition_settings, recorded_values, with_values
+from cldm.runs.folder import BASE_FILE, INPUTS
+from cldm.runs.recorded import FILE, condition_settings, exported, recorded_values, with_values
 from ldm.diffusion import LatentDiffusion
 from ldm.files import content
 from ldm.interop import load_base
@@ -46,6 +47,8 @@ def find_checkpoint(checkpoint: str | None) -> Path:
         seeds = sorted(path.glob(f"seed-*/{FILE}"))
         if len(seeds) > 1:
             raise SystemExit(f"checkpoint={checkpoint} has several seeds: name one of {', '.join(map(str, seeds))}")
+        if (other := exported(path)) != path and other.name != FILE:
+            raise SystemExit(f"checkpoint={checkpoint} is a run of stage={other.stem}; name one of stage=control")
         path = seeds[0] if seeds and not (path / FILE).is_file() else path / FILE
     if not path.is_file():
         raise SystemExit(f"checkpoint={checkpoint}: there is no {path}")
@@ -107,10 +110,23 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
         recorded_values(path, training_config(path, cfg.base, cfg.trained.model, kind))
         for path, kind in zip(paths, kinds, strict=True)
     ]
+    if not cfg.base:
+        trainings = [on_recorded_base(path, training) for path, training in zip(paths, trainings, strict=True)]
     refuse_several_bases(paths)
     if len({str(training.model) for training in trainings}) > 1:
         raise SystemExit(f"the checkpoints were trained with different models: {', '.join(map(str, paths))}")
     return paths, trainings
+
+
+def on_recorded_base(path: Path, training: DictConfig) -> DictConfig:
+    """`training` on the base that the run of the file recorded, where that still holds what it held then."""
+    record, inputs = (path.with_name(name) for name in ("config.yaml", INPUTS))
+    if path.name != FILE or not record.is_file() or not inputs.is_file():
+        return training
+    base, held = OmegaConf.load(record).get("base"), json.loads(inputs.read_text()).get("base")
+    if isinstance(base, str) and held and Path(base).exists() and content(exported(Path(base))) == held:
+        training.base = base
+    return training
 
 
 def guidance_filled_in(cfg: DictConfig, training: DictConfig) -> DictConfig:
@@ -213,9 +229,10 @@ def move_branch(branch: Branch, cfg: DictConfig, source: str, target: LatentDiff
 
 
 def base_of(cfg: DictConfig) -> str | None:
-    """Where the weights of the locked model come from; None for a model that has random ones."""
+    """Where the weights of the locked model come from, a file, or a folder in diffusers' form; None for a model that
+    has random ones."""
     try:
-        return cfg.base
+        return None if cfg.base is None else str(exported(Path(cfg.base)))
     except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
         raise ValueError(
             "this model comes without weights: set base=FILE_OR_FOLDER (model=pretrained: model.path=...) to a Stable "

@@ -20,7 +20,7 @@ from cldm.runs.building import instantiate
 from cldm.runs.checkout import commit
 from cldm.runs.configs import mistakes_refused
 from cldm.runs.folder import Refused, Run, finish
-from cldm.runs.recorded import SETTINGS, settings_told
+from cldm.runs.recorded import SETTINGS, exported, settings_told
 from cldm.runs.tracking import control_cost, describe_run, log_outcome, parts, parts_table
 from cldm.runs.trained import base_beside, base_of, built_for
 from cldm.training.callbacks import averaged
@@ -81,10 +81,10 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         trainer.loggers = loggers = loggers_of(cfg)  # last: what is refused leaves no run behind in them
     if trainer.is_global_zero:
         record_items(run.folder / ITEMS, data, [place for place in (source, base_of(cfg) if loads else None) if place])
+    of_control = {"extractor": repr(condition), SETTINGS: settings_told(cfg), "polarity": condition.polarity}
     module.outcome.metadata = {
-        "extractor": repr(condition),
-        SETTINGS: settings_told(cfg),
-        "polarity": condition.polarity,
+        **(of_control if isinstance(module, ControlLDM) else dict.fromkeys(("condition", "control"))),
+        **({} if loads else {"base": None}),
         "resolution": str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}",
         "ancestors": to_json(ancestry(base_of(cfg) if loads else None, source)),
     }
@@ -129,11 +129,18 @@ def measured(cfg: DictConfig, trainer: pl.Trainer, module: Stage, data: Any, dis
 
 def record_items(path: Path, data: Any, sources: Sequence[str | Path] = ()) -> None:
     """Write which pictures the run trains on and holds out. What an earlier attempt trained on stays trained on, and
-    so does what the runs of `sources`, the weights that it starts from, were trained on."""
+    so does what the runs of `sources`, the weights that it starts from, were trained on. Refused, with nothing
+    written, where one of these is to be measured on."""
     # a world's compositions, which their numbers hold apart, and shards have none
     trained, held_out = (getattr(source, "pictures", []) for source in (data.train, data.validation))
     records = [path, *(Path(place).with_name(ITEMS) for place in sources)]
     before = [name for record in records if record.is_file() for name in json.loads(record.read_text())["trained"]]
+    if known := sorted({*held_out} & {*before, *trained}):
+        raise Refused(
+            f"{len(known)} of the {len(held_out)} held-out pictures were trained on, by an earlier attempt or by the "
+            f"run that this one starts from ({known[0]}, ...): hold out as many as then (data.val_count), or name "
+            "others (data.val_path)"
+        )
     if trained or before:
         write_json(path, {"trained": [*dict.fromkeys([*before, *trained])], "held_out": held_out})
 
@@ -167,8 +174,8 @@ def start_from(cfg: DictConfig, module: Stage, model: LatentDiffusion) -> Path:
     """Load the weights that cfg.init_from names, those of a run folder or a file, into what the stage trains; returns
     the file."""
     trained, source = module.trained(), Path(cfg.init_from)
-    exported = source / f"{cfg.stage.name}.safetensors"
-    source = exported if exported.is_file() else source
+    own = source / f"{cfg.stage.name}.safetensors"
+    source = own if own.is_file() else exported(source)
     if not source.exists():
         raise ValueError(f"init_from={cfg.init_from}: there is no such run folder or file")
     if isinstance(trained, Branch):

@@ -35,6 +35,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+CONTROL = "control"
+"""The family that the control stage trains on, see World.unseen."""
+
+
 class WorldDataset(Dataset):
     """`count` items of a family, numbered from `start`, drawn once and kept in memory.
 
@@ -58,6 +62,7 @@ class WorldDataset(Dataset):
         cache: str | Path | None = None,
     ):
         self.world, self.size, self.seed, self.start, self.keep = world, size, seed, start, tuple(keep)
+        self.family = family
         self.condition, self.encode = condition, encode
         self.hint_map = None  # of the world; else the condition computes the hint
         if isinstance(condition, Truth) and "hint" in keep:
@@ -89,8 +94,9 @@ class WorldDataset(Dataset):
         return self.world.caption(self.truths[index], self.seed, self.start + index)
 
     def unseen(self, count: int) -> "WorldDataset | None":
-        """As many items, numbered alike, of what the world keeps from the control stage; None if it keeps nothing."""
-        if self.world.unseen is None:
+        """As many items, numbered alike, of what the world keeps from the control stage; None if it keeps nothing, and
+        beside items of a family that it does not keep it from."""
+        if self.world.unseen is None or self.family != CONTROL:
             return None
         kept = (self.world, count, self.size, self.world.unseen, self.seed, self.start, ("image", "hint"))
         return WorldDataset(*kept, condition=self.condition)

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -32,6 +33,7 @@ from cldm.data.transforms import (
     nearest_bucket,
 )
 from cldm.data.webdataset import ShardDataset, expand, webdataset_data
+from cldm.evaluation.held_out import folder_items
 from ldm.batch import Batch
 from ldm.files import json_lines
 
@@ -343,8 +345,15 @@ def shards(tmp_path_factory):
                     info = tarfile.TarInfo(f"{number:03d}.{ending}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-    shutil.copy(folder / "0000.tar", folder / "held.tar")
+    another(folder / "0000.tar")
     return str(folder / "{0000..0002}.tar")
+
+
+def another(shard: Path) -> Path:
+    """held.tar beside a shard: the same samples in other bytes, for tests that do not care what is measured."""
+    path = shard.with_name("held.tar")
+    path.write_bytes(shard.read_bytes() + bytes(512))
+    return path
 
 
 def held(shards: str) -> list[str]:
@@ -391,7 +400,7 @@ def test_two_ranks_with_two_workers_see_every_sample_once_an_epoch_and_resume_wh
                 tar.addfile(info, io.BytesIO(buffer.getvalue()))
     urls = str(tmp_path / "{0..3}.tar")
 
-    own = str(shutil.copy(tmp_path / "0.tar", tmp_path / "held.tar"))
+    own = str(another(tmp_path / "0.tar"))
 
     def seen(rank: int, count: int, **where) -> list[Batch]:
         data = webdataset_data(Canny(), None, urls, [own], 32, 2, val_count=1, shuffle=0, seed=1, workers=2)
@@ -423,11 +432,79 @@ def test_held_out_shards_are_others_and_every_sample_of_theirs_counts(shards):
         data(expand(shards)[:1], 3)
     with pytest.raises(ValueError, match=r"hold 5 samples, data.val_count=6"):
         data(held(shards), 6)
-    broken = [str(Path(shards).with_name("broken.tar"))]
-    shutil.copy(expand(shards)[1], broken[0])  # of which the third cannot be read
+    renamed = Path(shards).with_name("renamed.tar")
+    with pytest.raises(ValueError, match=r"names 1 shards that are trained on \(.*renamed.tar"):
+        data([str(shutil.copy(expand(shards)[1], renamed))], 3)
+    broken = [str(another(renamed))]  # of which the third cannot be read
     assert len(data(broken, 2).validation) == 2
     with pytest.raises(ValueError, match=r"007.*mend it or take it out"):
         data(broken, 3)
+
+
+def test_lists_of_an_image_folder_name_a_picture_by_any_way_to_it(photos, tmp_path, monkeypatch):
+    """`..` in a name, absolute names below a folder that is given by a relative one, a link: the same picture."""
+    for place in ("images", "maps"):
+        (tmp_path / "set" / place).mkdir(parents=True)
+        for i in range(4):
+            shutil.copy(list_items(photos)[i].image, tmp_path / "set" / place / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    os.symlink(tmp_path / "set", tmp_path / "link")
+    for folder in ("set", tmp_path / "set", "link"):
+        for name in ("{i}.png", f"{tmp_path}/link/images/{{i}}.png", "../images/{i}.png"):
+            lines = [{"file_name": name.format(i=i), "text": f"no {i}", "hint": f"../maps/{i}.png"} for i in range(4)]
+            (tmp_path / "set" / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+            items = list_items(folder)
+            assert [(item.name, item.caption) for item in items] == [(f"images/{i}.png", f"no {i}") for i in range(4)]
+            assert [item.hint.resolve() for item in items] == [tmp_path / "set" / "maps" / f"{i}.png" for i in range(4)]
+    (tmp_path / "set" / "images" / "metadata.jsonl").write_text('{"file_name": "9.png", "text": "gone"}')
+    with pytest.warns(UserWarning, match=r"name 1 pictures that are not there, .*9\.png first"):
+        assert len(list_items("set")) == 8
+
+
+def test_a_folder_has_all_captions_of_a_picture_as_its_list_has(photos, tmp_path):
+    for i in range(3):
+        shutil.copy(list_items(photos)[i].image, tmp_path / f"{i}.png")
+    lines = [{"file_name": f"{i}.png", "text": f"no {i}, said {again}"} for i in range(3) for again in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert list_items(tmp_path) == list_items(tmp_path / "metadata.jsonl")
+    assert [item.name for item in list_items(tmp_path)][:2] == ["0.png", "0-2.png"]
+
+
+def test_a_picture_is_measured_once_whatever_its_captions_and_its_names(photos, tmp_path):
+    pictures = [item.image for item in list_items(photos)][:3]
+    lines = [{"image": str(path), "text": f"said {i} times"} for path in pictures for i in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "train").mkdir()
+    for i, item in enumerate(list_items(photos)[4:8]):
+        shutil.copy(item.image, tmp_path / "train" / f"{i}.png")
+
+    def data(count: int) -> DataModule:
+        return folder_data(Canny(), None, str(tmp_path / "train"), 64, 2, count, str(tmp_path / "list.jsonl"))
+
+    assert [item.image for item in data(3).validation.items] == pictures
+    with pytest.raises(ValueError, match=r"data.val_count=4, data.val_path=.*list.jsonl, but there are 3 pictures"):
+        data(4)
+    assert len(folder_items(Canny(), 64, 3, str(tmp_path / "list.jsonl"))) == 3
+    with pytest.raises(ValueError, match=r"items=4 of .*list.jsonl, but there are 3 pictures"):
+        folder_items(Canny(), 64, 4, str(tmp_path / "list.jsonl"))
+    shutil.copy(pictures[1], tmp_path / "train" / "renamed.png")
+    with pytest.raises(ValueError, match=r"1 held-out pictures are in data.path too"):
+        data(3)
+
+
+def test_of_held_out_pictures_that_cannot_be_read_none_is_measured_in_their_place(photos):
+    chosen = [item.image for item in folder_data(Canny(), None, str(photos), 64, 2, val_count=4).validation.items]
+    chosen[1].write_bytes(b"oops")
+    with pytest.warns(
+        UserWarning, match=rf"1 of 4 held-out pictures cannot be used \(.*{chosen[1].name}.*left out"
+    ) as told:  # noqa: E501
+        data = folder_data(Canny(), None, str(photos), 64, 2, val_count=4)
+    assert len(told) == 1
+    assert [item.image for item in data.validation.items] == [chosen[0], *chosen[2:]]
+    for path in chosen:
+        path.write_bytes(b"oops")
+    with pytest.raises(ValueError, match="4 of 4 held-out pictures cannot be used"):
+        folder_data(Canny(), None, str(photos), 64, 2, val_count=4)
 
 
 def test_a_picture_is_trained_on_or_held_out_with_all_its_captions(photos, tmp_path):

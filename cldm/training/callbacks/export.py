@@ -22,7 +22,7 @@ class Export(Callback):
     A control stage that trains its base too writes that as well, first (base.safetensors).
 
     metadata: what the file says of itself, such as {"stage": "control", "condition": "canny"}; the module's
-        `outcome.metadata` is added.
+        `outcome.metadata` is added, and None there leaves out.
     dtype: "float32", or "float16" for a file of half the size.
     """
 
@@ -35,8 +35,9 @@ class Export(Callback):
         """Write the file; all processes take part where weights are shared out."""
         if not (trainer.is_global_zero or is_sharded(module)):
             return
+        told = {**self.metadata, **module.outcome.metadata}
         metadata = {
-            **{name: str(value) for name, value in {**self.metadata, **module.outcome.metadata}.items()},
+            **{name: str(value) for name, value in told.items() if value is not None},
             "steps": str(trainer.global_step),
             "commit": commit(),
             "command": " ".join(["python", *sys.argv]),
