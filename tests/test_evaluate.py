@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cldm.commands.cli import main as cli
 from cldm.conditions.plain import Unchanged
+from cldm.data.hints import load_hint
 from cldm.data.listing import ITEMS
 from cldm.evaluation import measuring as evaluate
 from cldm.evaluation import subject as subject_module
@@ -33,8 +35,10 @@ from cldm.runs.folder import BASE_FILE
 from cldm.runs.loggers import evaluation as logging_of_evaluations
 from cldm.runs.loggers.evaluation import log_evaluation
 from cldm.runs.recorded import recorded_values
-from cldm.runs.trained import training_config
+from cldm.runs.trained import checkpoints_of, training_config
 from cldm.sampling.jobs import load_image
+from cldm.worlds import get_world
+from cldm.worlds.dataset import WorldDataset
 from cldm.worlds.scenes.segmenter import Segmenter
 from ldm.files import content
 from ldm.weights import read_metadata, save_weights
@@ -592,6 +596,67 @@ def test_copies_of_training_pictures_are_not_measured_on(runs: Path, tmp_path: P
     with pytest.raises(SystemExit, match="3 of the 5 pictures to measure on look the same"):
         measure(runs, *command)
     measure(runs, *command, "nearest=0")
+
+
+def test_what_a_run_was_trained_on_is_not_measured_as_unseen(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "a", tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"data": {"world": "scenes", "family": "base"}}))
+    with pytest.raises(SystemExit, match=r"data.family=held_out is what data.family=control leaves out; .* on base"):
+        measure(runs, f"checkpoint={tmp_path / 'run'}", "data.family=held_out")
+    assert not (tmp_path / "run" / "evaluation").exists()
+    assert WorldDataset(get_world("scenes"), 2, 64, "base").unseen(2) is None
+    assert len(WorldDataset(get_world("scenes"), 2, 64, "control", condition=Unchanged()).unseen(2)) == 2
+
+
+def test_a_run_is_measured_on_the_base_that_it_recorded_or_on_a_typed_one(runs: Path, tmp_path: Path) -> None:
+    run, base = tmp_path / "run", tmp_path / "base.safetensors"
+    run.mkdir()
+    shutil.copy(runs / "base.safetensors", base)
+    told = {**read_metadata(runs / "a" / "control.safetensors"), "base_fingerprint": "0" * 16}
+    save_file(load_file(runs / "a" / "control.safetensors"), run / "control.safetensors", told)
+    (run / "config.yaml").write_text(json.dumps({"base": str(base)}))
+    (run / "inputs.json").write_text(json.dumps({"base": content(base)}))
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        quick = [f"checkpoint={run}", "protocol=scenes", "items=1", "noise_seeds=[0]", "sampler.steps=1",
+                 "prompts=[none]", "baseline=false", f"cache={runs}/cache"]  # fmt: skip
+        cfg = compose("evaluate", overrides=quick)
+        (_, [training]) = checkpoints_of(str(run), cfg)
+        assert training.base == str(base)
+        with pytest.raises(SystemExit, match=r"was trained on base 0{16}, the base here is .* with base="):
+            evaluate.evaluate(cfg)
+        assert not (run / "evaluation").exists()
+        evaluate.evaluate(compose("evaluate", overrides=[*quick, f"base={base}"]))
+        base.write_bytes(b"another")
+        (_, [training]) = checkpoints_of(str(run), cfg)
+        assert training.base is None
+
+
+@pytest.mark.slow
+def test_maps_of_an_unknown_kind_are_read_as_in_training_and_have_no_score(runs: Path, tmp_path: Path) -> None:
+    """condition=none: the ready map is the hint, also of a further branch, and never the picture itself."""
+    data = annotated(tmp_path / "set", 4)
+    for name in ("own", "more"):
+        told = {**read_metadata(runs / "a" / "control.safetensors"), "condition": "none"}
+        (tmp_path / name).mkdir()
+        save_file(load_file(runs / "a" / "control.safetensors"), tmp_path / name / "control.safetensors", told)
+    first, more = f"{runs}/a/control.safetensors", tmp_path / "more"
+    told = [*ONE, f"data.path={data}", "items=4", "nearest=0"]
+    seen: list[list[torch.Tensor]] = []
+    draw = subject_module.Subject.draw
+
+    def spied(self: Any, *arguments: Any) -> torch.Tensor:
+        seen.append(self.hints)
+        return draw(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject_module.Subject, "draw", spied)
+        measure(runs, f"checkpoint={first}", f"more=[{{checkpoint: {more}}}]", f"out={tmp_path / 'both'}", *told)
+    _, of_more = seen[0]
+    maps = [load_hint(data / "source" / f"{i}.png", 64, condition="none") for i in range(4)]
+    assert torch.equal(of_more, torch.stack(maps))
+    [folder] = measure(runs, f"checkpoint={tmp_path / 'own'}", f"out={tmp_path / 'alone'}", *told)
+    scores = results(folder)["metrics"]["none"]
+    assert not [name for name in scores if name.startswith(("hint_", "edge_"))]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from cldm.runs.configs import with_choices
 from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
 from cldm.runs.listing import read
 from cldm.runs.metrics import curves
-from cldm.runs.trained import load_model
+from cldm.runs.trained import find_checkpoint, load_model
 from cldm.training import fitting
 from cldm.training.callbacks import Guard
 from cldm.training.fitting import loggers_of
@@ -334,6 +334,61 @@ def test_a_resumption_that_cannot_be_meant_is_refused_and_changes_nothing(run, t
         run("asked", "steps=3", "stage.report_items=0", "~optimizer.fused", typed, resume=True)
     assert {name: (folder / name).read_text() for name in before} == before
     assert not (folder / "metrics.1.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_given_another_configuration_without_training(run):
+    folder = run("finished", "steps=2", "stage.report_items=0")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(Refused, match=r"finished at step 2: under .*lr: 0\.004 -> 1e-05.* ask for more steps"):
+        run("finished", "steps=2", "stage.report_items=0", "optimizer.lr=1e-5", resume=True)
+    assert {path: path.read_bytes() for path in before} == before
+    run("finished", "steps=2", "stage.report_items=0", resume=True)  # the same again
+
+
+def test_a_run_that_is_not_there_is_told_with_its_seeds(tmp_path):
+    (tmp_path / "run" / "seed-3").mkdir(parents=True)
+    (tmp_path / "run" / "seed-3" / "config.yaml").touch()
+    for key in ("resume", "reproduce"):
+        done = command(f"{key}={tmp_path / 'run'}", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert (
+            done.stderr == f"{key}={tmp_path / 'run'}: there is no run; did you mean {tmp_path / 'run' / 'seed-3'}?\n"
+        )
+    done = command("-m", f"resume={tmp_path / 'run' / 'seed-3'}", "optimizer.lr=1e-3,1e-4", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "resume= goes on with one run: leave out -m" in done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence_and_no_folder(composed, small, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(Refused, match=r"the trainer of trainer=\.\.\. cannot be made here: .*gpu"):
+        train.train(composed(*small, "trainer=gpu", f"run_dir={tmp_path / 'run'}"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_run_folders_of_a_base_are_bases_and_no_branches(run, composed, small, tmp_path):
+    quick = ["steps=1", "trainer.callbacks.watch.count=1"]
+    folder = run("autoencoder", "stage=autoencoder", *quick)
+    told = read_metadata(folder / "autoencoder.safetensors")
+    assert not {"base", "condition", "control", "polarity", "extractor"} & told.keys()
+    for key in ("base", "init_from"):
+        with pytest.raises(Refused, match=r"autoencoder\.safetensors has no (ControlNet|text encoder|U-Net); it holds"):
+            train.train(composed(*small, f"{key}={folder}", f"run_dir={tmp_path / key}"))
+    with pytest.raises(SystemExit, match=r"is a run of stage=autoencoder; name one of stage=control"):
+        find_checkpoint(str(folder))
+    base = run("base_of_it", "stage=diffusion", f"base={folder}", *quick)
+    assert "autoencoder" in read_metadata(base / "diffusion.safetensors")["base"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["color_grid", "none"])
+def test_an_autoencoder_trains_whatever_the_condition(run, condition):
+    folder = run(f"autoencoder_{condition}", "stage=autoencoder", f"condition={condition}", "steps=1",
+                 "trainer.callbacks.watch.count=1")  # fmt: skip
+    assert "psnr" in json.loads((folder / "results.json").read_text())["fidelity"]
 
 
 @pytest.mark.slow

@@ -128,6 +128,7 @@ def load_control(control: Branch, path: str | Path, base: str | Path | None = No
     pools: whether the caller can average residuals over space (ControlUnit.pool), as shuffle models want it.
     """
     published = read(path)
+    published.part("control")  # or one sentence says what the file holds
     if published.layout == "own":
         load_weights(control, path)
         return

@@ -20,7 +20,8 @@ EXAMPLES = """\
   python -m cldm table architecture --train --evaluate --jobs 4
   python -m cldm table architecture --commands                 what --train would run, a line each, for a cluster
   python -m cldm table my/own.yaml results/ --allow missing
-It refuses missing seeds, mixed commits and mixed protocols unless told to allow them; the table then says so."""
+It refuses missing seeds, mixed commits, mixed protocols and inputs that changed between runs, unless told to allow
+them; the table then says so."""
 
 TABLES = REPOSITORY / "configs" / "table"
 
@@ -33,8 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluate", action="store_true", help="evaluate what is missing, or cut off")
     parser.add_argument("--commands", action="store_true", help="only print the commands of the missing runs")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="run N jobs at a time (default: 1)")
-    parser.add_argument("--allow", nargs="+", default=[], choices=("missing", "commits", "protocols"), metavar="WHAT",
-                        help="make the table in spite of: missing runs, mixed commits, mixed protocols")  # fmt: skip
+    kinds = ("missing", "commits", "protocols", "inputs")
+    parser.add_argument("--allow", nargs="+", default=[], choices=kinds, metavar="WHAT",
+                        help=f"make the table in spite of what is missing or mixed: {', '.join(kinds)}")  # fmt: skip
     parser.add_argument("--publish", type=Path, metavar="FOLDER",
                         help="also copy the results that the table was made of, without weights, for git")  # fmt: skip
     parser.add_argument("--into", type=Path, metavar="PAGE",

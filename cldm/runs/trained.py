@@ -123,7 +123,7 @@ def on_recorded_base(path: Path, training: DictConfig) -> DictConfig:
     record, inputs = (path.with_name(name) for name in ("config.yaml", INPUTS))
     if path.name != FILE or not record.is_file() or not inputs.is_file():
         return training
-    base, held = OmegaConf.load(record).get("base"), json.loads(inputs.read_text()).get("base")
+    base, held = OmegaConf.select(OmegaConf.load(record), "base"), json.loads(inputs.read_text()).get("base")
     if isinstance(base, str) and held and Path(base).exists() and content(exported(Path(base))) == held:
         training.base = base
     return training

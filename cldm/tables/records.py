@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from cldm.runs.folder import INPUTS
+from cldm.runs.listing import flat, load
 from cldm.tables.spec import RUN, Column, Row, Spec, evaluation_folder
 from ldm.files import content
 
@@ -128,7 +130,12 @@ def records(spec: Spec, runs: Mapping[tuple[str, int], Sequence[Path]]) -> list[
 
 def problems(spec: Spec, found: Sequence[Record]) -> dict[str, list[str]]:
     """Why these records make no table unless it is told to allow it: kind -> reasons."""
-    return {"missing": _missing(found), "commits": _commits(found), "protocols": _protocols(spec, found)}
+    return {
+        "missing": _missing(found),
+        "commits": _commits(found),
+        "protocols": _protocols(spec, found),
+        "inputs": _inputs(found),
+    }
 
 
 def refuse_unknown_scores(spec: Spec, found: Sequence[Record]) -> None:
@@ -195,6 +202,23 @@ def _commits(found: Sequence[Record]) -> list[str]:
     lines = [f"{_short(commit)}: {'; '.join(who)}" for commit, who in by_commit.items()] if len(by_commit) > 1 else []
     return lines + [
         f"{commit[:12]} with changes that are in no commit" for commit in by_commit if commit.endswith("+changes")
+    ]
+
+
+def _inputs(found: Sequence[Record]) -> list[str]:
+    """What different runs have read under one name (weights, pictures) with different contents."""
+    held: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for r in found:
+        for run in r.runs:
+            told = _json(run / INPUTS) or {}
+            config = flat(load(run / "config.yaml")[0] or {}) if told else {}
+            for name, digest in told.items():
+                place = str(config.get(name.partition(" ")[0]))
+                held.setdefault((name, place), {}).setdefault(digest, []).append(f"{r.row.title} seed {r.seed}")
+    return [
+        f"{name}={place}: " + "; ".join(f"{digest[:12]} for {', '.join(who)}" for digest, who in contents.items())
+        for (name, place), contents in held.items()
+        if len(contents) > 1
     ]
 
 

@@ -78,10 +78,15 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         trainer = settings(logger=False, callbacks=[*settings.keywords["callbacks"].values()])
         data.check(trainer.world_size)
         distances = instantiate(cfg.stage.distances) if cfg.stage.name == "autoencoder" else None
+        if trainer.is_global_zero:
+            sources = [place for place in (source, base_of(cfg) if loads else None) if place]
+            record_items(run.folder / ITEMS, data, sources)
         trainer.loggers = loggers = loggers_of(cfg)  # last: what is refused leaves no run behind in them
-    if trainer.is_global_zero:
-        record_items(run.folder / ITEMS, data, [place for place in (source, base_of(cfg) if loads else None) if place])
-    of_control = {"extractor": repr(condition), SETTINGS: settings_told(cfg), "polarity": condition.polarity}
+    of_control: dict[str, str | None] = {
+        "extractor": repr(condition),
+        SETTINGS: settings_told(cfg),
+        "polarity": condition.polarity,
+    }
     module.outcome.metadata = {
         **(of_control if isinstance(module, ControlLDM) else dict.fromkeys(("condition", "control"))),
         **({} if loads else {"base": None}),

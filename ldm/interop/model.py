@@ -95,6 +95,8 @@ def load_base(
     if path is None:
         return
     parts, published = None if parts is None else [*parts], read(path)
+    for part in PARTS if parts is None else parts:
+        published.part(PARTS[part])  # or one sentence says what the file holds
     if published.layout == "own" and Path(path).is_file():
         if parts is None or "unet" in parts:
             schedules.check(model.schedule, published.schedule, published.path)

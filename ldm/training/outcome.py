@@ -17,7 +17,7 @@ class Outcome:
     hint_use: whether the hint is used (HintUse), empty for other stages than control.
     average: of the weights that train, by name (EMA); empty without one.
     facts: what each checkpoint says of its run beside weights and states, plain containers only.
-    metadata: what each exported file says of itself beside its settings.
+    metadata: what each exported file says of itself beside its settings; None leaves out.
     """
 
     looks: History = field(default_factory=lambda: {"step": []})
@@ -25,4 +25,4 @@ class Outcome:
     hint_use: History = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str | None] = field(default_factory=dict)

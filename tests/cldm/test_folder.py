@@ -497,7 +497,7 @@ def test_of_held_out_pictures_that_cannot_be_read_none_is_measured_in_their_plac
     chosen[1].write_bytes(b"oops")
     with pytest.warns(
         UserWarning, match=rf"1 of 4 held-out pictures cannot be used \(.*{chosen[1].name}.*left out"
-    ) as told:  # noqa: E501
+    ) as told:
         data = folder_data(Canny(), None, str(photos), 64, 2, val_count=4)
     assert len(told) == 1
     assert [item.image for item in data.validation.items] == [chosen[0], *chosen[2:]]

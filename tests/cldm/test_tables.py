@@ -288,7 +288,12 @@ def test_a_ceiling_of_its_own_stands_behind_each_number(spec, found, tmp_path):
 
 
 def test_runs_of_one_kind_make_a_table(spec, found):
-    assert problems(spec, found) == {"missing": [], "commits": [], "protocols": []}  # `end` differs on purpose
+    assert problems(spec, found) == {
+        "missing": [],
+        "commits": [],
+        "protocols": [],
+        "inputs": [],
+    }  # `end` differs on purpose
 
 
 def test_missing_runs_and_outdated_evaluations_are_named(spec, found, tmp_path):
@@ -327,6 +332,23 @@ def test_mixed_commits_and_protocols_are_named(spec, found, tmp_path):
     assert any("changes that are in no commit" in line for line in told["commits"])
     assert len(told["protocols"]) == 1
     assert "items: 4 and 5" in told["protocols"][0]
+
+
+def test_pictures_that_changed_between_the_seeds_of_a_row_are_named(spec, found, tmp_path):
+    def inputs() -> list[str]:
+        return problems(spec, records(spec, {(r.row.title, r.seed): r.runs for r in found}))["inputs"]
+
+    for r in found:
+        for run in r.runs:
+            other = "two" if run.parent.name == "other" else "one"  # rows may differ in what they name
+            (run / "config.yaml").write_text(f"data: {{path: pictures/{other}}}\nbase: base.safetensors\n")
+            (run / "inputs.json").write_text(json.dumps({"data.path": other, "base": "weights"}))
+    assert inputs() == []
+    (tmp_path / "one" / "seed-2" / "inputs.json").write_text(json.dumps({"data.path": "more", "base": "weights"}))
+    (told,) = inputs()
+    assert told.startswith("data.path=pictures/one: one for ")
+    assert "more for " in told
+    assert "one seed 2" in told.split("more for ")[1]
 
 
 def test_a_run_whose_attempts_were_of_different_commits_is_mixed(spec, found, tmp_path):
