@@ -655,7 +655,7 @@ def test_maps_of_an_unknown_kind_are_read_as_in_training_and_have_no_score(runs:
     maps = [load_hint(data / "source" / f"{i}.png", 64, condition="none") for i in range(4)]
     assert torch.equal(of_more, torch.stack(maps))
     [folder] = measure(runs, f"checkpoint={tmp_path / 'own'}", f"out={tmp_path / 'alone'}", *told)
-    scores = results(folder)["metrics"]["none"]
+    scores = results(folder)["metrics"]["perfect"]
     assert not [name for name in scores if name.startswith(("hint_", "edge_"))]
 
 

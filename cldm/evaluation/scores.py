@@ -93,6 +93,8 @@ def _numpy(found: Mapping[str, Tensor]) -> Rows:
 def join(parts: Sequence[Rows]) -> Rows:
     """Parts one below the other; a score that a part lacks is nan there."""
     names = dict.fromkeys(name for part in parts for name in part)
+    if not names:  # no score at all can be computed
+        return {}
     lengths = [len(next(iter(part.values()))) for part in parts]
     return {
         name: np.concatenate([part.get(name, np.full(n, np.nan)) for part, n in zip(parts, lengths, strict=True)])
