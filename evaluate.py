@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from cldm.runs.checkout import code
-from cldm.runs.configs import home_typed, keys_suggested, refuse_mistakes, register_resolvers
+from cldm.runs.configs import home_typed, keys_suggested, notes_told_once, refuse_mistakes, register_resolvers
 
 register_resolvers()
 
@@ -15,6 +15,7 @@ register_resolvers()
 def main(cfg: DictConfig) -> None:
     code()  # of what runs, whatever is changed meanwhile
     refuse_mistakes(cfg)
+    notes_told_once()
     from cldm.evaluation.measuring import evaluate  # and with it torch, which --help and refusals need not wait for
 
     try:

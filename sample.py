@@ -1,12 +1,18 @@
 """Draw images that obey a hint with a trained ControlNet. Config: configs/sample.yaml."""
 
 import sys
-import warnings
 
 import hydra
 from omegaconf import DictConfig
 
-from cldm.runs.configs import home_typed, keys_suggested, mistakes_refused, refuse_mistakes, register_resolvers
+from cldm.runs.configs import (
+    home_typed,
+    keys_suggested,
+    mistakes_refused,
+    notes_told_once,
+    refuse_mistakes,
+    register_resolvers,
+)
 from cldm.runs.folder import Refused
 from ldm.files import InUse
 
@@ -16,7 +22,7 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="configs", config_name="sample")
 def main(cfg: DictConfig) -> None:
     refuse_mistakes(cfg)
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    notes_told_once()
     from cldm.sampling.drawing import sample  # and with it torch, which --help and refusals need not wait for
 
     try:

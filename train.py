@@ -18,6 +18,7 @@ from cldm.runs.configs import (
     home_typed,
     keys_suggested,
     mistakes_refused,
+    notes_told_once,
     refuse_mistakes,
     register_resolvers,
     with_choices,
@@ -110,6 +111,7 @@ def main(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")  # locked is meant
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    notes_told_once()
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda line: "💡" not in line.getMessage())
     try:
         refuse_mistakes(cfg)

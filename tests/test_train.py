@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 import train
 from cldm.runs.building import instantiate
-from cldm.runs.configs import with_choices
+from cldm.runs.configs import notes_told_once, with_choices
 from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
 from cldm.runs.listing import read
 from cldm.runs.metrics import curves
@@ -676,6 +677,16 @@ def test_what_the_optimizer_does_not_take_is_refused_before_anything_is_drawn(sm
     with pytest.raises(Refused, match=said):
         train.train(composed(*small, typed, f"run_dir={tmp_path / 'run'}"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_warning_is_told_once_whatever_libraries_do_to_its_memory(monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # as it was, afterwards
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        notes_told_once()
+        for text in ("a.png cannot be read", "b.png cannot be read", "a.png cannot be read"):
+            warnings.warn(text, stacklevel=1)
+    assert capsys.readouterr().err == "note: a.png cannot be read\nnote: b.png cannot be read\n"
 
 
 def test_an_unknown_key_stops_the_command(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -190,6 +191,20 @@ def mistakes_refused() -> Iterator[None]:
         if type(error).__name__ != "MisconfigurationException":  # Lightning's, which may not have been loaded
             raise
         raise Refused(f"the trainer of trainer=... cannot be made here: {error}") from error
+
+
+def notes_told_once() -> None:
+    """Let the rest of the process tell each warning once, as a note. Python's own memory of what it has told is lost
+    whenever a library changes its filters, which training does in every step."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # of a progress bar, which draws itself again
+            print(f"{clear}note: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
 
 
 @contextmanager
