@@ -5,6 +5,7 @@ declares what it takes, and run(args), which does it and raises ValueError or OS
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commit()  # of the code that runs, whatever is committed while it does
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ from typing import Any
 from cldm.runs.listing import differing, figures, read, run_folders
 
 REASON = 60  # letters of a reason that are shown
+VALUE = 32  # letters of a value: of a path its end tells more
 EXAMPLES = """\
   python -m cldm runs
   python -m cldm runs runs/locking --where stage.module.locking=decoder --sort edge_f1_1px
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.folder.is_dir():
         raise ValueError(f"{args.folder} is no folder; runs lie in runs/, or where runs= put them")
     found = [read(path) for path in run_folders(args.folder)]
-    known = {name for one in found for name in (*one.figures, *one.config)}
+    known = {name for one in found for name in (*one.figures, *one.choices, *one.config)}
     for condition in args.where:
         key, is_given, value = condition.partition("=")
         if not is_given:
@@ -85,6 +86,14 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(*(rows[0] if rows else ("run", "state")), box=None, padding=(0, 1))
     for row in rows:
         told = {**row, "state": shorten(row["state"], REASON, placeholder=" …")}
-        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in told.values()))
+        table.add_row(*(_cell(v) if name in ("run", "state") else _cut(_cell(v)) for name, v in told.items()))
     Console(width=10_000).print(table, markup=False, no_wrap=True, crop=False)
     print(f"{len(rows)} runs")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= VALUE else f"…{text[1 - VALUE :]}"

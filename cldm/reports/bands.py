@@ -71,10 +71,10 @@ def rounded(values: np.ndarray) -> list[float]:
 
 
 def moments(groups: Sequence[Group], logged: Logged) -> list[dict[str, Any]]:
-    """For each run whether and when it began to follow its hint (cldm.tables.convergence)."""
+    """For each run with hints whether and when it began to follow its own (cldm.tables.convergence)."""
     found = []
     for i, group in enumerate(groups):
-        for run in group.runs:
+        for run in group.runs if group.runs[0].choices.get("stage", "control") == "control" else ():
             own = logged[run]
             watched = {name: own[column] for name, column in WATCHED.items() if column in own}
             one = moment({name: (curve.steps, curve.values) for name, curve in watched.items()})

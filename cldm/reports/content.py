@@ -57,7 +57,7 @@ def ordered(groups: Sequence[Group], spec: ReportSpec) -> list[Group]:
             "none of these run folders has a configuration that can be read; `python -m cldm runs` says why"
         )
     keys = differing([group.runs[0] for group in groups])
-    groups = sorted(groups, key=lambda group: [_order(group.runs[0].telling.get(key)) for key in keys])
+    groups = sorted(groups, key=lambda group: [_order(group.runs[0].says(key)) for key in keys])
     first = next((group for group in groups if spec.reference in group.name), None)
     if first is None:
         names = "; ".join(group.name for group in groups)

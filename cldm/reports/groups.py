@@ -10,6 +10,7 @@ from typing import Any
 from cldm.runs.listing import RunFolder, differing, read, run_folders
 
 LONGEST = 60  # characters of a group's name
+VALUE = 36  # and of a value: of a path its end tells more
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
         return [str(runs[0].config.get("name") or runs[0].folder.name)]
     if len({*names}) < len(names):
         keys = differing(runs)
-        names = [_short([f"{key}={run.telling.get(key)}" for key in keys]) for run in runs]
+        names = [_short([f"{key}={_told(run.says(key))}" for key in keys]) for run in runs]
     plain = [name or "default" for name in names]
     return [name if plain.count(name) == 1 else f"{name} ({digest(run)[:6]})"
             for name, run in zip(plain, runs, strict=True)]  # fmt: skip
@@ -98,8 +99,11 @@ def _short(items: Sequence[str]) -> str:
 def settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """What differs: for each key of the configuration in which groups differ its value in each of them."""
     keys = differing([group.runs[0] for group in groups])
-    return [{"key": key, "values": [_told(group.runs[0].telling.get(key)) for group in groups]} for key in keys]
+    return [{"key": key, "values": [_told(group.runs[0].says(key)) for group in groups]} for key in keys]
 
 
 def _told(value: Any) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    text = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if len(text) <= VALUE:
+        return text
+    return f"{len(value)} values" if isinstance(value, list) else f"…{text[1 - VALUE :]}"

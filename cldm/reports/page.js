@@ -204,7 +204,7 @@ function hover(root, lines, x0, x1, px) {
 
 function curves() {
   const lacking = D.groups.filter((_, i) => shown.has(i) && D.curves.length && !D.curves.some((one) => one.axes[axis][i])).length;
-  $("axis-note").textContent = lacking ? `${lacking} shown group${lacking > 1 ? "s have" : " has"} not logged ${AXES[axis]}: older runs do not.` : "";
+  $("axis-note").textContent = lacking ? `${lacking} shown group${lacking > 1 ? "s have" : " has"} not logged ${AXES[axis]}.` : "";
   $("plots").replaceChildren(...D.curves.map(plot));
 }
 
@@ -233,8 +233,8 @@ function gridTable() {
   if (!page) return;
   const all = D.groups.reduce((sum, group, i) => sum + (shown.has(i) ? group.runs.length : 0), 0);
   $("grid-note").textContent = all > page.rows.filter((row) => shown.has(row.group)).length ? "Of groups of several runs the first is shown." : "";
-  $("grid-caption").textContent = page.caption ? `“${page.caption}”` : "";
-  const rows = page.rows.filter((row) => shown.has(row.group)).map((row) => el("tr", {}, el("td", {}, ...named(row.group), several ? `, seed ${row.seed}` : ""),
+  $("grid-caption").textContent = page.same ? (page.rows[0].caption ? `“${page.rows[0].caption}”` : "") : "Not all of these runs look at the same items.";
+  const rows = page.rows.filter((row) => shown.has(row.group)).map((row) => el("tr", {}, el("td", {}, ...named(row.group), several ? `, seed ${row.seed}` : "", page.same ? null : el("small", {}, row.caption)),
     el("td", {}, picture(row.hint, "hint")), ...row.cells.map((key, i) => el("td", {}, picture(key, `step ${D.grid.steps[i]}`)))));
   $("grid-table").replaceChildren(el("thead", {}, el("tr", {}, el("th", {}, ""), el("th", {}, "made from"), ...D.grid.steps.map((step) => el("th", {}, `step ${step}`)))), el("tbody", {}, ...rows));
 }
@@ -245,7 +245,7 @@ const views = D.tables.map((one) => ({ setting: one.settings[one.settings.length
 function figures() {
   $("scores-body").replaceChildren(
     el("p", {}, "One table for each protocol: figures of different protocols must not be compared. A value is the mean over the seeds of a group. Below it: Student's 95 % interval over seeds, " +
-      "or with a single seed (marked “items”) a bootstrap over items, which says nothing of other seeds. Arrows say which way is better."),
+      "or with a single seed (marked “items”) a bootstrap over items, which says nothing of other seeds. Arrows say which way is better. Bold: the best, where it differs from the first group beyond the interval."),
     ...D.tables.map(figureTable));
 }
 function figureTable(one, number) {
@@ -255,8 +255,12 @@ function figureTable(one, number) {
   const kind = el("span", { class: "choice", role: "group", "aria-label": "values or differences" });
   choice(kind, [[false, "values"], [true, `minus ${D.groups[one.reference].name}`]], view.apart, (value) => { view.apart = value; figures(); });
   const best = one.scores.map((score, i) => {
+    const of = one.rows[view.setting].filter((row) => row.cells[i]);
     const means = one.rows[view.setting].map((row) => row.cells[i] && row.cells[i].mean).filter((x) => x !== null && x !== undefined);
-    return score.lower ? Math.min(...means) : Math.max(...means);
+    const found = score.lower ? Math.min(...means) : Math.max(...means);
+    const first = of.find((row) => row.cells[i].mean === found), others = of.filter((row) => row.group !== one.reference);
+    const sure = first && (first.group === one.reference ? others.length && others.every((row) => clear(row.cells[i])) : clear(first.cells[i]));
+    return sure ? found : null;
   });
   const rows = one.rows[view.setting].filter((row) => shown.has(row.group)).map((row) => el("tr", {}, el("td", { class: "group" }, ...named(row.group), el("small", {}, `n = ${row.n} seed${row.n > 1 ? "s" : ""}`)),
     ...row.cells.map((cell, i) => (view.apart && row.group !== one.reference ? difference(cell, one.scores[i]) : value(cell, best[i])))));
@@ -272,12 +276,13 @@ function value(cell, best) {
   const interval = cell.seeds ? span(cell.seeds) : cell.items ? `${span(cell.items)} items` : "";
   return el("td", { title: `seeds: ${cell.values.map((x) => short(x)).join(", ")}` }, cell.mean === best ? el("b", {}, short(cell.mean)) : short(cell.mean), el("small", {}, interval));
 }
+const intervalOf = (cell) => cell.difference_seeds || cell.difference_items;
+const clear = (cell) => { const pair = intervalOf(cell); return !!pair && (pair[0] > 0 || pair[1] < 0); };
 function difference(cell, score) {
   if (!cell || cell.difference === undefined) return el("td", {}, "–");
-  const pair = cell.difference_seeds || cell.difference_items;
-  const clear = pair && (pair[0] > 0 || pair[1] < 0);
+  const pair = intervalOf(cell);
   const good = (cell.difference < 0) === score.lower;
-  return el("td", {}, el("span", { class: clear ? (good ? "better" : "worse") : null }, signed(cell.difference)), el("small", {}, span(pair, signed) + (cell.difference_seeds || !pair ? "" : " items")));
+  return el("td", {}, el("span", { class: clear(cell) ? (good ? "better" : "worse") : null }, signed(cell.difference)), el("small", {}, span(pair, signed) + (cell.difference_seeds || !pair ? "" : " items")));
 }
 
 /* ---------------------------------------------------------------- samples */

@@ -59,9 +59,10 @@ def grid(runs: Sequence[tuple[int, RunFolder]], items: Sequence[int], looks: int
             if any(cells):
                 first = next(iter(lines.values()))
                 rows.append({"group": group, "seed": run.config.get("seed"), "cells": cells,
+                             "caption": _caption(first, item),
                              "hint": _cell(run, first, item, ("hint", "image"), album)})  # fmt: skip
         if rows:
-            pages.append({"item": item, "rows": rows, "caption": _caption(looked, item)})
+            pages.append({"item": item, "rows": rows, "same": len({row["caption"] for row in rows}) == 1})
     return {"steps": chosen, "items": pages}
 
 
@@ -72,9 +73,9 @@ def _history(run: Path) -> dict[int, dict[str, Any]]:
         return {}
 
 
-def _caption(looked: dict[Any, dict[int, dict[str, Any]]], item: int) -> str:
-    captions = [next(iter(lines.values())).get("captions") or [] for lines in looked.values()]
-    return next((own[item] for own in captions if item < len(own)), "")
+def _caption(look: dict[str, Any], item: int) -> str:
+    captions = look.get("captions") or []
+    return captions[item] if item < len(captions) else ""
 
 
 def _cell(run: RunFolder, line: dict[str, Any] | None, item: int, names: Sequence[str], album: Album) -> str | None:

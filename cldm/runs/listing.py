@@ -13,7 +13,8 @@ from cldm.runs.folder import ATTEMPTS, VOLATILE
 from cldm.runs.metrics import last_step
 from ldm.files import InUse, locked, read_lines
 
-DERIVED = ("name", "trainer.max_steps", "trainer.callbacks.export.metadata")
+METADATA = "trainer.callbacks.export.metadata"
+DERIVED = ("name", "trainer.max_steps", METADATA)
 """Keys of a configuration that only repeat what others say."""
 
 SEEDED = ("data.order", "stage.module.seed")
@@ -33,8 +34,20 @@ class RunFolder:
     figures: dict[str, Any]
 
     def value(self, column: str) -> Any:
-        """A figure, or a key of the configuration; None where the run has none."""
-        return self.figures.get(column, self.config.get(column))
+        """A figure, a choice, or a key of the configuration; None where the run has none."""
+        return self.figures.get(column, self.choices.get(column, self.config.get(column)))
+
+    def says(self, key: str) -> Any:
+        """A choice, or a key of `telling`; None where the run has none."""
+        return self.choices.get(key, self.telling.get(key))
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """What was chosen of the groups of configs, as far as the run recorded it."""
+        told = {name: self.config.get(f"{METADATA}.{name}") for name in ("stage", "model", "control", "condition")}
+        source = str(self.config.get("data._target_", "")).split(".")
+        told["data"] = self.config.get("data.world") or (source[-2] if len(source) > 1 else None)
+        return {name: value for name, value in told.items() if value is not None}
 
     @cached_property
     def telling(self) -> dict[str, Any]:
@@ -150,7 +163,24 @@ def figures(found: Sequence[RunFolder]) -> list[str]:
 
 
 def differing(found: Sequence[RunFolder]) -> list[str]:
-    """Keys of the configuration in which runs differ, where it tells something of them."""
-    configs = [one.telling for one in found if one.config]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    return sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs))
+    """Choices, then keys of the configuration, in which runs differ, where it tells something of them.
+
+    Where choices differ, keys follow from them: of these only those that were typed, and those that differ in runs of
+    the same choices.
+    """
+    told = [one for one in found if one.config]
+    chosen = _unlike([one.choices for one in told])
+    if not chosen:
+        return sorted(_unlike([one.telling for one in told]))
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for one in told:
+        alike.setdefault(json.dumps(one.choices, sort_keys=True), []).append(one.telling)
+    typed = {item.lstrip("+~").split("=", 1)[0] for one in told for item in one.overrides}
+    keys = {key for runs in alike.values() for key in _unlike(runs)}
+    return [*chosen, *sorted(keys | (typed & {*_unlike([one.telling for one in told])}))]
+
+
+def _unlike(values: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys under which these are not all the same."""
+    keys = dict.fromkeys(key for one in values for key in one)
+    return [key for key in keys if any(one.get(key) != values[0].get(key) for one in values)]

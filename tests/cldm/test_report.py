@@ -111,7 +111,8 @@ def test_the_grid_shows_the_same_item_of_every_run_at_the_same_steps(told):
     assert (steps[0], steps[-1], len(steps)) == (0, 200, 8)
     assert [shown["item"] for shown in items] == [0, 1, 2, 3]
     for shown in items:
-        assert shown["caption"] == scene(shown["item"])[2]
+        assert {row["caption"] for row in shown["rows"]} == {scene(shown["item"])[2]}
+        assert shown["same"]
         assert len({row["hint"] for row in shown["rows"]}) == 1  # of one item there is one hint
         cells = [key for row in shown["rows"] for key in row["cells"]]
         assert len(cells) == len({*cells}) == 4 * 8
@@ -178,7 +179,7 @@ def test_no_text_of_a_run_becomes_part_of_the_page(tmp_path):
     html = page(content([tmp_path], ReportSpec(title="</script><b>")))
     assert html.count("</script>") == 2
     assert "<img src=x" not in html
-    assert data_of(html)["grid"]["items"][0]["caption"].startswith("</script><img")
+    assert data_of(html)["grid"]["items"][0]["rows"][0]["caption"].startswith("</script><img")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on PATH (apt-get install chromium)")

@@ -1,11 +1,15 @@
 """Promises of `python -m cldm runs`: every folder is listed with its state, broken ones with the reason."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cldm.commands.cli import main
+from cldm.runs.checkout import REPOSITORY
 from ldm.files import locked
 from tests.run_folders import run_folder
 
@@ -70,6 +74,34 @@ def test_the_steps_of_a_run_that_is_not_done_are_those_it_has_logged(place, caps
     assert found["a"]["steps"] == 10
     (place / "c" / "metrics.csv").write_bytes(b"\xff,\n1,2\n")
     assert listed(capsys, place)["c"]["steps"] == 19_990
+
+
+def test_of_runs_of_several_stages_choices_are_told_and_not_all_that_follows_from_them(tmp_path, capsys):
+    def run(name: str, config: dict, *typed: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(json.dumps(config))
+        (tmp_path / name / "overrides.yaml").write_text(json.dumps(typed))
+
+    def config(stage: str, **more: Any) -> dict:
+        told = {"trainer": {"callbacks": {"export": {"metadata": {"stage": stage, "model": "tiny"}}}}}
+        return {**told, "data": {"_target_": "cldm.data.folder.folder_data", "augment": stage}, "steps": 9, **more}
+
+    run("a", config("autoencoder", words=["a"] * 90), "stage=autoencoder")
+    run("b", config("control", lr=1e-3, steps=5), "steps=5")
+    run("c", config("control", lr=1e-4, steps=5), "steps=5")
+    assert {*listed(capsys, tmp_path)["a"]} == {"run", "state", "stage", "lr", "steps"}
+    rows = listed(capsys, tmp_path, "--columns", "stage,data,model")
+    assert {name: row["stage"] for name, row in rows.items()} == {"a": "autoencoder", "b": "control", "c": "control"}
+    assert {row["data"] for row in rows.values()} == {"folder"}
+    assert len(listed(capsys, tmp_path, "--where", "stage=control")) == 2
+    assert main(["runs", str(tmp_path), "--columns", "words"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 80
+
+
+def test_a_reader_that_has_enough_ends_the_command(place):
+    command = f"{sys.executable} -m cldm runs {place} | true"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_key_that_no_run_has_is_named(place, capsys):
