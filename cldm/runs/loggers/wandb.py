@@ -42,6 +42,7 @@ class RunLogger(WandbLogger):
 
     def __init__(self, log_model: bool = False, **options: Any):
         super().__init__(**options)
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it in every run, whatever its value
         self.keeps_weights = log_model
         self.declared: set[str] = set()
 
