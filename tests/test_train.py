@@ -695,6 +695,7 @@ def test_an_unknown_key_stops_the_command(tmp_path):
     assert "Could not override 'foo'" in done.stderr
     assert "there is no key stpes; did you mean steps?" in done.stderr
     assert not [*tmp_path.iterdir()]
+    assert "there is no condition=cany; did you mean condition=canny?" in command("condition=cany", cwd=tmp_path).stderr
 
 
 @pytest.mark.slow

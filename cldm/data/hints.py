@@ -24,6 +24,9 @@ from cldm.data.transforms import Size, cover, cover_map
 MAX_ASPECT = 4.0
 """How many times longer a picture may be than the shape asked for; above, most of it would be cut off."""
 
+PICTURED = 0.25
+"""The share of grey pixels above which a map of lines looks like a picture: soft edges of strokes make fewer."""
+
 ORIGIN = "hint"
 """Key of the text in a PNG of `annotate`."""
 
@@ -132,6 +135,9 @@ def ready_map(
             notify(f"{picture.name}: {'as asked for' if invert else 'dark lines on a light ground'}, inverted")
     if lines:
         pixels = np.repeat(pixels.max(axis=2, keepdims=True), 3, axis=2)  # a red stroke is a stroke
+        if condition.binary and float(((pixels > 0.25) & (pixels < 0.75)).mean()) > PICTURED:
+            notify(f"{picture.name}: looks like a picture, not like a map of lines; its map is made where it is given "
+                   "as a picture (sample.py: photo=)")  # fmt: skip
     return _binarize(pixels) if condition.binary else pixels
 
 

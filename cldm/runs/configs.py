@@ -103,7 +103,21 @@ def keys_suggested(name: str) -> Iterator[None]:
         overrides = [item for item in sys.argv[1:] if "=" in item and not item.startswith(("+", "~", "-"))]
         for key, near in _like_keys(overrides, name).items() if error.code == 1 else ():
             print(f"there is no key {key}; did you mean {' or '.join(near)}?", file=sys.stderr)
+        for item, near in _like_choices(overrides).items() if error.code == 1 else ():
+            print(f"there is no {item}; did you mean {near}?", file=sys.stderr)
         raise
+
+
+def _like_choices(overrides: Sequence[str]) -> dict[str, str]:
+    """{choice of a group that does not exist: one that is like it}."""
+    found = {}
+    for item in overrides:
+        group, _, choice = item.partition("=")
+        known = [path.stem for path in (REPOSITORY / "configs" / group).glob("*.yaml")]
+        for one in choice.split(",") if known else ():
+            if one not in known and (near := get_close_matches(one, known, n=1)):
+                found[f"{group}={one}"] = f"{group}={near[0]}"
+    return found
 
 
 def _like_keys(overrides: Sequence[str], name: str) -> dict[str, list[str]]:

@@ -282,6 +282,19 @@ def test_a_scan_with_pencil_lines_on_uneven_paper_becomes_binary(save):
     assert torch.equal(hint[0], torch.from_numpy(lines).float())
 
 
+def test_a_picture_in_the_place_of_a_map_of_lines_is_told_and_drawings_are_not(save):
+    rng = np.random.default_rng(0)
+    photo = cv2.GaussianBlur(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), (0, 0), 6)
+    photo = cv2.normalize(photo, None, 0, 255, cv2.NORM_MINMAX)
+    paper = np.linspace(215, 245, 64, dtype=np.uint8)[None].repeat(64, axis=0)
+    pencil = np.where(drawing() > 0, 150, paper).astype(np.uint8)
+    soft = cv2.resize(drawing(256, 256), (64, 64), interpolation=cv2.INTER_AREA)
+    for picture, told in ((photo, True), (pencil, False), (soft, False), (255 - soft, False), (drawing(), False)):
+        notes: list[str] = []
+        quiet(save(picture), notify=notes.append)
+        assert any("looks like a picture, not like a map of lines" in note for note in notes) == told
+
+
 def test_sixteen_bit_depth_keeps_more_than_256_levels(save):
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     hint = quiet(save(ramp), condition=Depth())
