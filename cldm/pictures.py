@@ -73,7 +73,7 @@ def plot(path: str | Path, panels: Sequence[Panel], mark: tuple[int, str] | None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(7 * len(panels), 4.6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
@@ -87,6 +87,6 @@ def plot(path: str | Path, panels: Sequence[Panel], mark: tuple[int, str] | None
         axes.set(xlabel="optimizer step", title=panel.title)
         axes.set(yscale="log") if panel.log else axes.set(ylabel="share", ylim=(0, 1))
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper right" if panel.log else "lower right", fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)  # beside the curves, not on them
     canvas.draw()
     save_atomically(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
