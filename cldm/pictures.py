@@ -87,6 +87,8 @@ def plot(path: str | Path, panels: Sequence[Panel], mark: tuple[int, str] | None
         axes.set(xlabel="optimizer step", title=panel.title)
         axes.set(yscale="log") if panel.log else axes.set(ylabel="share", ylim=(0, 1))
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)  # beside the curves, not on them
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8
+        )  # beside the curves, not on them
     canvas.draw()
     save_atomically(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cldm.reports.bands import moments, panel, read_curves
 from cldm.reports.figures import by_protocol, samples, table
-from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings
+from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings, unlike_inputs
 from cldm.reports.pictures import Album, grid, pictured
 from cldm.reports.spec import CURVES, ReportSpec
 from cldm.reports.words import words
@@ -39,7 +39,8 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
                  "commit": commit()},
         "groups": [described(group) for group in groups],
         "settings": settings(groups),
-        "trouble": [*(told for run in runs if (told := complaint(run))), *repeated, *trouble],
+        "trouble": [*(told for run in runs if (told := complaint(run))), *repeated, *trouble,
+                    *(told for group in groups if (told := unlike_inputs(group)))],
         "curves": [panel(name, groups, logged) for name in names],
         "moments": moments(groups, logged),
         "grid": grid(shown, spec.items, spec.looks, album),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cldm.runs.listing import RunFolder, differing, read, run_folders
+from cldm.runs.folder import INPUTS
+from cldm.runs.listing import RunFolder, differing, load, read, run_folders
 
 LONGEST = 60  # characters of a group's name
 VALUE = 36  # and of a value: of a path its end tells more
@@ -72,6 +73,15 @@ def grouped(runs: Sequence[RunFolder]) -> list[Group]:
             members.setdefault(digest(run), []).append(run)
     names = _names([own[0] for own in members.values()])
     return [Group(name, tuple(own)) for name, own in zip(names, members.values(), strict=True)]
+
+
+def unlike_inputs(group: Group) -> dict[str, str] | None:
+    """What the runs of a group have read under one name with different contents; None where all is alike."""
+    held = [load(run.folder / INPUTS)[0] or {} for run in group.runs]
+    names = sorted({name for one in held for name in one})
+    if changed := [name for name in names if len({one[name] for one in held if name in one}) > 1]:
+        return {"run": group.name, "reason": f"its runs have read other contents under the same {', '.join(changed)}"}
+    return None
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:

@@ -79,6 +79,16 @@ def test_a_run_that_was_made_again_is_no_further_seed(tmp_path):
     assert [row["n"] for row in table["rows"]["perfect"]] == [2]
 
 
+def test_a_group_whose_runs_have_read_other_pictures_is_told(tmp_path):
+    folders = [run_folder(tmp_path / f"seed-{seed}", seed) for seed in (0, 1)]
+    for folder in folders:
+        (folder / "inputs.json").write_text(json.dumps({"data.path": "8 pictures", "base": "weights"}))
+    assert content([tmp_path], ReportSpec())["trouble"] == []
+    (folders[1] / "inputs.json").write_text(json.dumps({"data.path": "16 pictures", "base": "weights"}))
+    (told,) = content([tmp_path], ReportSpec())["trouble"]
+    assert told["reason"] == "its runs have read other contents under the same data.path"
+
+
 def test_a_file_that_is_called_like_an_attempt_ends_no_report(tmp_path):
     (one_run(tmp_path) / "metrics.old.csv").write_text("step,train/loss\n0,1\n")
     assert content([tmp_path], ReportSpec())["curves"]
