@@ -296,6 +296,7 @@ def test_keys_of_the_stage_of_a_run_can_be_typed_on_its_resumption(tmp_path):
     typed = [f"resume={tmp_path}", "model=tiny", "stage.module.pure_noise=0.4"]
     words = with_choices(typed)
     assert words == ["stage=diffusion", "data=stickers", *typed]
+    assert with_choices(["--cfg", "job", *typed]) == ["--cfg", "job", *words]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         assert compose("train", words).stage.module.pure_noise == 0.4
     assert with_choices(["steps=3"]) == ["steps=3"]

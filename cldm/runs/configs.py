@@ -103,8 +103,8 @@ def keys_suggested(name: str) -> Iterator[None]:
         overrides = [item for item in sys.argv[1:] if "=" in item and not item.startswith(("+", "~", "-"))]
         for key, near in _like_keys(overrides, name).items() if error.code == 1 else ():
             print(f"there is no key {key}; did you mean {' or '.join(near)}?", file=sys.stderr)
-        for item, near in _like_choices(overrides).items() if error.code == 1 else ():
-            print(f"there is no {item}; did you mean {near}?", file=sys.stderr)
+        for choice, like in _like_choices(overrides).items() if error.code == 1 else ():
+            print(f"there is no {choice}; did you mean {like}?", file=sys.stderr)
         raise
 
 
