@@ -345,11 +345,11 @@ JOBS = [
 OVERRIDES = [
     Case("sample", "scale=nan", lambda _: None, REFUSED, "scale must be a finite number"),
     Case("sample", "sampler.guidance=inf", lambda _: None, REFUSED, "sampler.guidance must be a finite number"),
-    Case("sample", "count=-1", lambda _: None, REFUSED, "count must be at least 1"),
+    Case("sample", "count=-1", lambda _: None, REFUSED, "count must be whole and at least 1"),
     Case("sample", "scale=much", lambda _: None, REFUSED, "scale must be a number"),
     Case("sample", "+prompts=x", lambda _: None, REFUSED, "did you mean prompt"),
     Case("train", "optimizer.lr=nan", lambda _: None, REFUSED, "optimizer.lr must be a finite number"),
-    Case("train", "steps=0", lambda _: None, REFUSED, "steps must be at least 1"),
+    Case("train", "steps=0", lambda _: None, REFUSED, "steps must be whole and at least 1"),
     Case("train", "batch_size=many", lambda _: None, REFUSED, "batch_size must be a number"),
     Case("train", "+step=3", lambda _: None, REFUSED, "did you mean"),
 ]

@@ -281,7 +281,9 @@ def test_numbers_that_must_be_positive_are_refused_where_they_are_not(composed, 
     key, value = override.split("=")
     with (
         initialize_config_dir(str(CONFIGS), version_base="1.3"),
-        pytest.raises(SystemExit, match=re.escape(f"{key} must be at least 1, got {value.replace(',', ', ')}")),
+        pytest.raises(
+            SystemExit, match=re.escape(f"{key} must be whole and at least 1, got {value.replace(',', ', ')}")
+        ),
     ):
         refuse_mistakes(cfg)
 
@@ -300,7 +302,7 @@ def test_a_typed_sampler_keeps_its_own_steps_where_a_stage_has_another(composed)
         ("seed=5000000000", "seed must be a whole number from 0"),
         ("data.val_count=1.5", "data.val_count must be a whole number from 0 to 4294967295, got 1.5"),
         ("stage.report_items=-1", "stage.report_items must be a whole number"),
-        ("trainer.callbacks.watch.every=0", "trainer.callbacks.watch.every must be at least 1"),
+        ("trainer.callbacks.watch.every=0", "trainer.callbacks.watch.every must be whole and at least 1"),
         ("run_dir=1", "run_dir must be a path, got the number 1"),
     ],
 )

@@ -34,7 +34,6 @@ from cldm.runs.evaluations import Evaluation
 from cldm.runs.folder import BASE_FILE
 from cldm.runs.loggers import evaluation as logging_of_evaluations
 from cldm.runs.loggers.evaluation import log_evaluation
-from cldm.runs.recorded import recorded_values
 from cldm.runs.trained import checkpoints_of, training_config
 from cldm.sampling.jobs import load_image
 from cldm.worlds import get_world
@@ -430,9 +429,21 @@ def test_settings_of_the_run_are_those_it_recorded_and_nothing_of_a_run_folder_i
     [folder] = measure(runs, f"checkpoint={run}", "items=1", "noise_seeds=[0]", "prompts=[none]", "baseline=false")
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         path = run / "control.safetensors"
-        training = recorded_values(path, training_config(path, None))
+        training = training_config(path, None)
     assert training.condition == {"_target_": "cldm.conditions.canny.Canny", "low": 7, "high": 9}
     assert "base" not in results(folder)
+
+
+def test_a_control_file_is_what_it_says_whatever_its_run_has_recorded_since(runs: Path, tmp_path: Path) -> None:
+    """A resumption under other values that was killed before its first checkpoint."""
+    told = {"condition_settings": json.dumps({"low": 100, "high": 200}), "resolution": "64"}
+    metadata = {**read_metadata(runs / "a" / "control.safetensors"), **told}
+    path = tmp_path / "control.safetensors"
+    save_file(load_file(runs / "a" / "control.safetensors"), path, metadata)
+    (tmp_path / "config.yaml").write_text("size: 32\ncondition: {low: 7, high: 9}\ncontrol: {hint_channels: 3}\n")
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        training = training_config(path, None)
+    assert (training.size, training.condition.low, training.condition.high) == (64, 100, 200)
 
 
 def test_pictures_of_a_folder_are_measured_with_generic_and_foreign_prompts(runs: Path, tmp_path: Path) -> None:
@@ -723,7 +734,7 @@ def test_the_record_of_a_run_is_of_its_own_file_alone(runs: Path, tmp_path: Path
         shutil.copy(runs / "a" / "control.safetensors", tmp_path / name)
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         lows = [
-            recorded_values(path, training_config(path, None)).condition.low
+            training_config(path, None).condition.low
             for path in (tmp_path / "control.safetensors", tmp_path / "other.safetensors")
         ]
     assert lows == [7, 100]

@@ -275,7 +275,9 @@ def test_of_processes_that_start_together_the_first_one_has_the_loggers(composed
     assert loggers_of(cfg) == []
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
     monkeypatch.setattr(rank_zero_only, "rank", 0)
-    assert len(loggers_of(cfg)) == 1
+    (logger,) = loggers_of(cfg)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]  # nothing is logged yet
+    logger.log_metrics({"loss": 1.0}, 1)
     assert "metrics.1.csv" in {path.name for path in tmp_path.iterdir()}
 
 
@@ -325,6 +327,8 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
         ("steps=1", "is at step 2 already"),
         ("seed=3", "a run of seed 0, not 3"),
         ("control=lite", "does not fit what this stage trains"),
+        ("stage.module.middle_only=true", "does not fit what this stage trains"),
+        ("stage.module.locking=decoder", "does not fit what this stage trains"),
         ("optimizer._target_=torch.optim.Adamax", "holds the moments of AdamW"),
     ],
 )

@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
     source, out = map(Path, args.paths)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"OUTPUT {out} lies inside INPUT {source}: its pictures would be annotated too")
+    if args.preview < 0 or args.min_side < 1:
+        raise ValueError(f"--preview must be at least 0 and --min-side at least 1, got {args.preview}, {args.min_side}")
     if args.resolution is not None and args.resolution < 8:
         raise ValueError(f"--resolution must be at least 8, got {args.resolution}")
     if args.size and (args.resolution is not None or len(args.size) > 2):

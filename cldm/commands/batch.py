@@ -38,6 +38,8 @@ def of_run(overrides: Sequence[str]) -> str:
 
     cfg: Any = with_hydra([*appended, *others])
     wanted = cfg.resources
+    if wanted.minutes != int(wanted.minutes):
+        raise ValueError(f"resources.minutes must be a whole number, got {wanted.minutes}")
     asked = {
         "nodes": wanted.nodes,
         "ntasks-per-node": wanted.tasks,

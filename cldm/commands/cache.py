@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from cldm.data.cache import build_cache
     from cldm.data.folder import FolderDataset
     from cldm.runs.building import instantiate
-    from cldm.runs.configs import composed
+    from cldm.runs.configs import composed, mistakes_refused
     from cldm.runs.trained import base_of, built_for
     from ldm.interop import load_base
 
@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     load_base(model, base_of(cfg), ["autoencoder", "conditioner"])
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     condition = instantiate(cfg.condition, _convert_="all")
-    data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
+    with mistakes_refused():
+        data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
     if not isinstance(data.train, FolderDataset):
         raise ValueError(
             "only data=folder and data=fill50k are cached by this command: scenes keeps a cache of its own, and shards "

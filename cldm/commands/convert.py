@@ -94,7 +94,7 @@ def _check_target(dst: Path, to: str) -> None:
 
 
 def _metadata(pairs: list[str]) -> dict[str, str]:
-    odd = [pair for pair in pairs if "=" not in pair]
+    odd = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
     if odd:
         raise ValueError(f"--set takes KEY=VALUE, got {odd[0]!r}")
     told = dict(pair.split("=", 1) for pair in pairs)

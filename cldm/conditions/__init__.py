@@ -120,7 +120,10 @@ def get_condition(name: str, **params: Any) -> Condition:
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [param for param in required if param not in params]:
         raise ValueError(f"condition {name!r} needs {missing[0]}, a local path of yours; nothing is downloaded")
-    return kind(**params)
+    try:
+        return kind(**params)
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(f"condition {name!r} with {params}: {error}") from error
 
 
 def apply_batch(condition: Condition, images: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ REASONS = {
     "condition": "the condition or its parameters differ (`condition`)",
     "preprocessing": "this version prepares images otherwise",
     "items": "the pictures or captions differ (`data.path`)",
+    "held_out": "the held-out pictures or captions differ (`data.path`, `data.val_path`)",
+    "shards": "the number of items in a file differs (`--shard-size`)",
 }
 """What each part of the key means to the user, and which config keys it hangs on."""
 
@@ -57,11 +59,14 @@ def model_key(model: LatentDiffusion, condition: Condition) -> dict[str, str]:
     }
 
 
-def data_key(dataset: FolderDataset) -> dict[str, str]:
+def data_key(train: FolderDataset, validation: FolderDataset, shard_size: int) -> dict[str, str]:
     """What a cache that is being built must agree on with what lies there already."""
-    items = [(item.name, item.caption, item.image, item.hint) for item in dataset.items]
-    sizes = dataset.buckets if dataset.groups else dataset.size
-    return {"resolution": repr(sizes), "items": key(items, dataset.on_the_fly)}
+    sizes = train.buckets if train.groups else train.size
+    items, held_out = (
+        key([(item.name, item.caption, item.image, item.hint) for item in data.items], data.on_the_fly)
+        for data in (train, validation)
+    )
+    return {"resolution": repr(sizes), "items": items, "held_out": held_out, "shards": str(shard_size)}
 
 
 def check_key(there: dict[str, str], now: dict[str, str], folder: Path) -> None:
@@ -97,7 +102,8 @@ def _build(
     batch_size: int,
     shard_size: int,
 ) -> Path:
-    found = _open(folder, train, model)
+    train.without_unreadable("training", whole=False)
+    found = _open(folder, train, validation, model, shard_size)
     device = model.schedule.betas.device
     captions = [item.caption for item in train.items]
     texts = list(dict.fromkeys(captions))
@@ -130,11 +136,15 @@ def _build(
     return folder
 
 
-def _open(folder: Path, train: FolderDataset, model: LatentDiffusion) -> dict[str, str]:
+def _open(
+    folder: Path, train: FolderDataset, validation: FolderDataset, model: LatentDiffusion, shard_size: int
+) -> dict[str, str]:
     """Find the folder new, or begun with the same key; returns the key."""
     if train.varies:
         raise ValueError("a cache holds each item once: set data.augment.flip=0, random_crop=false and vary=false")
-    now = {**model_key(model, train.condition), **data_key(train)}
+    if shard_size < 1:
+        raise ValueError(f"--shard-size must be at least 1, got {shard_size}")
+    now = {**model_key(model, train.condition), **data_key(train, validation, shard_size)}
     remove_partial(folder)
     if (folder / KEY).exists():
         check_key(json.loads((folder / KEY).read_text()), now, folder)

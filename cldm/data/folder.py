@@ -117,24 +117,28 @@ class FolderDataset(Dataset):
         raise ValueError(f"{TRIES} pictures in a row cannot be read, from {self.items[number].image} on; run "
                          "`python -m cldm annotate` on them, it sorts out what is broken")  # fmt: skip
 
-    def without_unreadable(self) -> Self:
-        """Itself, without the items that cannot be used, of which one warning tells; ValueError if none is left.
+    def without_unreadable(self, what: str = "held-out", whole: bool = True) -> Self:
+        """Itself, without the items that cannot be used, of which one warning tells; ValueError if none is left. For
+        what is measured, or kept: no other item may stand in its place.
 
-        What is measured is read at once: a broken picture would end a run at its first look.
+        whole: make the hints too; otherwise only the pictures are read.
         """
         troubles: dict[str, PictureError] = {}
         for item in self.items:
             try:
-                self._read(item, self.buckets[0], 0)
+                self._read(item, self.buckets[0], 0) if whole else read_photo(item.image)
             except PictureError as error:
                 troubles[item.name] = error
         if troubles:
             first = next(iter(troubles.values()))
-            told = f"{len(troubles)} of {len(self.items)} held-out pictures cannot be used ({first})"
-            self.items = [item for item in self.items if item.name not in troubles]
+            told = f"{len(troubles)} of {len(self.items)} {what} pictures cannot be used ({first})"
+            kept = [i for i, item in enumerate(self.items) if item.name not in troubles]
+            self.items = [self.items[i] for i in kept]
+            self.groups = [self.groups[i] for i in kept] if self.groups else None
             if not self.items:
                 raise ValueError(told)
-            warnings.warn(f"{told}; they are left out of what is measured", stacklevel=2)
+            warnings.warn(f"{told}; they are left out", stacklevel=2)
+        self.replace = False
         return self
 
     def _read(self, item: Item, size: Size, seed: int) -> Sample:
@@ -204,9 +208,9 @@ def split(items: Sequence[Item], held_out: int) -> tuple[list[Item], list[Item]]
     if not 0 < held_out < len(first):
         raise ValueError(f"data.val_count={held_out} must be at least 1 and below the {len(first)} pictures there are")
     chosen = sorted(first, key=lambda item: stable_seed("held out", item.name))[:held_out]
-    names, pictures = {item.name for item in chosen}, {item.image.resolve() for item in chosen}
+    measured, pictures = {*chosen}, {item.image.resolve() for item in chosen}
     train = [item for item in items if item.image.resolve() not in pictures]
-    return train, [item for item in items if item.name in names]
+    return train, [item for item in first if item in measured]
 
 
 def chosen(items: Sequence[Item], count: int, told: str) -> list[Item]:

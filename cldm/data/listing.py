@@ -108,20 +108,32 @@ def caption_of(line: Any) -> str:
 def _from_list(path: Path) -> list[Item]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    items, seen, lines = [], dict[str, int](), [*read_list(path)]
-    for number, line in lines:
-        image, caption, hint = _entry(path, number, line)
-        name = _again(_plain(image), seen)
-        items.append(Item(name, _beside(path, image), caption, _beside(path, hint) if hint else None))
+    lines = [*read_list(path)]
+    entries = [_entry(path, number, line) for number, line in lines]
+    names = Names(_plain(image) for image, _, _ in entries)
+    items = [
+        Item(names(_plain(image)), _beside(path, image), caption, _beside(path, hint) if hint else None)
+        for image, caption, hint in entries
+    ]
     _tell_of_lost_captions(path, [line for _, line in lines])
     return items
 
 
-def _again(name: str, seen: dict[str, int]) -> str:
-    """A name of its own for each caption of a picture: a.png, a-2.png, ..."""
-    seen[name] = seen.get(name, 0) + 1
-    plain = Path(name)
-    return name if seen[name] == 1 else plain.with_name(f"{plain.stem}-{seen[name]}{plain.suffix}").as_posix()
+class Names:
+    """Names of items: those of pictures, and others for further captions of a picture, a-2.png, a-3.png, ..."""
+
+    def __init__(self, pictures: Iterable[str]):
+        self.taken, self.given = {*pictures}, set[str]()
+
+    def __call__(self, picture: str) -> str:
+        """The next name of a picture."""
+        plain, found, number = Path(picture), picture, 1
+        while found in (self.given if number == 1 else self.taken):
+            number += 1
+            found = plain.with_name(f"{plain.stem}-{number}{plain.suffix}").as_posix()
+        self.given.add(found)
+        self.taken.add(found)
+        return found
 
 
 def _entry(path: Path, number: int, line: Mapping[str, Any]) -> tuple[str, str, str | None]:
@@ -151,10 +163,10 @@ def _from_folder(folder: Path) -> list[Item]:
     places = {path: path.resolve() for path in paths}  # lists may name a picture by any way to it
     told = _told(folder, {*places.values()})
     used_as_hint = {hint.resolve() for lines in told.values() for _, hint in lines if hint}
-    items, seen = [], dict[str, int]()
+    items, names = [], Names(path.relative_to(folder).as_posix() for path in paths)
     for path in (path for path in paths if places[path] not in used_as_hint):
         for caption, hint in told.get(places[path]) or [(_sidecar(path), None)]:
-            items.append(Item(_again(path.relative_to(folder).as_posix(), seen), path, caption, hint))
+            items.append(Item(names(path.relative_to(folder).as_posix()), path, caption, hint))
     return items
 
 

@@ -20,10 +20,10 @@ from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import Refused, overrides_of, run_id
 
-POSITIVE = ("steps", "size", "batch_size", "items", "count", "trainer.accumulate_grad_batches", "data.bucket_step",
-            "trainer.callbacks.watch.every", "trainer.callbacks.watch.count", "trainer.callbacks.hint_use.every",
-            "trainer.callbacks.hint_use.count")  # fmt: skip
-"""Keys, of whichever entry point, that hold numbers from 1 on, or null."""
+POSITIVE = ("steps", "size", "batch_size", "items", "count", "reference", "trainer.accumulate_grad_batches",
+            "data.bucket_step", "trainer.callbacks.watch.every", "trainer.callbacks.watch.count",
+            "trainer.callbacks.hint_use.every", "trainer.callbacks.hint_use.count")  # fmt: skip
+"""Keys, of whichever entry point, that hold whole numbers from 1 on, or null."""
 
 WHOLE = ("seed", "stage.report_items", "data.train_count", "data.val_count", "data.held_out")
 """Keys that hold whole numbers from 0 to MOST, or null."""
@@ -82,8 +82,8 @@ def refuse_mistakes(cfg: DictConfig) -> None:
     for key in POSITIVE:
         value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
         numbers = value if isinstance(value, ListConfig) else [value]
-        if any(isinstance(number, int | float) and number < 1 for number in numbers):
-            raise SystemExit(f"{key} must be at least 1, got {value}")
+        if any(isinstance(number, int | float) and (number < 1 or number != int(number)) for number in numbers):
+            raise SystemExit(f"{key} must be whole and at least 1, got {value}")
     for key in WHOLE:
         value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and (value != int(value) or not 0 <= value <= MOST):
@@ -242,8 +242,11 @@ def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
 
 def with_hydra(overrides: Sequence[str]) -> DictConfig:
     """The configuration of train.py and, under `hydra`, of its launcher and sweep."""
-    with configs_at_hand():
-        cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
+    try:
+        with configs_at_hand():
+            cfg = compose("train", overrides=home_typed(overrides), return_hydra_config=True)
+    except HydraException as error:
+        raise ValueError(" ".join(str(error).split())) from error
     HydraConfig.instance().set_config(cfg)  # its interpolations and the run_id resolver ask for it
     return cfg
 

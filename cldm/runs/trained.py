@@ -1,7 +1,7 @@
 """Trained branches: found, recognised by what they say of themselves, and loaded with the base they belong to."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -73,11 +73,19 @@ def training_config(path: Path, base: str | None, model: str | None = None, cond
         raise SystemExit(f"{path} was trained together with its base: set base= to the {BASE_FILE} of its run")
     choices = [f"{group}={names[group]}" for group in GROUPS]
     cfg = compose("train", overrides=[*choices, *([f"{key}='{base}'"] if base else [])])
-    if names["condition"] == published(path).metadata.get("condition"):
-        cfg.condition = with_values(
-            OmegaConf.to_container(cfg.condition), condition_settings(published(path).metadata, path)
-        )
-    sides = [int(side) for side in names.get("resolution", "").split("x") if side.isdigit()]
+    return as_the_file_says(path, recorded_values(path, cfg), names)
+
+
+def as_the_file_says(path: Path, cfg: DictConfig, names: Mapping[str, str]) -> DictConfig:
+    """`cfg` with the condition's parameters, the size and the noise schedule that the file was written with. The record
+    of its run may be of an attempt that has not written it yet.
+
+    names: what the configs of model and condition are called.
+    """
+    told = published(path).metadata
+    if names["condition"] == told.get("condition"):
+        cfg.condition = with_values(OmegaConf.to_container(cfg.condition), condition_settings(told, path))
+    sides = [int(side) for side in told.get("resolution", "").split("x") if side.isdigit()]
     if sides:
         cfg.size = sides[0] if len(sides) == 1 else sides
     place = cfg.model if names["model"] == "pretrained" else cfg.model.schedule
@@ -107,8 +115,7 @@ def checkpoints_of(first: str | None, cfg: DictConfig) -> tuple[list[Path], list
         refuse_another_base(paths, given)
     kinds = [cfg.trained.condition, *(unit.get("condition") for unit in cfg.more)]
     trainings = [
-        recorded_values(path, training_config(path, cfg.base, cfg.trained.model, kind))
-        for path, kind in zip(paths, kinds, strict=True)
+        training_config(path, cfg.base, cfg.trained.model, kind) for path, kind in zip(paths, kinds, strict=True)
     ]
     if not cfg.base:
         trainings = [on_recorded_base(path, training) for path, training in zip(paths, trainings, strict=True)]

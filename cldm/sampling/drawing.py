@@ -85,7 +85,7 @@ def check_job(job: Job, skeleton: LatentDiffusion, nets: list[Branch]) -> None:
     """ValueError where sizes and steps of a job do not suit the model and its branches, which have no weights yet."""
     check_size([*job.size], "size")
     skeleton.latent_shape(*job.size)
-    instantiate(job.sampler, _convert_="all").timesteps(skeleton, job.strength if job.image else 1.0)
+    instantiate(job.sampler, _convert_="all").check(skeleton, job.strength if job.image else 1.0)
     for net, unit in zip(nets, job.units, strict=True):
         if unit.scales:  # as many as the branch has residuals
             ControlUnit(net, torch.empty(1, net.hint_channels, 8, 8, device="meta"), scales=unit.scales)

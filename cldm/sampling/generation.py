@@ -5,6 +5,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -122,8 +123,18 @@ class Sampling:
         given = own | {f"sampler.sampler.{k}": v for k, v in getattr(self.sampler, "keywords", {}).items()}
         for name, value in given.items():
             whole = name in ("sampler.steps", "sampler.clip_skip")
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not isfinite(value):
                 raise ValueError(f"{name} must be a {'whole ' * whole}number, got {value!r}")
+
+    def check(self, diffusion: LatentDiffusion, strength: float = 1.0) -> None:
+        """ValueError for settings that this model, which needs no weights for that, cannot be drawn with."""
+        timesteps = self.timesteps(diffusion, strength)
+        classifier_free_guidance(lambda z, _: z, self.guidance, self.rescale)
+        text = diffusion.conditioner.text_encoder
+        if not 0 <= self.clip_skip <= (most := len(text.layers) - text.skip_last):
+            raise ValueError(f"sampler.clip_skip must be in 0..{most}, got {self.clip_skip}")
+        nothing = torch.zeros(1, 1, 1, 1)  # the sampler knows its own limits
+        self.sampler(lambda z, _: z, nothing, timesteps, diffusion.schedule, generator=PerImageNoise([0]))
 
     def timesteps(self, diffusion: LatentDiffusion, strength: float) -> Tensor:
         """The grid, or its last int(steps * strength) entries."""

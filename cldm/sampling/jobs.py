@@ -91,8 +91,8 @@ class Job:
         if not 1 <= self.count <= MOST_IMAGES:
             limit = "at least 1" if self.count < 1 else f"at most {MOST_IMAGES}"
             raise ValueError(f"count must be {limit}, got {self.count}")
-        if not 0 <= self.seed < 2**63 - self.count:
-            raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")
+        if not 0 <= self.seed <= 2**63 - self.count:
+            raise ValueError(f"seed must be at least 0, and its last one below 2^63, got {self.seed}")
         if self.mask is not None and self.image is None:
             raise ValueError("mask needs image: the picture to paint on")
         if self.image is not None and not 0 < self.strength <= 1:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from cldm.runs.folder import INPUTS
-from cldm.runs.listing import flat, load
 from cldm.tables.spec import RUN, Column, Row, Spec, evaluation_folder
 from ldm.files import content
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the quick one, where it was built
 
 WEIGHTS = "weights.json"
 """In a run folder that was published without its weights: their contents, by file name."""
@@ -210,16 +211,22 @@ def _inputs(found: Sequence[Record]) -> list[str]:
     held: dict[tuple[str, str], dict[str, list[str]]] = {}
     for r in found:
         for run in r.runs:
-            told = _json(run / INPUTS) or {}
-            config = flat(load(run / "config.yaml")[0] or {}) if told else {}
+            told = _json(run / "inputs.json") or {}
+            config = yaml.load((run / "config.yaml").read_text(), LOADER) if told else {}
             for name, digest in told.items():
-                place = str(config.get(name.partition(" ")[0]))
+                place = str(_at(config, name.partition(" ")[0]))
                 held.setdefault((name, place), {}).setdefault(digest, []).append(f"{r.row.title} seed {r.seed}")
     return [
         f"{name}={place}: " + "; ".join(f"{digest[:12]} for {', '.join(who)}" for digest, who in contents.items())
         for (name, place), contents in held.items()
         if len(contents) > 1
     ]
+
+
+def _at(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
 
 
 def _short(commit: str) -> str:

@@ -71,6 +71,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         if loads:
             load_base(model, base_of(cfg), loads)
         module = build_module(cfg, model)
+        if scratch and cfg.init_from:
+            raise ValueError("stage.module.locking=scratch starts without trained weights: leave out init_from")
         source = start_from(cfg, module, model) if cfg.init_from else None
         condition = instantiate(cfg.condition, _convert_="all")
         data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)

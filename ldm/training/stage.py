@@ -87,13 +87,13 @@ class Stage(pl.LightningModule):
                 "resume with the base it was started with"
             )
         saved, state, wanted = checkpoint["state_dict"], self.state_dict(), self._changing()
-        missing, unexpected = wanted - saved.keys(), saved.keys() - state.keys()
+        missing, unexpected = wanted - saved.keys(), saved.keys() - wanted
         other = [name for name in saved.keys() & state.keys() if saved[name].shape != state[name].shape]
         if missing or unexpected or other:
             raise DoesNotFit(
                 f"the checkpoint does not fit what this stage trains: {len(missing)} weights missing, "
                 f"{len(unexpected)} unexpected, {len(other)} of another shape; "
-                "was it trained with another `control` or `model`?"
+                "was it trained with another `control`, `model` or `stage.module.locking`?"
             )
         if 0 <= self.trainer.max_steps < checkpoint["global_step"]:
             raise DoesNotFit(

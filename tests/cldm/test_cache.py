@@ -1,9 +1,12 @@
 """Promises of the cache: the same loss, nothing encoded twice, and no run on a cache that is not its own."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cldm.branches.controlnet import ControlNet
@@ -102,6 +105,45 @@ def test_a_killed_build_goes_on_and_ends_the_same(plain, folder, make_diffusion,
     files = {path.name for path in folder.iterdir()}
     assert {path.name for path in tmp_path.iterdir()} == files
     assert all((tmp_path / name).read_bytes() == (folder / name).read_bytes() for name in files)
+
+
+def test_what_would_mix_items_of_two_builds_is_refused(plain, folder, make_diffusion, fill, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "cache")
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+
+    def build(validation: FolderDataset, shard_size: int) -> None:
+        build_cache(plain.train, validation, make_diffusion(), copy, 4, shard_size)
+
+    with pytest.raises(ValueError, match=r"the number of items in a file differs \(`--shard-size`\): 3 there, 4 now"):
+        build(plain.validation, 4)
+    with pytest.raises(ValueError, match="--shard-size must be at least 1, got 0"):
+        build(plain.validation, 0)
+    others = FolderDataset([replace(item, caption="another") for item in plain.validation.items], 64, Canny())
+    with pytest.raises(ValueError, match="the held-out pictures or captions differ"):
+        build(others, 3)
+    pictures = shutil.copytree(fill, tmp_path / "fill")
+    held_out = [replace(item, image=pictures / item.image.relative_to(fill)) for item in plain.validation.items]
+    Image.new("RGB", (64, 64), "red").save(held_out[0].image)  # another content under the same name
+    with pytest.raises(ValueError, match="the held-out pictures or captions differ"):
+        build(FolderDataset(held_out, 64, Canny()), 3)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_a_broken_picture_has_no_item_and_lends_none_its_caption(fill, make_diffusion, tmp_path):
+    pictures = shutil.copytree(fill, tmp_path / "fill")
+    data = folder_data(Canny(), None, str(pictures), 64, batch_size=4, val_count=3)
+    captions = [item.caption for item in data.train.items]
+    data.train.items[4].image.write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="1 of 8 training pictures cannot be used .*; they are left out"):
+        build_cache(data.train, data.validation, make_diffusion(), tmp_path / "cache", 4, 3)
+    cached = CachedDataset(tmp_path / "cache")
+    kept = [i for i in range(8) if i != 4]
+    found = cached.__getitems__(range(len(cached)))
+    assert found["caption"] == [captions[i] for i in kept]
+    with torch.no_grad():
+        fresh = folder_data(Canny(), None, str(fill), 64, batch_size=4, val_count=3)
+        expected = make_diffusion().autoencoder.moments(fresh.train.__getitems__(kept)["image"])
+    torch.testing.assert_close(found["moments"], expected, rtol=1e-3, atol=1e-3)
 
 
 def perturbed(module: nn.Module) -> None:

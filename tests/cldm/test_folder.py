@@ -470,6 +470,20 @@ def test_a_folder_has_all_captions_of_a_picture_as_its_list_has(photos, tmp_path
     assert [item.name for item in list_items(tmp_path)][:2] == ["0.png", "0-2.png"]
 
 
+def test_items_have_names_of_their_own_whatever_pictures_are_called(photos, tmp_path):
+    for name in ("p.png", "p-2.png", "q.png", "r.png"):
+        shutil.copy(list_items(photos)[0].image, tmp_path / name)
+    lines = [{"file_name": "p.png", "text": "one"}, {"file_name": "p.png", "text": "two"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"image": f"{name}.png"}) for name in ("p", "p", "p-2")))
+    assert [item.name for item in list_items(tmp_path)] == ["p-2.png", "p.png", "p-3.png", "q.png", "r.png"]
+    assert [item.name for item in list_items(tmp_path / "list.jsonl")] == ["p.png", "p-3.png", "p-2.png"]
+    for count in (1, 2, 3):
+        train, held_out = split(list_items(tmp_path), count)
+        assert len(held_out) == count == len({item.image for item in held_out})
+        assert not {item.image for item in train} & {item.image for item in held_out}
+
+
 def test_a_picture_is_measured_once_whatever_its_captions_and_its_names(photos, tmp_path):
     pictures = [item.image for item in list_items(photos)][:3]
     lines = [{"image": str(path), "text": f"said {i} times"} for path in pictures for i in range(3)]
@@ -492,7 +506,8 @@ def test_a_picture_is_measured_once_whatever_its_captions_and_its_names(photos, 
         data(3)
 
 
-def test_of_held_out_pictures_that_cannot_be_read_none_is_measured_in_their_place(photos):
+def test_of_held_out_pictures_that_cannot_be_read_none_is_measured_in_their_place(photos, tmp_path):
+    photos = shutil.copytree(photos, tmp_path / "photos")
     chosen = [item.image for item in folder_data(Canny(), None, str(photos), 64, 2, val_count=4).validation.items]
     chosen[1].write_bytes(b"oops")
     with pytest.warns(
