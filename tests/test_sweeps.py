@@ -258,7 +258,7 @@ def test_a_preempted_job_of_a_launcher_is_saved_queued_again_and_goes_on(small, 
     assert [line["resumed"] for line in events if line["event"] == "start"] == [False, True]
     steps = sorted({int(row["step"]) for path in run.glob("metrics*.csv") for row in csv.DictReader(path.open())
                     if row["train/loss"]})  # fmt: skip
-    assert steps == [*range(9, 60, 10)]  # none is missing, and the second attempt began where the first had ended
+    assert steps == [*range(10, 61, 10)]  # none is missing, and the second attempt began where the first had ended
     first, second = ({int(r["step"]) for r in csv.DictReader((run / name).open()) if r["train/loss"]}
                      for name in ("metrics.1.csv", "metrics.csv"))  # fmt: skip
     assert first.isdisjoint(second)

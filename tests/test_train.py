@@ -324,7 +324,7 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("steps=1", "is at step 2 already"),
+        ("steps=1", "finished at step 2"),
         ("seed=3", "a run of seed 0, not 3"),
         ("control=lite", "does not fit what this stage trains"),
         ("stage.module.middle_only=true", "does not fit what this stage trains"),
