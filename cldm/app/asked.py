@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cldm.app.canvas import Editor, flat, painted, save_map
+from cldm.app.canvas import BLACK, WHITE, Editor, flat, painted, save_map
 from cldm.app.studio import Studio
 from cldm.app.wish import Control, Wish
 from cldm.runs.folder import Refused
@@ -44,8 +44,10 @@ class Asked:
 
     def wish(self, studio: Studio, folder: Path) -> Wish:
         """What is asked for, drawings written to files in `folder`. Refused where a picture is missing."""
-        if self.sampler not in SAMPLERS:
-            raise Refused(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        choices = {"sampler": SAMPLERS, "source": (CANVAS, PHOTO, MAP), "paper": (WHITE, BLACK)}
+        for name, known in choices.items():
+            if (given := getattr(self, name)) not in known:
+                raise Refused(f"{name} must be one of {', '.join(known)}, got {given!r}")
         image, mask = self._image(folder)
         more = [self.others[i : i + 7] for i in range(0, len(self.others), 7)]
         return Wish(

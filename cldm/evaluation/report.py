@@ -214,5 +214,6 @@ def results_table(results: dict[str, Any]) -> str:
     for name in rows:
         cells = [results["metrics"][setting] for setting in columns] + [base, results["ceiling"], results["real"]]
         lines.append(f"{titles[name]:<{width}}" + "".join(cell(values, name) for values in cells))
-    lines.append(f"base: without control, prompts {columns[-1]}; ceiling: real images through the autoencoder")
+    of_base = f"base: without control, prompts {columns[-1]}; " if base else ""
+    lines.append(f"{of_base}ceiling: real images through the autoencoder")
     return "\n".join(lines)

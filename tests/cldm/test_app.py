@@ -268,6 +268,8 @@ def test_live_drawings_take_one_folder_and_others_one_each(studio: Studio, strok
         ({"steps": 2000}, r"1\.\.1000"),
         ({"start": 0.5, "end": 0.5}, "a control acts from start to end"),
         ({"sampler": "../../x"}, "sampler must be one of ddim"),
+        ({"source": "elsewhere"}, "source must be one of drawn here, made from a picture, a ready map, got .elsewhere"),
+        ({"paper": "foo"}, "paper must be one of #ffffff, #000000, got .foo"),
         ({"others": ["/etc/passwd", "words.png", MAP, 1, 0, 1, "balanced"]}, "there is no ControlNet /etc/passwd"),
     ],
 )  # fmt: skip
