@@ -51,9 +51,9 @@ def instantiate(config: Any, **options: Any) -> Any:
 
 def _whitelist(names: set[str]) -> AbstractContextManager[Any]:
     """Hydra's own list of what may be called, which 1.4 asks for and 1.3 does not know. What an allowed target returns
-    counts as called too if it can be called, as a network can: hence the rooms."""
+    counts as called too if it can be called, as a network can: hence the rooms, and the targets' own modules."""
     found = getattr(hydra.utils, "execution_whitelist", None)
-    rooms = [f"{room}.*" for room in OURS]
+    rooms = sorted({f"{room}.*" for room in (*OURS, *(name.rpartition(".")[0] for name in names))})
     return found([*sorted(names), *rooms]) if found and names else nullcontext()
 
 
