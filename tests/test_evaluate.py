@@ -619,6 +619,7 @@ def test_what_a_run_was_trained_on_is_not_measured_as_unseen(runs: Path, tmp_pat
     assert len(WorldDataset(get_world("scenes"), 2, 64, "control", condition=Unchanged()).unseen(2)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_on_the_base_that_it_recorded_or_on_a_typed_one(runs: Path, tmp_path: Path) -> None:
     run, base = tmp_path / "run", tmp_path / "base.safetensors"
     run.mkdir()

@@ -147,6 +147,7 @@ def test_transfer_says_what_the_new_base_predicts_and_that_the_branch_is_locked(
     assert read(moved).schedule["zero_snr"] is True
 
 
+@pytest.mark.slow
 def test_a_branch_that_was_moved_names_its_new_base_and_every_move(base, tmp_path, capsys):
     first, second = model(ZERO), model(ZERO)
     with torch.no_grad():

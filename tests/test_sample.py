@@ -123,6 +123,7 @@ def test_a_sheet_that_is_missing_is_made_of_the_images_that_are_there(run: Path,
     assert sheet.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_images_of_other_settings_are_not_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(run, tmp_path / "run")
     quick = [f"checkpoint={tmp_path / 'run'}", "sampler.steps=1"]
@@ -141,6 +142,7 @@ def test_images_of_other_settings_are_not_replaced(run: Path, tmp_path: Path, mo
     assert draw(run, *quick, "count=1", "seed=9") == tmp_path / "run" / "samples-4"  # whose picture that is nobody says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed_1.png", "sheet.png"])
 def test_a_file_of_somebody_else_is_not_replaced_in_a_folder_that_was_typed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -352,6 +352,7 @@ def test_a_finished_run_is_not_given_another_configuration_without_training(run)
     run("finished", "steps=2", "stage.report_items=0", resume=True)  # the same again
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_there_is_told_with_its_seeds(tmp_path):
     (tmp_path / "run" / "seed-3").mkdir(parents=True)
     (tmp_path / "run" / "seed-3" / "config.yaml").touch()
