@@ -3,6 +3,9 @@
 import codecs
 import io
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
@@ -43,3 +46,8 @@ def has_half_characters(text: str) -> bool:
 def one_line(text: str) -> str:
     """Text as a caption: its lines, stripped, with a space between them."""
     return " ".join(line.strip() for _, line in numbered_lines(text))
+
+
+def from_yaml(text: str) -> Any:
+    """The content of YAML, plain containers only, by the quick parser where it was built."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cldm.data.text import from_yaml
 from cldm.runs.folder import ATTEMPTS, VOLATILE
 from cldm.runs.metrics import last_step
 from ldm.files import InUse, locked, read_lines
@@ -20,8 +21,6 @@ DERIVED = ("name", "trainer.max_steps", METADATA)
 SEEDED = ("data.order", "stage.module.seed")
 """Keys that have the run's seed, unless something else is typed. Other seeds, `data.seed` or that of a condition, make
 other examples and so another method."""
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the quick one, where it was built
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +116,7 @@ def load(path: Path, kind: type = dict) -> tuple[Any, str]:
     """The content of a YAML or JSON file, or None and why."""
     try:
         text = path.read_text()
-        loaded = json.loads(text) if path.suffix == ".json" else yaml.load(text, LOADER)
+        loaded = json.loads(text) if path.suffix == ".json" else from_yaml(text)
     except FileNotFoundError:
         return None, f"no {path.name}"
     except (OSError, ValueError, yaml.YAMLError):

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from cldm.data.text import from_yaml
 from cldm.tables.spec import RUN, Column, Row, Spec, evaluation_folder
 from ldm.files import content
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the quick one, where it was built
 
 WEIGHTS = "weights.json"
 """In a run folder that was published without its weights: their contents, by file name."""
@@ -212,7 +210,7 @@ def _inputs(found: Sequence[Record]) -> list[str]:
     for r in found:
         for run in r.runs:
             told = _json(run / "inputs.json") or {}
-            config = yaml.load((run / "config.yaml").read_text(), LOADER) if told else {}
+            config = from_yaml((run / "config.yaml").read_text()) if told else {}
             for name, digest in told.items():
                 place = str(_at(config, name.partition(" ")[0]))
                 held.setdefault((name, place), {}).setdefault(digest, []).append(f"{r.row.title} seed {r.seed}")
