@@ -190,19 +190,7 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
         yield run
         return
     changed = changes(cfg)
-    if changed and not cfg.resume:
-        raise ChangedConfig(
-            f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
-            f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
-        )
-    recorded = folder / "config.yaml"
-    if recorded.is_file() and (seed := OmegaConf.select(OmegaConf.load(recorded), "seed")) != cfg.seed:
-        raise Refused(f"{folder} holds a run of seed {seed}, not {cfg.seed}: another seed is a run of its own")
-    if changed and (folder / "DONE.json").exists() and cfg.steps <= (done := _steps_done(folder)):
-        raise Refused(
-            f"{folder} is finished at step {done}: under another configuration ({'; '.join(changed)}) nothing would be "
-            "trained; ask for more steps, or start a new run from its weights with init_from="
-        )
+    _refuse_changes(cfg, folder, changed)
     made = [path for path in (folder, folder.parent) if not path.exists()]
     with _locked(folder):
         remove_partial(folder, last.parent, folder / "previews")
@@ -233,6 +221,23 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
                         folder.parent.rmdir()
             raise
         _note(folder, {"event": "done"})
+
+
+def _refuse_changes(cfg: DictConfig, folder: Path, changed: Sequence[str]) -> None:
+    """ChangedConfig, or Refused, for a configuration that the run in the folder cannot go on under."""
+    if changed and not cfg.resume:
+        raise ChangedConfig(
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
+            f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
+        )
+    recorded = folder / "config.yaml"
+    if recorded.is_file() and (seed := OmegaConf.select(OmegaConf.load(recorded), "seed")) != cfg.seed:
+        raise Refused(f"{folder} holds a run of seed {seed}, not {cfg.seed}: another seed is a run of its own")
+    if changed and (folder / "DONE.json").exists() and cfg.steps <= (done := _steps_done(folder)):
+        raise Refused(
+            f"{folder} is finished at step {done}: under another configuration ({'; '.join(changed)}) nothing would be "
+            "trained; ask for more steps, or start a new run from its weights with init_from="
+        )
 
 
 def _steps_done(folder: Path) -> int:

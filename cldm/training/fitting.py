@@ -14,6 +14,7 @@ from torch import nn
 
 from cldm.branches.controlnet import Branch
 from cldm.branches.interop import load_control
+from cldm.conditions import Condition
 from cldm.data.listing import ITEMS
 from cldm.data.transforms import check_size
 from cldm.runs.building import instantiate
@@ -84,16 +85,12 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
             sources = [place for place in (source, base_of(cfg) if loads else None) if place]
             record_items(run.folder / ITEMS, data, sources)
         trainer.loggers = loggers = loggers_of(cfg)  # last: what is refused leaves no run behind in them
-    of_control: dict[str, str | None] = {
-        "extractor": repr(condition),
-        SETTINGS: settings_told(cfg),
-        "polarity": condition.polarity,
-    }
+    base = base_of(cfg) if loads else None
     module.outcome.metadata = {
-        **(of_control if isinstance(module, ControlLDM) else dict.fromkeys(("condition", "control"))),
+        **(hint_facts(cfg, condition) if isinstance(module, ControlLDM) else dict.fromkeys(("condition", "control"))),
         **({} if loads else {"base": None}),
         "resolution": str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}",
-        "ancestors": to_json(ancestry(base_of(cfg) if loads else None, source)),
+        "ancestors": to_json(ancestry(base, source)),
     }
     module.hold_frozen_in(str(trainer.precision))
     found = parts(module.train())
@@ -122,6 +119,11 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)
     log_outcome(loggers, run.folder, results)
     return finish(run, results)
+
+
+def hint_facts(cfg: DictConfig, condition: Condition) -> dict[str, str | None]:
+    """What the file of a branch says of the hints that it was trained on."""
+    return {"extractor": repr(condition), SETTINGS: settings_told(cfg), "polarity": condition.polarity}
 
 
 def measured(cfg: DictConfig, trainer: pl.Trainer, module: Stage, data: Any, distances: Any) -> dict[str, Any]:
