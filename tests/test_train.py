@@ -136,16 +136,23 @@ def base(composed, small, fill_zeros, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(composed, small, base, tmp_path_factory):
-    """`run(name, *overrides)` trains in process and returns the run folder; `resume=True` goes on in it."""
+    """`run(name, *overrides)` trains in process and returns the run folder; `resume=True` goes on in it.
+
+    A name is the test's own, whatever others call theirs; a whole path is a folder that tests share.
+    """
     runs = tmp_path_factory.mktemp("runs")
 
-    def go(name: str, *overrides: str, resume: bool = False) -> Path:
-        folder = runs / name
+    def place_of(name: str | Path) -> Path:
+        test = re.sub(r"\W", "_", os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].rpartition(" ")[0])
+        return runs / test / name
+
+    def go(name: str | Path, *overrides: str, resume: bool = False) -> Path:
+        folder = place_of(name)
         place = f"resume={folder}" if resume else f"run_dir={folder}"
         train.train(composed(*small, f"base={base}", *overrides, place))
         return folder
 
-    go.runs = runs
+    go.folder = place_of
     return go
 
 
@@ -212,7 +219,7 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(run, stage):
     expected = run(stage, *options)
     with power_cut(STAGES[stage], step=3), pytest.raises(RuntimeError, match="power cut"):
         run("cut_" + stage, *options)
-    cut = run.runs / f"cut_{stage}"
+    cut = run.folder(f"cut_{stage}")
     assert checkpoint(cut)["global_step"] == 2  # step 3 is lost and done again
     assert not (cut / "DONE.json").exists()
     run("cut_" + stage, *options, resume=True)
@@ -229,7 +236,7 @@ def test_the_same_command_again_goes_on_and_then_does_nothing(run, straight, cap
     options = ["steps=4", *EVERY_TWO]
     with power_cut(DiffusionTraining, step=3), pytest.raises(RuntimeError, match="power cut"):
         run("again", *options)
-    folder = run.runs / "again"
+    folder = run.folder("again")
     assert json.loads((folder / "FAILED.json").read_text())["reason"] == "RuntimeError: power cut"
     run("again", *options)
     assert_same_training(straight, folder)
@@ -247,7 +254,7 @@ def test_the_same_command_again_goes_on_and_then_does_nothing(run, straight, cap
 def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(run, straight):
     before = (straight / "config.yaml").read_text()
     with pytest.raises(ChangedConfig, match=r"optimizer.lr: 0.004 -> 0.5.*steps: 4 -> 5"):
-        run("straight", "steps=5", "optimizer.lr=0.5", *EVERY_TWO)
+        run(straight, "steps=5", "optimizer.lr=0.5", *EVERY_TWO)
     assert (straight / "config.yaml").read_text() == before
     assert (straight / "DONE.json").exists()
 
@@ -444,11 +451,11 @@ def test_a_resumption_that_fails_before_it_trains_leaves_the_finished_run_as_it_
     names = ("config.yaml", "overrides.yaml", "DONE.json", "checkpoints/last.ckpt")
     before = {name: (straight / name).read_bytes() for name in names}
     with power_cut(DiffusionTraining, step=4), pytest.raises(RuntimeError, match="power cut"):
-        run("straight", "steps=6", *EVERY_TWO, resume=True)
+        run(straight, "steps=6", *EVERY_TWO, resume=True)
     assert "with a difference:\n  steps: 4 -> 6" in capsys.readouterr().out
     assert {name: (straight / name).read_bytes() for name in names} == before
     assert not (straight / "FAILED.json").exists()
-    run("straight", "steps=4", *EVERY_TWO)
+    run(straight, "steps=4", *EVERY_TWO)
     assert "already done" in capsys.readouterr().out
 
 
@@ -821,7 +828,7 @@ def test_what_stops_amid_an_accumulated_step_is_saved_and_that_step_done_again(r
         patch.setattr(DiffusionTraining, "training_step", step)
         with pytest.raises(type(error)):
             run(name, *ACCUMULATED)
-    folder = run.runs / name
+    folder = run.folder(name)
     assert checkpoint(folder)["global_step"] == 2
     if isinstance(error, torch.OutOfMemoryError):
         told = capsys.readouterr().err
@@ -889,7 +896,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice_and_the_last_good_st
         patch.setattr(DiffusionTraining, "training_step", step)
         with pytest.raises(FloatingPointError, match=r"the loss is nan at step 3.*Lower optimizer.lr"):
             run("nan", "steps=4", "trainer.callbacks.checkpoint.every_n_train_steps=1")
-    kept = checkpoint(run.runs / "nan")
+    kept = checkpoint(run.folder("nan"))
     assert kept["global_step"] == 2
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
@@ -942,11 +949,15 @@ class Forked:
             process.join()
 
 
+@pytest.fixture(scope="module")
+def first(run) -> Path:
+    """What a process does once, the forked ones find done."""
+    return run("first", "steps=1")
+
+
 @pytest.fixture
-def forked(run, composed, small, base, tmp_path):
+def forked(first, composed, small, base, tmp_path):
     """`forked(name, *overrides)` begins a run, or goes on with it, in its own process or processes."""
-    if not (run.runs / "first").exists():
-        run("first", "steps=1")  # what a process does once, the forked ones find done
 
     def begin(name: str, *overrides: str, world: int = 1) -> Forked:
         options = [*small, f"data.cache={tmp_path / 'cache'}", f"base={base}", *overrides]
