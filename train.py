@@ -23,7 +23,8 @@ from cldm.runs.configs import (
     register_resolvers,
     with_choices,
 )
-from cldm.runs.folder import Refused, attempt, differences, overrides_of, results_of, stable
+from cldm.runs.folder import Refused, attempt, overrides_of, results_of
+from cldm.runs.naming import differences, stable
 from cldm.runs.sweeps import in_sweep, note_failure
 
 register_resolvers()

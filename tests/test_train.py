@@ -34,9 +34,10 @@ from tqdm import tqdm
 import train
 from cldm.runs.building import instantiate
 from cldm.runs.configs import notes_told_once, with_choices
-from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts, differences, stable
+from cldm.runs.folder import ChangedConfig, Refused, attempt, attempts
 from cldm.runs.listing import read
 from cldm.runs.metrics import curves
+from cldm.runs.naming import differences, stable
 from cldm.runs.trained import find_checkpoint, load_model
 from cldm.training import fitting
 from cldm.training.callbacks import Guard

@@ -18,7 +18,8 @@ from omegaconf.errors import MissingMandatoryValue
 
 from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
-from cldm.runs.folder import Refused, overrides_of, run_id
+from cldm.runs.folder import Refused, overrides_of
+from cldm.runs.naming import run_id
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "reference", "trainer.accumulate_grad_batches",
             "data.bucket_step", "trainer.callbacks.watch.every", "trainer.callbacks.watch.count",

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from cldm.data.text import from_yaml
-from cldm.runs.folder import ATTEMPTS, VOLATILE
+from cldm.runs.folder import ATTEMPTS
 from cldm.runs.metrics import last_step
+from cldm.runs.naming import VOLATILE
 from ldm.files import InUse, locked, read_lines
 
 METADATA = "trainer.callbacks.export.metadata"
