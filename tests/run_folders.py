@@ -119,7 +119,8 @@ def evaluation(
     items: int = 6,
 ) -> Path:
     """An evaluation in a run folder, as evaluate.py leaves it."""
-    folder, seed = run / "evaluation" / name, int(yaml.safe_load((run / "config.yaml").read_text())["seed"])
+    told = yaml.safe_load((run / "config.yaml").read_text())
+    folder, seed = run / "evaluation" / name, int(told["seed"])
     rng, lines, columns = np.random.default_rng(seed), [], {"item": [], "setting": [], "noise": [], "edge_f1_1px": [],
                                                             "hint_error": []}  # fmt: skip
     for setting in settings:
@@ -144,9 +145,9 @@ def evaluation(
     means = {s: {score: float(arrays[score][arrays["setting"] == s].mean()) for score in scores} for s in settings}
     bounds = {"edge_f1_1px": 0.97, "hint_error": 0.01}
     results = {"checkpoint": str(run / "control.safetensors"), "checkpoint_sha256": "c", "base_sha256": "b", "more": [],
-               "protocol": PROTOCOL | {"items": items, "prompts": [*settings]}, "protocol_hash": hash_, "steps": 200,
-               "evaluated_at_commit": COMMIT, "metrics": means, "ceiling": bounds, "real": bounds,
-               "base": {s: {"edge_f1_1px": 0.12, "hint_error": 0.3} for s in settings}}  # fmt: skip
+               "protocol": PROTOCOL | {"items": items, "prompts": [*settings]}, "protocol_hash": hash_,
+               "steps": told["steps"], "evaluated_at_commit": COMMIT, "metrics": means, "ceiling": bounds,
+               "real": bounds, "base": {s: {"edge_f1_1px": 0.12, "hint_error": 0.3} for s in settings}}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 

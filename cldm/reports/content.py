@@ -78,8 +78,12 @@ def described(group: Group) -> dict[str, Any]:
         "runs": [str(run.folder) for run in group.runs],
         "states": [run.state for run in group.runs],
         "steps": [run.figures.get("steps") for run in group.runs],
-        "commits": [*dict.fromkeys(run.commit[:12] + ("+changes" if "+" in run.commit else "") for run in group.runs)],
+        "commits": [*dict.fromkeys(_told(commit) for run in group.runs for commit in run.commits)],
     }
+
+
+def _told(commit: str) -> str:
+    return commit[:12] + ("+changes" if "+" in commit else "")
 
 
 def complaint(run: RunFolder) -> dict[str, str] | None:

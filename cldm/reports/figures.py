@@ -1,5 +1,6 @@
 """The figures of evaluations as tables: one for each protocol, never mixed; means, intervals, differences."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,15 +45,25 @@ def by_protocol(groups: Sequence[Group]) -> tuple[dict[tuple[str, str], list[Mea
         for run in group.runs:
             for path in sorted(run.folder.glob("evaluation/*/results.json")):
                 one = Evaluation(path.parent)
-                try:
-                    key = (one.label, str(one.results["protocol_hash"]))
-                    one.figures(), one.scores
-                except BROKEN as error:
-                    reason = f"an evaluation that cannot be read: {type(error).__name__}: {error}"
+                if reason := _unusable(one, run):
                     trouble.append({"run": str(path.parent), "reason": reason})
                     continue
+                key = (one.label, str(one.results["protocol_hash"]))
                 found.setdefault(key, []).append(Measured(i, run, one))
     return found, trouble
+
+
+def _unusable(evaluation: Evaluation, run: RunFolder) -> str | None:
+    """Why an evaluation says nothing of its run as it is; None where it does."""
+    try:
+        evaluation.check()
+        told(evaluation.results)
+        measured, trained = evaluation.results.get("steps"), run.figures.get("steps")
+    except BROKEN as error:
+        return f"an evaluation that cannot be read: {type(error).__name__}: {error}"
+    if measured is not None and trained is not None and measured != trained:
+        return f"left out: an evaluation of step {measured}, and the run is at step {trained}; run evaluate.py again"
+    return None
 
 
 def table(label: str, chosen: Sequence[Measured], scores: Sequence[str], reference: int) -> dict[str, Any]:
@@ -73,7 +84,7 @@ def table(label: str, chosen: Sequence[Measured], scores: Sequence[str], referen
     scores_told = [{"name": name, "lower": lower_is_better(name)} for name in columns]
     return {"label": label, "hash": results["protocol_hash"], "protocol": told(results), "settings": settings,
             "scores": scores_told, "reference": base, "rows": rows,
-            "bounds": {setting: _bounds(results, setting, columns) for setting in settings}}  # fmt: skip
+            "bounds": {setting: _bounds(members, setting, columns) for setting in settings}}  # fmt: skip
 
 
 USUAL = {"start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None, "negative": ""}
@@ -94,12 +105,14 @@ def told(results: Mapping[str, Any]) -> str:
 def _cells(
     own: Sequence[Measured], other: Sequence[Measured], setting: str, scores: Sequence[str]
 ) -> list[dict[str, Any] | None]:
-    """A cell for each score: mean over the group's runs, interval, and the difference from the reference."""
+    """A cell for each score: mean over the group's runs, interval, and the difference from the reference, of the runs
+    that share a seed (how many: "pairs")."""
     seeds = {one.run.config.get("seed"): one for one in own}
     others = {one.run.config.get("seed"): one for one in other}
     pairs = [(one, others[seed]) for seed, one in seeds.items() if seed in others]
     items = _item_intervals([by_item(one.evaluation, setting, scores) for one in own])
-    apart = _item_intervals([_difference(a, b, setting, scores) for a, b in pairs]) if pairs else None
+    by_item_apart = [_difference(a, b, setting, scores) for a, b in pairs]
+    apart = _item_intervals(by_item_apart)
     found: list[dict[str, Any] | None] = []
     for i, score in enumerate(scores):
         values = [value for one in own if (value := _value(one, setting, score)) is not None]
@@ -108,12 +121,11 @@ def _cells(
             continue
         cell = {"mean": mean_and_std(values)[0], "values": values, "seeds": _span(t_interval(values)),
                 "items": _span(items[:, i])}  # fmt: skip
-        differences = [a - b for one, two in pairs
-                       if (a := _value(one, setting, score)) is not None
-                       and (b := _value(two, setting, score)) is not None]  # fmt: skip
+        differences = [d for (one, two), items in zip(pairs, by_item_apart, strict=True)
+                       if (d := _apart(one, two, items, setting, score, i)) is not None]  # fmt: skip
         if differences:
             cell |= {"difference": mean_and_std(differences)[0], "difference_seeds": _span(t_interval(differences)),
-                     "difference_items": _span(apart[:, i]) if apart is not None else None}  # fmt: skip
+                     "difference_items": _span(apart[:, i]), "pairs": len(differences)}  # fmt: skip
         found.append(cell)
     return found
 
@@ -121,6 +133,17 @@ def _cells(
 def _value(one: Measured, setting: str, score: str) -> float | None:
     value = (one.evaluation.results["metrics"].get(setting) or {}).get(score)
     return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _apart(
+    one: Measured, two: Measured, items: Mapping[int, np.ndarray], setting: str, score: str, column: int
+) -> float | None:
+    """The difference of two runs over the items that both have the score of; the plain one of a score of a set."""
+    a, b = (_value(run, setting, score) for run in (one, two))
+    shared = [row[column] for row in items.values() if np.isfinite(row[column])]
+    if shared:
+        return float(np.mean(shared))
+    return None if a is None or b is None else a - b
 
 
 def by_item(evaluation: Evaluation, setting: str, scores: Sequence[str]) -> dict[int, np.ndarray]:
@@ -145,10 +168,13 @@ def _difference(a: Measured, b: Measured, setting: str, scores: Sequence[str]) -
 
 
 def _item_intervals(runs: Sequence[Mapping[int, np.ndarray]]) -> np.ndarray:
-    """Bootstrap over items of the mean over runs: (2, scores)."""
-    shared = sorted(set.intersection(*({*one} for one in runs)))
-    with np.errstate(all="ignore"):
-        return bootstrap_intervals(np.array([np.mean([one[item] for one in runs], axis=0) for item in shared]))
+    """Bootstrap over items of the mean over the runs that have a value: (2, scores)."""
+    items = sorted({item for one in runs for item in one})
+    rows = [[one[item] for one in runs if item in one] for item in items]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # an item that no run has a value of
+        means = [np.nanmean(row, axis=0) for row in rows]
+    return bootstrap_intervals(np.array(means)) if means else np.empty((2, 0))
 
 
 def _span(interval: Any) -> list[float] | None:
@@ -156,14 +182,35 @@ def _span(interval: Any) -> list[float] | None:
     return [low, high] if np.isfinite(low) else None
 
 
-def _bounds(results: Mapping[str, Any], setting: str, scores: Sequence[str]) -> list[dict[str, Any]]:
-    """What bounds the scores: the base without control, real images through the autoencoder, real images."""
-    kinds = {"base, no control": (results.get("base") or {}).get(setting),
-             "ceiling: real images through the autoencoder": results.get("ceiling"),
-             "real images": results.get("real")}  # fmt: skip
-    return [
-        {"title": title, "cells": [found.get(score) for score in scores]} for title, found in kinds.items() if found
-    ]
+BOUNDS = {
+    "base": "base, no control",
+    "ceiling": "ceiling: real images through the autoencoder",
+    "real": "real images",
+}
+
+
+def _bounds(members: Mapping[int, Sequence[Measured]], setting: str, scores: Sequence[str]) -> list[dict[str, Any]]:
+    """What bounds the scores: a row for all groups where it is the same for them, as on one base and with one
+    condition, else one for each value, with the numbers of its groups."""
+    rows = []
+    for kind, title in BOUNDS.items():
+        by_cells: dict[tuple[float | None, ...], list[int]] = {}
+        for number, own in members.items():
+            found = own[0].evaluation.results.get(kind) or {}
+            found = (found.get(setting) or {}) if kind == "base" else found
+            if found:
+                by_cells.setdefault(tuple(_rounded(found.get(score)) for score in scores), []).append(number)
+        rows += [{"title": title, "cells": [*cells], "groups": numbers if len(by_cells) > 1 else None}
+                 for cells, numbers in by_cells.items()]  # fmt: skip
+    return rows
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(float(value), 6)
+
+
+OF_A_RUN = ("hint", "image", "hint_of_image")
+"""Pictures of a sample that are a run's own: runs of other conditions have other hints."""
 
 
 def samples(
@@ -176,6 +223,10 @@ def samples(
 ) -> dict[str, Any] | None:
     """The list of samples of one protocol: the first `most` items, for runs with room for pictures; None without."""
     there = [one for one in chosen if (one.group, one.run) in shown and one.evaluation.has_samples]
+    # a distance of sets, such as FID, is no score of an image
+    own_scores = [
+        name for name in scores if any(np.isfinite(one.evaluation.scores.get(name, np.nan)).any() for one in there)
+    ]
     rows: dict[tuple[int, str, int], dict[str, Any]] = {}
     for number, one in enumerate(there):
         for line in one.evaluation.samples():
@@ -184,12 +235,13 @@ def samples(
             key = (line["item"], line["setting"], line["noise"])
             if key not in rows:
                 rows[key] = {name: line[name] for name in (*KEYS, "caption", "prompt")}
-                rows[key] |= {name: album.add_file(line.get(name)) for name in ("hint", "real")} | {"runs": {}}
-            pictures = [album.add_file(line.get(name)) for name in ("image", "hint_of_image")]
-            rows[key]["runs"][str(number)] = [*pictures, *(line["scores"].get(score) for score in scores)]
+                rows[key] |= {"real": album.add_file(line.get("real")), "runs": {}}
+            pictures = [album.add_file(line.get(name)) for name in OF_A_RUN]
+            rows[key]["runs"][str(number)] = [*pictures, *(_rounded(line["scores"].get(name)) for name in own_scores)]
     if not rows:
         return None
     items = there[0].evaluation.results["protocol"].get("items")
     return {"label": label, "hash": there[0].evaluation.results["protocol_hash"], "items": items, "most": most,
+            "scores": [{"name": name, "lower": lower_is_better(name)} for name in own_scores],
             "runs": [{"group": one.group, "seed": one.run.config.get("seed")} for one in there],
             "rows": [rows[key] for key in sorted(rows)]}  # fmt: skip

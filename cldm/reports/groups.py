@@ -79,31 +79,51 @@ def unlike_inputs(group: Group) -> dict[str, str] | None:
     """What the runs of a group have read under one name with different contents; None where all is alike."""
     held = [load(run.folder / INPUTS)[0] or {} for run in group.runs]
     names = sorted({name for one in held for name in one})
-    if changed := [name for name in names if len({one[name] for one in held if name in one}) > 1]:
+    if changed := [name for name in names if len({str(one[name]) for one in held if name in one}) > 1]:
         return {"run": group.name, "reason": f"its runs have read other contents under the same {', '.join(changed)}"}
     return None
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:
-    """What was typed for these runs and not for all of them; where that is not enough, the values that differ."""
-    shared = set.intersection(*({*run.overrides} for run in runs)) if runs else set()
-    typed = [[item for item in run.overrides if item not in shared] for run in runs]
-    names = [_short(items) for items in typed]
+    """What was typed for these runs and not for all of them; where that is not enough, or too long, the values that
+    tell them apart."""
     if len(runs) == 1:
         return [str(runs[0].config.get("name") or runs[0].folder.name)]
-    if len({*names}) < len(names):
-        keys = differing(runs)
-        names = [_short([f"{key}={_told(run.says(key))}" for key in keys]) for run in runs]
+    shared = set.intersection(*({*run.overrides} for run in runs)) if runs else set()
+    names = [_short([item for item in run.overrides if item not in shared]) for run in runs]
+    if len({*names}) < len(names) or any(len(name) > LONGEST for name in names):
+        keys = _telling(runs)
+        names = [_short([f"{key}={_told(run.says(key))}" for key in keys if run.says(key) is not None]) for run in runs]
     plain = [name or "default" for name in names]
     return [name if plain.count(name) == 1 else f"{name} ({digest(run)[:6]})"
             for name, run in zip(plain, runs, strict=True)]  # fmt: skip
 
 
+def _telling(runs: Sequence[RunFolder]) -> list[str]:
+    """A few of the keys in which runs differ, with which all can be told apart: those with the most values first."""
+    keys = differing(runs)
+    values = {key: [_told(run.says(key)) for run in runs] for key in keys}
+    chosen: list[str] = []
+    apart = 1
+
+    def told(key: str) -> int:
+        return len({*zip(*(values[one] for one in (*chosen, key)), strict=True)})
+
+    while apart < len(runs) and (best := max(keys, key=told, default=None)) is not None and told(best) > apart:
+        apart = told(best)
+        chosen.append(best)
+    return [key for key in keys if key in chosen]
+
+
 def _short(items: Sequence[str]) -> str:
-    """Overrides without the first names of their keys, in one line."""
+    """Overrides in one line, of their keys the last names; more where two of them end alike."""
     pairs = [item.lstrip("+~").partition("=") for item in items]
-    text = ", ".join(f"{key.split('.')[-1]}={value}" for key, _, value in pairs)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    ends = [key.split(".")[-1] for key, _, _ in pairs]
+    keys = [
+        end if ends.count(end) == 1 else ".".join(pair[0].split(".")[-2:])
+        for end, pair in zip(ends, pairs, strict=True)
+    ]
+    return ", ".join(f"{key}={value}" for key, (_, _, value) in zip(keys, pairs, strict=True))
 
 
 def settings(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -245,7 +245,8 @@ const views = D.tables.map((one) => ({ setting: one.settings[one.settings.length
 function figures() {
   $("scores-body").replaceChildren(
     el("p", {}, "One table for each protocol: figures of different protocols must not be compared. A value is the mean over the seeds of a group. Below it: Student's 95 % interval over seeds, " +
-      "or with a single seed (marked “items”) a bootstrap over items, which says nothing of other seeds. Arrows say which way is better. Bold: the best, where it differs from the first group beyond the interval."),
+      "or with a single seed (marked “items”) a bootstrap over items, which says nothing of other seeds. Arrows say which way is better. Bold: the best, where it differs from the first group beyond the interval. " +
+      "A difference is the mean over pairs of runs with the same seed; “1 of 2 seeds” marks one for which the reference lacks a seed, so that it need not be the difference of the values."),
     ...D.tables.map(figureTable));
 }
 function figureTable(one, number) {
@@ -263,8 +264,8 @@ function figureTable(one, number) {
     return sure ? found : null;
   });
   const rows = one.rows[view.setting].filter((row) => shown.has(row.group)).map((row) => el("tr", {}, el("td", { class: "group" }, ...named(row.group), el("small", {}, `n = ${row.n} seed${row.n > 1 ? "s" : ""}`)),
-    ...row.cells.map((cell, i) => (view.apart && row.group !== one.reference ? difference(cell, one.scores[i]) : value(cell, best[i])))));
-  const bounds = view.apart ? [] : one.bounds[view.setting].map((row) => el("tr", { class: "bound" }, el("td", { class: "group" }, row.title), ...row.cells.map((x) => el("td", {}, short(x)))));
+    ...row.cells.map((cell, i) => (view.apart && row.group !== one.reference ? difference(cell, one.scores[i], row.n) : value(cell, best[i])))));
+  const bounds = view.apart ? [] : one.bounds[view.setting].map((row) => el("tr", { class: "bound" }, el("td", { class: "group" }, row.title, row.groups ? el("small", {}, `of ${row.groups.map((group) => D.groups[group].name).join("; ")}`) : null), ...row.cells.map((x) => el("td", {}, short(x)))));
   return el("div", { class: "protocol" },
     el("p", {}, el("b", {}, one.label), ` — ${one.protocol} `, el("span", { class: "quiet" }, `(protocol ${one.hash})`)),
     el("div", { class: "controls" }, el("label", {}, "prompts", place), one.rows[view.setting].length > 1 ? kind : null),
@@ -278,21 +279,22 @@ function value(cell, best) {
 }
 const intervalOf = (cell) => cell.difference_seeds || cell.difference_items;
 const clear = (cell) => { const pair = intervalOf(cell); return !!pair && (pair[0] > 0 || pair[1] < 0); };
-function difference(cell, score) {
+function difference(cell, score, seeds) {
   if (!cell || cell.difference === undefined) return el("td", {}, "–");
+  const part = cell.pairs < seeds ? ` ${cell.pairs} of ${seeds} seeds` : "";
   const pair = intervalOf(cell);
   const good = (cell.difference < 0) === score.lower;
-  return el("td", {}, el("span", { class: clear(cell) ? (good ? "better" : "worse") : null }, signed(cell.difference)), el("small", {}, span(pair, signed) + (cell.difference_seeds || !pair ? "" : " items")));
+  return el("td", {}, el("span", { class: clear(cell) ? (good ? "better" : "worse") : null }, signed(cell.difference)), el("small", {}, span(pair, signed) + (cell.difference_seeds || !pair ? "" : " items") + part));
 }
 
 /* ---------------------------------------------------------------- samples */
 
-const PAGE = 24;
+const PAGE = 24, PICTURES = 3; /* of a run's own, before its scores: hint, image, hint found */
 const look = { list: 0, setting: "", score: 0, a: "0", b: null, order: "worst", text: "", limit: "", count: PAGE };
 function samplesSection() {
-  const list = D.samples[look.list], scores = D.tables.find((one) => one.label === list.label && one.hash === list.hash).scores;
+  const list = D.samples[look.list], scores = list.scores;
   const again = (key) => (value) => { look[key] = value; look.count = PAGE; cards(list, scores); };
-  const whole = (key) => (value) => { look[key] = +value; look.a = "0"; look.b = null; samplesSection(); };
+  const whole = (key) => (value) => { Object.assign(look, { [key]: +value, a: "0", b: null, score: 0, text: "", limit: "", count: PAGE }); samplesSection(); };
   const runs = list.runs.map((run, i) => [i, runName(run)]);
   const settings = [...new Set(list.rows.map((row) => row.setting))];
   if (!settings.includes(look.setting)) look.setting = settings[settings.length - 1];
@@ -301,7 +303,7 @@ function samplesSection() {
     D.samples.length > 1 ? select("protocol", D.samples.map((one, i) => [i, one.label]), whole("list")) : null,
     select("run A", runs, again("a")), select("run B", [["", "none"], ...runs], again("b")),
     select("prompts", [["", "all"], ...settings.map((name) => [name, name])], again("setting")),
-    select("score", scores.map((score, i) => [i, `${score.name} ${score.lower ? "↓" : "↑"}`]), again("score")),
+    scores.length ? select("score", scores.map((score, i) => [i, `${score.name} ${score.lower ? "↓" : "↑"}`]), again("score")) : null,
     select("order", [["worst", "worst of A first"], ["best", "best of A first"], ["apart", "largest difference between A and B first"], ["lost", "A worse than B first"], ["won", "A better than B first"], ["item", "by item"]], again("order")),
     el("label", {}, "caption has", el("input", { type: "search", size: 14, oninput: (event) => again("text")(event.target.value) })),
     el("label", {}, "A's score at most", el("input", { type: "number", step: "any", style: "width: 6em", oninput: (event) => again("limit")(event.target.value) })),
@@ -312,12 +314,13 @@ function samplesSection() {
     el("div", { class: "controls" }, ...controls), el("p", { class: "quiet", id: "cards-note" }), el("div", { id: "cards" }), el("p", { id: "cards-more" }));
   const set = (label, value) => { const node = [...$("samples-body").querySelectorAll("label")].find((one) => one.textContent.startsWith(label)).querySelector("select"); node.value = value; };
   if (D.samples.length > 1) set("protocol", look.list);
-  set("run A", look.a); set("run B", look.b); set("prompts", look.setting); set("score", look.score); set("order", look.order);
+  set("run A", look.a); set("run B", look.b); set("prompts", look.setting); set("order", look.order);
+  if (scores.length) set("score", look.score);
   cards(list, scores);
 }
 function cards(list, scores) {
-  const score = (row, run) => { const own = run === "" ? null : row.runs[run]; const x = own ? own[2 + +look.score] : null; return Number.isFinite(x) ? x : null; };
-  const sign = scores[look.score].lower ? -1 : 1;
+  const score = (row, run) => { const own = run === "" ? null : row.runs[run]; const x = own ? own[PICTURES + +look.score] : null; return Number.isFinite(x) ? x : null; };
+  const sign = scores.length && scores[look.score].lower ? -1 : 1;
   const rows = list.rows.filter((row) => (!look.setting || row.setting === look.setting) && row.runs[look.a]
     && (!look.text || row.caption.toLowerCase().includes(look.text.toLowerCase()))
     && (look.limit === "" || (score(row, look.a) !== null && score(row, look.a) <= +look.limit)));
@@ -337,11 +340,14 @@ function card(row, list, scores, apart) {
   const figure = (key, text) => el("figure", { title: text }, picture(key, text), el("figcaption", {}, text));
   const of = (run, letter) => {
     const own = run === "" ? null : row.runs[run];
-    return own ? [figure(own[0], `${letter}: ${short(own[2 + +look.score])}`), own[1] ? figure(own[1], `${letter}: hint found`) : null] : [];
+    if (!own) return [];
+    const [hint, image, found] = own;
+    return [hint !== first ? figure(hint, `${letter}: hint`) : null, figure(image, `${letter}: ${short(own[PICTURES + +look.score])}`), found ? figure(found, `${letter}: hint found`) : null];
   };
+  const first = row.runs[look.a][0];
   return el("div", { class: "card" },
     el("div", { class: "meta" }, el("span", {}, `item ${row.item}, noise ${row.noise}`), el("span", { class: "quiet" }, apart === null ? row.setting : `A − B: ${signed(apart)} · ${row.setting}`)),
-    el("div", { class: "row" }, figure(row.hint, "hint"), figure(row.real, "real"), ...of(look.a, "A").filter((x) => x), ...of(look.b, "B").filter((x) => x)),
+    el("div", { class: "row" }, figure(first, "hint"), figure(row.real, "real"), ...of(look.a, "A").filter((x) => x), ...of(look.b, "B").filter((x) => x)),
     el("p", {}, row.caption), row.prompt !== row.caption ? el("p", { class: "quiet" }, row.prompt ? `prompt: ${row.prompt}` : "no prompt") : null);
 }
 

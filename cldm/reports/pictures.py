@@ -74,8 +74,8 @@ def _history(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def _caption(look: dict[str, Any], item: int) -> str:
-    captions = look.get("captions") or []
-    return captions[item] if item < len(captions) else ""
+    captions = look.get("captions")
+    return str(captions[item]) if isinstance(captions, list) and item < len(captions) else ""
 
 
 def _cell(run: RunFolder, line: dict[str, Any] | None, item: int, names: Sequence[str], album: Album) -> str | None:
@@ -86,7 +86,7 @@ def _cell(run: RunFolder, line: dict[str, Any] | None, item: int, names: Sequenc
         return None
     try:
         return album.add(cut(_page(run.folder / "previews" / line["file"]), line, item, name, size))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

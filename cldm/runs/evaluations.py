@@ -38,6 +38,22 @@ class Evaluation:
             return self.folder.name
         return f"{self.results['protocol']['name']}-{self.results['protocol_hash']}"
 
+    def check(self) -> None:
+        """ValueError for an evaluation that another version, or half a write, has left in another form."""
+        told, protocol = self.results, self.results.get("protocol")
+        if not isinstance(told.get("metrics"), dict) or not told["metrics"]:
+            raise ValueError("results.json has no metrics")
+        tables = [*told["metrics"].values(), *(told.get("base") or {}).values(), told.get("ceiling"), told.get("real")]
+        if not all(isinstance(table, dict) and all(map(_is_figure, table.values())) for table in tables if table):
+            raise ValueError("results.json has figures that are no numbers")
+        if not isinstance(protocol, dict) or "protocol_hash" not in told:
+            raise ValueError("results.json has no protocol")
+        lengths = {len(column) for column in self.scores.values()}
+        if not {*KEYS} <= self.scores.keys() or len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"per_sample.npz lacks rows, or one of {', '.join(KEYS)}")
+        if any(column.dtype.kind not in "fiub" for name, column in self.scores.items() if name not in KEYS):
+            raise ValueError("per_sample.npz has scores that are no numbers")
+
     @property
     def has_samples(self) -> bool:
         """Whether it says what stands behind its figures."""
@@ -63,10 +79,12 @@ class Evaluation:
         keys = zip(*(columns[key].tolist() for key in KEYS), strict=True)
         rows = {key: {name: float(columns[name][i]) for name in names} for i, key in enumerate(keys)}
         for line in read_lines(self.folder / SAMPLES):
-            key = (line["item"], line["setting"], line["noise"])
-            if key not in rows:
+            key = tuple(map(line.get, KEYS)) if isinstance(line, dict) else ()
+            if not all(isinstance(part, int | str) for part in key) or key not in rows:
                 continue
-            kept = {name: self.folder / line[name] for name in PICTURES if line.get(name)}
+            if not all(isinstance(line.get(name), str) for name in ("caption", "prompt")):
+                continue
+            kept = {name: self.folder / line[name] for name in PICTURES if isinstance(line.get(name), str)}
             there = {name: path for name, path in kept.items() if path.is_file()}
             told = {name: value for name, value in line.items() if name not in PICTURES}
             yield {**told, **there, "scores": rows[key]}
@@ -75,6 +93,10 @@ class Evaluation:
 def evaluations(run: Path) -> list[Evaluation]:
     """The finished evaluations in a run folder."""
     return [Evaluation(path.parent) for path in sorted(run.glob("evaluation/*/results.json"))]
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def flattened(tree: dict[str, Any], above: str = "") -> dict[str, Any]:

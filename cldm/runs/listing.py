@@ -68,10 +68,15 @@ class RunFolder:
     def _starts(self) -> list[dict[str, Any]]:
         return [line for line in _attempts(self.folder) if line.get("event") == "start"]
 
-    @property
-    def commit(self) -> str:
-        """Of the code that its last attempt ran."""
-        return str(self._starts[-1].get("commit", "unknown")) if self._starts else "unknown"
+    @cached_property
+    def commits(self) -> list[str]:
+        """Of the code that its attempts ran, the last one's last; of a run without attempts what its results say."""
+        results, _ = load(self.folder / "results.json")
+        told = results or {}
+        recorded = told.get("commits") or [told.get("commit")]
+        started = [line.get("commit") for line in self._starts]
+        found = started or (recorded if isinstance(recorded, list) else [])
+        return [*dict.fromkeys(str(commit) for commit in found if commit)] or ["unknown"]
 
     @property
     def begun(self) -> str:
@@ -96,6 +101,8 @@ def run_folders(folder: Path) -> list[Path]:
 def read(folder: Path) -> RunFolder:
     """What a run folder says. Never raises."""
     config, trouble = load(folder / "config.yaml")
+    if config and not isinstance(config.get("seed", 0), int):
+        config, trouble = None, "config.yaml has no number as its seed"
     results, more = load(folder / "results.json")
     failed, _ = load(folder / "FAILED.json")
     done = (folder / "DONE.json").exists()
@@ -118,9 +125,10 @@ def load(path: Path, kind: type = dict) -> tuple[Any, str]:
     try:
         text = path.read_text()
         loaded = json.loads(text) if path.suffix == ".json" else from_yaml(text)
+        json.dumps(loaded, default=str, skipkeys=True)  # a ValueError for what contains itself
     except FileNotFoundError:
         return None, f"no {path.name}"
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None, f"{path.name} is broken"
     return (loaded, "") if isinstance(loaded, kind) else (None, f"{path.name} is broken")
 

@@ -2,7 +2,9 @@
 
 import csv
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 AXES = {"samples": "samples_seen", "seconds": "train_seconds"}
@@ -32,16 +34,21 @@ class Curve:
 
 
 def curves(folder: Path, names: Iterable[str] | None = None) -> dict[str, Curve]:
-    """The curves of these names that a run has logged, or all; of a step that was done again the last value counts.
+    """The curves of these names that a run has logged, or all; of steps that were done again the last attempt counts.
 
     Lines that a kill cut short are left out.
     """
     rows: dict[str, dict[int, tuple[float | None, ...]]] = {}
     wanted = None if names is None else {*names}
     for path in attempts(folder):
-        for step, places, name, value in _cells(path, wanted):
-            rows.setdefault(name, {})[step] = (value, *places)
-    return {name: _curve(found) for name, found in rows.items()}
+        logged = [*_logged(path, wanted)]
+        began = min((step for step, *_ in logged), default=None)
+        for name, found in rows.items():  # what the attempts before logged from there on was given up
+            rows[name] = {step: row for step, row in found.items() if began is None or step <= began}
+        for step, places, values in logged:
+            for name, value in values.items():
+                rows.setdefault(name, {})[step] = (value, *places)
+    return {name: _curve(found) for name, found in rows.items() if found}
 
 
 def _curve(found: dict[int, tuple[float | None, ...]]) -> Curve:
@@ -53,7 +60,7 @@ def attempts(folder: Path) -> list[Path]:
     """Files of metrics, oldest first."""
     numbered = [path for path in folder.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()]
     earlier = sorted(numbered, key=lambda path: int(path.suffixes[0][1:]))
-    return [path for path in [*earlier, folder / "metrics.csv"] if path.exists()]
+    return [path for path in [*earlier, folder / "metrics.csv"] if path.is_file()]
 
 
 def last_step(folder: Path) -> int | None:
@@ -64,27 +71,30 @@ def last_step(folder: Path) -> int | None:
             file.seek(max(path.stat().st_size - TAIL, file.tell()))
             rows = file.read().decode(errors="replace").splitlines()
         cells = [row.split(",") for row in rows if "step" in head and row.count(",") == len(head) - 1]
-        steps = [step for row in cells if (step := _number(row[head.index("step")])) is not None]
+        steps = [step for row in cells if (step := _step(row[head.index("step")])) is not None]
         if steps:
-            return int(steps[-1])
+            return steps[-1]
     return None
 
 
-def _cells(path: Path, wanted: set[str] | None) -> Iterator[tuple[int, tuple[float | None, ...], str, float]]:
-    """(step, samples and seconds, name, value) of each number in a file."""
+def _logged(path: Path, wanted: set[str] | None) -> Iterator[tuple[int, tuple[float | None, ...], dict[str, float]]]:
+    """(step, samples and seconds, numbers by name) of each row of a file, up to where it can no longer be read."""
     with open(path, newline="", errors="replace") as file:
-        reader = csv.reader(file)
+        reader = _rows(file)
         head = next(reader, [])
         if "step" not in head:
             return
         at, places = head.index("step"), [head.index(name) if name in head else None for name in AXES.values()]
         chosen = [(i, name) for i, name in enumerate(head) if name not in ("step", "epoch") and _is(name, wanted)]
         for row in reader:
-            if len(row) == len(head) and (step := _number(row[at])) is not None:
+            if len(row) == len(head) and (step := _step(row[at])) is not None:
                 told = tuple(None if place is None else _number(row[place]) for place in places)
-                for i, name in chosen:
-                    if row[i] and (value := _number(row[i])) is not None:
-                        yield int(step), told, name, value
+                yield step, told, {name: value for i, name in chosen if (value := _number(row[i])) is not None}
+
+
+def _rows(file: Iterable[str]) -> Iterator[list[str]]:
+    with suppress(csv.Error):  # a crash of the machine may leave a file with an end of zeros
+        yield from csv.reader(file)
 
 
 def _is(name: str, wanted: set[str] | None) -> bool:
@@ -96,3 +106,8 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _step(text: str) -> int | None:
+    found = _number(text)
+    return int(found) if found is not None and isfinite(found) else None

@@ -45,8 +45,13 @@ def history(run: Path) -> dict[int, dict[str, Any]]:
     path = run / "previews" / "manifest.jsonl"
     if not path.is_file():
         raise ValueError(f"{run} is no run folder with previews: there is no {path}")
-    found = {line["step"]: line for line in read_lines(path)}
+    found = {line["step"]: line for line in read_lines(path) if _is_look(line)}
     return dict(sorted(found.items()))
+
+
+def _is_look(line: Any) -> bool:
+    kinds = {"step": int, "file": str, "columns": list, "ids": list}
+    return isinstance(line, dict) and all(isinstance(line.get(name), kind) for name, kind in kinds.items())
 
 
 MADE = ("controlled", "sample", "reconstruction")

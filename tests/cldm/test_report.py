@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from cldm.commands.cli import main
@@ -32,6 +34,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(place: Path) -> dict[str, Any]:
     """What the page of these runs says."""
     return content([place], ReportSpec())
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of two configurations, evaluated; only copied."""
+    place = tmp_path_factory.mktemp("pair")
+    for name, lr in (("a", 1e-3), ("b", 2e-3)):
+        run = run_folder(place / name, steps=20, every=20, config={"optimizer": {"lr": lr}})
+        evaluation(run, 0.7, items=1)
+    return place
 
 
 def data_of(html: str) -> dict[str, Any]:
@@ -145,7 +157,7 @@ def test_a_table_holds_means_intervals_over_seeds_and_paired_differences(told, p
     low, high = second["difference_items"]
     assert low < second["difference"] < high
     assert "difference" not in first
-    assert table["bounds"]["perfect"][0] == {"title": "base, no control", "cells": [0.12, 0.3]}
+    assert table["bounds"]["perfect"][0] == {"title": "base, no control", "cells": [0.12, 0.3], "groups": None}
 
 
 def test_every_sample_stands_beside_its_hint_and_has_its_scores(told, place):
@@ -153,9 +165,9 @@ def test_every_sample_stands_beside_its_hint_and_has_its_scores(told, place):
     assert len(samples["rows"]) == 6 * 2
     rows = np.load(place / "control-lite/seed-1/evaluation/scenes/per_sample.npz")
     for i, row in enumerate(sorted(samples["rows"], key=lambda row: (row["setting"], row["item"]))):
-        image, found, *scores = row["runs"]["3"]
-        assert scores == pytest.approx([rows["edge_f1_1px"][i], rows["hint_error"][i]])
-        assert {image, found, row["hint"], row["real"]} <= told["pictures"].keys()
+        hint, image, found, *scores = row["runs"]["3"]
+        assert scores == pytest.approx([rows["edge_f1_1px"][i], rows["hint_error"][i]], abs=1e-6)
+        assert {hint, image, found, row["real"]} <= told["pictures"].keys()
 
 
 def test_a_bootstrap_of_columns_agrees_with_the_spread_of_their_means():
@@ -232,6 +244,184 @@ def test_a_run_that_tells_less_is_shown_with_what_it_has_and_its_reason_is_told(
     (loss,) = (one for one in made["curves"] if one["name"] == "train/loss")
     assert {*loss["axes"]["steps"]} == {"0", "1"}
     assert data_of(page(made))["tables"] == []
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """A JSON file, its content changed."""
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+def test_a_difference_tells_of_how_many_pairs_of_seeds_it_is(tmp_path):
+    for lr, seed, quality in ((1e-3, 0, 0.6), (1e-3, 1, 0.9), (2e-3, 0, 0.7), (2e-3, 1, 0.8), (3e-3, 0, 0.5)):
+        config = {"optimizer": {"lr": lr}}
+        evaluation(run_folder(tmp_path / f"{lr}-{seed}", seed, steps=40, pictures=False, config=config), quality)
+    (table,) = content([tmp_path], ReportSpec())["tables"]
+    _, both, one = (row["cells"][0] for row in table["rows"]["perfect"])
+    assert (both["pairs"], one["pairs"]) == (2, 1)
+    assert one["difference"] == pytest.approx(one["values"][0] - table["rows"]["perfect"][0]["cells"][0]["values"][0])
+
+
+def test_a_difference_lies_in_its_interval_where_some_images_have_no_score(tmp_path):
+    for number, lost in enumerate((0, 3)):
+        run = run_folder(tmp_path / str(number), steps=40, pictures=False, config={"optimizer": {"lr": 1e-3 + number}})
+        path = evaluation(run, 0.5, settings=["perfect"], items=8) / "per_sample.npz"
+        rows = dict(np.load(path))
+        rows["edge_f1_1px"] = np.array([0.5] * 5 + [9.0] * 3) + 0.01 * number * np.arange(8)
+        rows["edge_f1_1px"][len(rows["item"]) - lost :] = np.nan
+        np.savez_compressed(path, **rows)
+        mean = float(np.nanmean(rows["edge_f1_1px"]))
+        changed(
+            path.with_name("results.json"), lambda told, mean=mean: told["metrics"]["perfect"].update(edge_f1_1px=mean)
+        )
+    (table,) = content([tmp_path], ReportSpec())["tables"]
+    cell = table["rows"]["perfect"][1]["cells"][0]
+    low, high = cell["difference_items"]
+    assert low <= cell["difference"] <= high
+    assert cell["difference"] == pytest.approx(0.02)
+
+
+def test_runs_of_other_bases_or_conditions_keep_bounds_and_hints_of_their_own(tmp_path):
+    runs = [run_folder(tmp_path / str(i), steps=40, config={"base": f"base{i}"}) for i in (0, 1)]
+    for run in runs:
+        evaluation(run, 0.7, items=2)
+    changed(runs[1] / "evaluation/scenes/results.json", lambda told: told["base"]["perfect"].update(edge_f1_1px=0.3))
+    save = Image.new("RGB", (64, 64), (9, 9, 200))
+    for hint in (runs[1] / "evaluation/scenes/items").glob("*_hint.png"):
+        save.save(hint)
+    told = content([tmp_path], ReportSpec())
+    bases = [row for row in told["tables"][0]["bounds"]["perfect"] if row["title"].startswith("base")]
+    assert [(row["cells"][0], row["groups"]) for row in bases] == [(0.12, [0]), (0.3, [1])]
+    ceilings = [row for row in told["tables"][0]["bounds"]["perfect"] if row["title"].startswith("ceiling")]
+    assert [row["groups"] for row in ceilings] == [None]
+    (samples,) = told["samples"]
+    for row in samples["rows"]:
+        assert row["runs"]["0"][0] != row["runs"]["1"][0]
+
+
+def test_an_evaluation_of_another_step_is_left_out_and_told(tmp_path):
+    run = one_run(tmp_path, pictures=False)
+    changed(evaluation(run, 0.8, items=2) / "results.json", lambda told: told.update(steps=20))
+    told = content([tmp_path], ReportSpec())
+    assert told["tables"] == []
+    assert "of step 20, and the run is at step 40" in told["trouble"][0]["reason"]
+
+
+def test_commits_are_those_of_all_attempts_or_of_the_results_where_no_attempts_were_kept(tmp_path):
+    run = one_run(tmp_path, pictures=False)
+    with open(run / "attempts.jsonl", "a") as file:
+        file.write(json.dumps({"event": "start", "commit": "f" * 40}) + "\n")
+    assert content([tmp_path], ReportSpec())["groups"][0]["commits"] == ["0123456789ab", "f" * 12]
+    (run / "attempts.jsonl").unlink()
+    changed(run / "results.json", lambda told: told.update(commits=["a" * 40, "b" * 40]))
+    assert content([tmp_path], ReportSpec())["groups"][0]["commits"] == ["a" * 12, "b" * 12]
+
+
+def test_a_score_of_a_whole_set_is_offered_for_no_single_image(tmp_path):
+    results = evaluation(one_run(tmp_path, pictures=False), 0.8, items=2) / "results.json"
+    changed(results, lambda told: told["metrics"]["perfect"].update(fid=3.0))
+    told = content([tmp_path], ReportSpec(scores=["fid", "edge_f1_1px"]))
+    assert [score["name"] for score in told["tables"][0]["scores"]] == ["fid", "edge_f1_1px"]
+    assert [score["name"] for score in told["samples"][0]["scores"]] == ["edge_f1_1px"]
+
+
+def test_names_of_groups_hold_what_tells_them_apart_however_much_was_typed(tmp_path):
+    for i in range(4):
+        config = {
+            "optimizer": {"lr": 1e-3, "betas": [0.9, 0.95]},
+            "stage": {"shift": i},
+            "watch": {"count": 4 + i // 2},
+        }
+        typed = [f"trainer.callbacks.watch.count={4 + i // 2}", "data.train_count=123456789", f"stage.shift={i}"]
+        run_folder(
+            tmp_path / str(i), steps=20, pictures=False, config=config, overrides=[*typed, f"long.key={'x' * 70}{i}"]
+        )
+    names = [group["name"] for group in content([tmp_path], ReportSpec())["groups"]]
+    assert names == ["shift=0", "shift=1", "shift=2", "shift=3"]
+
+
+def _rewritten(name: str, text: str | bytes) -> Callable[[Path], Any]:
+    return lambda run: (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def _results(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    return lambda run: changed(run / "evaluation/scenes/results.json", change)
+
+
+def _rows(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def go(run: Path) -> None:
+        rows = dict(np.load(run / "evaluation/scenes/per_sample.npz"))
+        change(rows)
+        np.savez(run / "evaluation/scenes/per_sample.npz", **rows)
+
+    return go
+
+
+def _lines(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def go(run: Path) -> None:
+        lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
+        for line in lines:
+            change(line)
+        (run / name).write_text("\n".join(map(json.dumps, lines)))
+
+    return go
+
+
+def _a_folder(name: str) -> Callable[[Path], Any]:
+    return lambda run: ((run / name).unlink(), (run / name).mkdir())
+
+
+SAMPLES, MANIFEST = "evaluation/scenes/samples.jsonl", "previews/manifest.jsonl"
+HEAD = "hint_use,samples_seen,train_seconds,step,train/loss,val/loss,watch/edge_f1_1px"
+ODD = {
+    "metrics of zeros": _rewritten("metrics.csv", b"\0" * 200_000),
+    "metrics with an open quote": _rewritten("metrics.csv", HEAD + '\n"' + "x" * 200_000),
+    "metrics of bytes": _rewritten("metrics.csv", bytes(range(256)) * 100),
+    "metrics of step nan": _rewritten("metrics.csv", "step,val/loss\nnan,1\ninf,2\n"),
+    "metrics that are a folder": _a_folder("metrics.csv"),
+    "a list of seeds": _rewritten("config.yaml", "seed: [1, 2]\nsize: 64\n"),
+    "a configuration that holds itself": _rewritten("config.yaml", "a: &a\n  b: *a\nseed: 0\n"),
+    "inputs within inputs": _rewritten("inputs.json", '{"base": {"a": [1]}}'),
+    "metrics without settings": _results(lambda told: told.update(metrics={"edge_f1_1px": 0.5})),
+    "no metrics": _results(lambda told: told.update(metrics={})),
+    "text for a figure": _results(lambda told: told["metrics"]["none"].update(edge_f1_1px="x")),
+    "a flat base": _results(lambda told: told.update(base={"none": 0.3})),
+    "a sampler of text": _results(lambda told: told["protocol"].update(sampler="ddim")),
+    "a sampler without target": _results(lambda told: told["protocol"].update(sampler={"sampler": "ddim"})),
+    "data of text": _results(lambda told: told["protocol"].update(data="folder")),
+    "one noise seed": _results(lambda told: told["protocol"].update(noise_seeds=0)),
+    "rows without setting": _rows(lambda rows: rows.pop("setting")),
+    "rows without item": _rows(lambda rows: rows.pop("item")),
+    "rows without noise": _rows(lambda rows: rows.pop("noise")),
+    "a short column": _rows(lambda rows: rows.update(edge_f1_1px=rows["edge_f1_1px"][:1])),
+    "a column of text": _rows(lambda rows: rows.update(edge_f1_1px=np.array(["a"] * len(rows["item"])))),
+    "no rows": _rows(lambda rows: rows.update({name: rows[name][:0] for name in rows})),
+    "samples without item": _lines(SAMPLES, lambda line: line.pop("item")),
+    "samples with a list for an item": _lines(SAMPLES, lambda line: line.update(item=[1])),
+    "samples without caption": _lines(SAMPLES, lambda line: line.pop("caption")),
+    "samples that are numbers": _rewritten(SAMPLES, "[1]\n3\n"),
+    "a number for a picture": _lines(SAMPLES, lambda line: line.update(hint=5)),
+    "looks without columns": _lines(MANIFEST, lambda line: line.pop("columns")),
+    "looks without file": _lines(MANIFEST, lambda line: line.pop("file")),
+    "looks without step": _lines(MANIFEST, lambda line: line.pop("step")),
+    "looks without items": _lines(MANIFEST, lambda line: line.pop("ids")),
+    "looks with a number of captions": _lines(MANIFEST, lambda line: line.update(captions=4)),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_folder_that_is_not_as_it_should_be_ends_neither_report_nor_list(tmp_path, pair, odd, capsys):
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    ODD[odd](tmp_path / "b")
+    made = content([tmp_path], ReportSpec())
+    data_of(page(made))
+    (table,) = made["tables"]
+    assert 0 in [row["group"] for row in table["rows"]["perfect"]]
+    (tmp_path / "b" / "results.json").unlink()
+    (tmp_path / "b" / "DONE.json").unlink()
+    assert main(["runs", str(tmp_path), "--json"]) in (0, None)
+    assert len(json.loads(capsys.readouterr().out)) == 2
 
 
 def test_groups_stand_by_the_size_of_what_differs(tmp_path):

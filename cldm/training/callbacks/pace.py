@@ -6,6 +6,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from cldm.runs.tracking import RunCSV
+
 
 def position(trainer: pl.Trainer, module: Any) -> dict[str, float]:
     """Samples that training has seen, of all processes and attempts, and the seconds that it took."""
@@ -36,6 +38,9 @@ class Pace(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._remember(trainer, position(trainer, pl_module))
+        for logger in trainer.loggers:
+            if trainer.global_step and isinstance(logger, RunCSV):  # its first row says where the attempt begins
+                logger.log_metrics(self.last, trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not trainer._logger_connector.should_update_logs or trainer.global_step == self.last_step:
