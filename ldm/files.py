@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, whatever kills the program and however many write side by side."""
 
+import errno
 import hashlib
 import json
 import math
@@ -40,6 +41,10 @@ def whole(path: str | Path, new: bool = False) -> Iterator[Path]:
         if new:
             _must_not_exist(path)
         partial.replace(path)
+    except Exception as error:
+        if "No space left" in str(error):  # safetensors has an error of its own; neither names the file
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 

@@ -406,6 +406,13 @@ def test_an_autoencoder_trains_whatever_the_condition(run, condition):
     assert "psnr" in json.loads((folder / "results.json").read_text())["fidelity"]
 
 
+def test_a_resumption_under_another_condition_is_refused_before_anything_changes(run, straight):
+    before = (straight / "config.yaml").read_text()
+    with pytest.raises(Refused, match=r"of another condition .*start a new run from its weights with init_from="):
+        run(straight, "steps=6", "condition=color_grid", resume=True)
+    assert (straight / "config.yaml").read_text() == before
+
+
 @pytest.mark.slow
 def test_the_logged_curve_of_a_resumed_run_is_that_of_a_straight_one(run):
     often = [CONSTANT_RATE, "trainer.log_every_n_steps=1", "stage.report_items=0"]

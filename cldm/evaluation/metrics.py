@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cldm.conditions import Condition, apply_batch, apply_like
 from cldm.evaluation.fidelity import edge_fidelity, psnr
-from cldm.worlds import Known, pooled
+from cldm.worlds import Known, by_image, pooled
 from cldm.worlds.agreement import structural_similarity
 from ldm.batch import Batch
 
@@ -56,8 +56,8 @@ def control_scores(
     if known is None:
         return scores
     reading = known.judge.read(images)
-    told = pooled(known.judge.prompt_scores(reading, captions), "caption_")
-    return scores | pooled(known.judge.scores(reading, known.truths)) | told
+    told = by_image(known.judge.prompt_scores(reading, captions), "caption_")
+    return scores | by_image(known.judge.scores(reading, known.truths)) | told
 
 
 def hint_fidelity(images: Tensor, hints: Tensor, condition: Condition) -> dict[str, float]:

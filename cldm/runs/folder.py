@@ -142,6 +142,11 @@ def _refuse_changes(cfg: DictConfig, folder: Path, changed: Sequence[str]) -> No
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
             f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
         )
+    if other := [line for line in changed if line.startswith("condition._target_: ")]:
+        raise Refused(
+            f"{folder} holds a run of another condition ({other[0]}): resume= goes on with the same one; start a new "
+            "run from its weights with init_from="
+        )
     recorded = folder / "config.yaml"
     if recorded.is_file() and (seed := OmegaConf.select(OmegaConf.load(recorded), "seed")) != cfg.seed:
         raise Refused(f"{folder} holds a run of seed {seed}, not {cfg.seed}: another seed is a run of its own")

@@ -1,7 +1,9 @@
 """Sudden convergence (paper, section 3.3 and figure 4): the step at which a model begins to follow its hint."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +37,13 @@ def moment(curves: dict[str, tuple[Sequence[int], Sequence[float]]]) -> Moment |
         if measure in curves and len(curves[measure][0]) > 1:
             return dated(measure, *curves[measure], jump)
     return None
+
+
+def recorded(run: Path) -> Moment | None:
+    """The moment that the results of a run tell; None for a run that is not finished, or of another stage."""
+    path = run / "results.json"
+    told = json.loads(path.read_text()).get("convergence") if path.is_file() else None
+    return Moment(**told) if told else None
 
 
 def dated(measure: str, steps: Sequence[int], values: Sequence[float], jump: float) -> Moment:

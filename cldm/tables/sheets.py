@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cldm.data.decoding import read_photo
 from cldm.pictures import GAP, INK, PAPER, TEXT_SIZE
-from cldm.tables.convergence import convergence_step
+from cldm.tables.convergence import recorded
 from ldm.files import read_lines
 
 LINE = TEXT_SIZE + 4
@@ -90,10 +90,12 @@ def convergence_strip(run: Path, items: Sequence[int], size: int, metric: str, s
     figure = Figure(figsize=(1.35 * (len(shown) + 1), 1.4 * len(items) + 2.4), layout="constrained", dpi=120)
     canvas = FigureCanvasAgg(figure)
     layout = figure.add_gridspec(len(items) + 1, len(shown) + 1, height_ratios=[1] * len(items) + [1.5])
+    first = looks[shown[0]]["columns"]
+    given, made = (next((name for name in names if name in first), first[0]) for names in (("hint", "image"), MADE))
     for i, item in enumerate(items):
-        pictures = [preview(run, looks[shown[0]], item, "hint", size)]
-        pictures += [preview(run, looks[step], item, "controlled", size) for step in shown]
-        for j, (title, picture) in enumerate(zip(["hint", *(f"step {step}" for step in shown)], pictures, strict=True)):
+        pictures = [preview(run, looks[shown[0]], item, given, size)]
+        pictures += [preview(run, looks[step], item, made, size) for step in shown]
+        for j, (title, picture) in enumerate(zip([given, *(f"step {step}" for step in shown)], pictures, strict=True)):
             axes = figure.add_subplot(layout[i, j])
             axes.imshow(picture)
             axes.set_axis_off()
@@ -102,11 +104,13 @@ def convergence_strip(run: Path, items: Sequence[int], size: int, metric: str, s
     axes = figure.add_subplot(layout[len(items), :])
     axes.plot([*values], [*values.values()], marker=".", color="tab:blue")
     axes.plot(shown, [values.get(step, np.nan) for step in shown], "o", color="tab:blue")
-    moment = convergence_step([*values], [*values.values()])
-    if moment is not None:
-        axes.axvline(moment, color="0.4", linestyle="--", label=f"sudden convergence: step {moment}")
+    found = recorded(run)
+    if found is not None and found.step is not None:
+        axes.axvline(found.step, color="0.4", linestyle="--", label=str(found))
         axes.legend(loc="upper left", fontsize=8)
-    axes.set(xlabel="optimizer step", ylabel=metric, ylim=(0, 1))
+    axes.set(xlabel="optimizer step", ylabel=metric)
+    if all(0 <= value <= 1 for value in values.values()):
+        axes.set(ylim=(0, 1))
     axes.grid(alpha=0.3)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

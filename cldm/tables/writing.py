@@ -94,15 +94,18 @@ def _difference(column: Column, mine: Sequence[Record], reference: Sequence[Reco
     pairs = [(a, b) for a, b in pairs if a.value(column) is not None and b.value(column) is not None]
     if not pairs:
         return None
-    differences = [a.value(column) - b.value(column) for a, b in pairs]  # type: ignore[operator]
-    by_item = (float("nan"), float("nan"))
-    if column.source != RUN:
-        keys, values = [], []
-        for a, b in pairs:
-            x, y = a.items(column), b.items(column)
-            keys += [item for item, noise in x if (item, noise) in y]
-            values += [x[key] - y[key] for key in x if key in y]
-        by_item = bootstrap_interval(means_by(np.array(keys), np.array(values, dtype=float)))
+    differences: list[float] = []
+    keys: list[int] = []
+    values: list[float] = []
+    for a, b in pairs:
+        x, y = (record.items(column) if column.source != RUN else {} for record in (a, b))
+        both = [key for key in x if key in y and np.isfinite([x[key], y[key]]).all()]
+        apart = [x[key] - y[key] for key in both]
+        # of what both have, so that the mean belongs to its interval; a score of a set has no images
+        differences.append(float(np.mean(apart)) if apart else a.value(column) - b.value(column))  # type: ignore[operator]
+        keys += [item for item, _ in both]
+        values += apart
+    by_item = bootstrap_interval(means_by(np.array(keys), np.array(values, dtype=float)))
     return Difference(mean_and_std(differences)[0], len(pairs), t_interval(differences), by_item)
 
 

@@ -1,6 +1,7 @@
 """Promises of the callbacks: the average is the formula, weights come back, looking disturbs nothing."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -323,3 +324,11 @@ def test_a_write_that_is_cut_off_leaves_the_checkpoint_before(random_items, tmp_
 def test_checkpoints_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Checkpoints("folder", **options)
+
+
+def test_a_figure_that_only_later_looks_measure_has_nan_for_those_before(random_items, tmp_path):
+    found = iter([{"a": 1.0}, {"a": 2.0, "b": 3.0}, {"b": 4.0}])
+    watch, *_ = watched(tmp_path, random_items, steps=2, every=1, metrics=lambda *_: next(found))
+    assert watch.history["step"] == [0, 1, 2]
+    assert watch.history["a"] == pytest.approx([1.0, 2.0, math.nan], nan_ok=True)
+    assert watch.history["b"] == pytest.approx([math.nan, 3.0, 4.0], nan_ok=True)

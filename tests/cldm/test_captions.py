@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from cldm.worlds import pooled
+from cldm.worlds import by_image, pooled, rows
 from cldm.worlds.scenes import Scene, SceneObject, caption, read_scenes, render, sample_scene
 from cldm.worlds.scenes.judge import caption_scores, relation_holds, scene_scores
 
@@ -158,3 +158,10 @@ def test_wrong_counts_shapes_and_captions_are_refused(truth):
         caption_fidelity(images[0], captions[:1])
     with pytest.raises(ValueError, match="caption 'a blob'"):
         caption_fidelity(images[:1], ["a blob"])
+
+
+def test_a_report_weighs_images_alike_as_evaluate_py_does():
+    scores = [{"concept": [1.0]}, {"concept": [0.0, 0.0, 1.0], "other": [math.nan]}]
+    assert by_image(scores) == pytest.approx({"concept": (1 + 1 / 3) / 2, "other": math.nan}, nan_ok=True)
+    assert by_image(scores)["concept"] == pytest.approx(float(rows(scores)["concept"].mean()))
+    assert pooled(scores)["concept"] == 0.5

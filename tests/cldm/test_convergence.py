@@ -1,9 +1,13 @@
 """Promises of the convergence watcher."""
 
+import json
+
 import numpy as np
 import pytest
 
 from cldm.tables.convergence import Moment, convergence_step, moment
+from cldm.tables.sheets import convergence_strip
+from tests.run_folders import run_folder
 
 STEPS = list(range(0, 1000, 50))
 
@@ -60,3 +64,21 @@ def test_a_curve_of_less_than_two_points_has_no_jump(count):
 def test_a_missing_figure_does_not_hide_the_jump():
     values = [float("nan"), *[0.3] * 9, *[0.8] * 10]
     assert convergence_step(STEPS, values) == 500
+
+
+def test_the_strip_of_a_run_tells_the_moment_of_its_results_and_draws_every_stage(tmp_path, monkeypatch):
+    run = run_folder(tmp_path / "run", steps=40, every=20, jump=20)
+    lines = [json.loads(line) for line in (run / "previews/manifest.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line |= {"color_distance": 30.0 + 5 * i, "columns": ["image", "hint", "reconstruction"]}
+    (run / "previews/manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    marks = []
+    monkeypatch.setattr("matplotlib.axes.Axes.axvline", lambda self, x, **told: marks.append((x, told["label"])))
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *_, **__: None)
+    convergence_strip(run, [0], 64, "color_distance")
+    assert marks == []  # the results date nothing, however a figure rises
+    results = json.loads((run / "results.json").read_text())
+    told = {"measure": "hint_use", "step": 30, "resolution": 10, "early": False}
+    (run / "results.json").write_text(json.dumps(results | {"convergence": told}))
+    convergence_strip(run, [0], 64, "color_distance")
+    assert marks == [(30, "sudden convergence: steps 20 to 30 (hint_use)")]

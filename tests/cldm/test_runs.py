@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cldm.commands.cli import main
+from cldm.runs import metrics
 from cldm.runs.checkout import REPOSITORY
 from ldm.files import locked
 from tests.run_folders import run_folder
@@ -149,3 +150,13 @@ def test_mistakes_are_said_in_one_sentence(place, capsys):
     assert "is no folder" in capsys.readouterr().err
     assert main(["runs", str(place), "--where", "lr"]) == 1
     assert "--where takes KEY=VALUE" in capsys.readouterr().err
+
+
+def test_curves_leave_out_what_a_given_up_attempt_logged_and_nothing_else(tmp_path):
+    head = "samples_seen,step,train/loss,train_seconds"
+    first = [f"{8 * s},{s},{99 if s > 80 else 1},{s}" for s in range(5, 101, 5)]
+    second = ["640,80,,80", *(f"{8 * s},{s},2,{s}" for s in (90, 100))]  # an attempt's first row is where it begins
+    (tmp_path / "metrics.1.csv").write_text("\n".join([head, *first]))
+    (tmp_path / "metrics.csv").write_text("\n".join([head, *second]))
+    loss = metrics.curves(tmp_path, ["train/loss"])["train/loss"]
+    assert dict(zip(loss.steps, loss.values, strict=True)) == dict.fromkeys(range(5, 81, 5), 1) | {90: 2, 100: 2}

@@ -235,6 +235,21 @@ def test_cells_are_mean_and_sample_deviation_and_differences_are_paired(spec, fo
     assert base.cells[1] is None
 
 
+def test_a_difference_is_of_the_images_that_both_have_the_score_of(spec, found):
+    for record in (record for record in found if record.row.title == "other"):
+        path = record.evaluations["main"] / "per_sample.npz"
+        images = dict(np.load(path))
+        images["edge"] = np.where(images["item"] == 3, np.nan, images["edge"])
+        np.savez(path, **images)
+        results = json.loads((path.parent / "results.json").read_text())
+        results["metrics"]["none"]["edge"] = float(np.nanmean(images["edge"]))
+        (path.parent / "results.json").write_text(json.dumps(results))
+    _, other, *_ = lines(spec, records(spec, {(r.row.title, r.seed): [*r.runs] for r in found}))
+    d = other.cells[0].difference
+    assert d.mean == pytest.approx(-0.2)
+    assert d.by_item == pytest.approx((-0.2, -0.2))
+
+
 def test_where_rows_have_bases_of_their_own_the_base_without_control_is_the_references(spec, tmp_path):
     folders = {(row.title, seed): tmp_path / row.title / f"seed-{seed}" for row in spec.rows for seed in spec.seeds}
     for (title, _), folder in folders.items():

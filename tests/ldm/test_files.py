@@ -122,3 +122,17 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+class FullDisk(Exception):
+    """As safetensors raises it."""
+
+
+def test_a_full_disk_is_told_with_the_file_that_had_no_room(tmp_path):
+    for error in (OSError(28, "No space left on device"), FullDisk("I/O error: No space left on device (os error 28)")):
+        with (
+            pytest.raises(OSError, match=r"No space left on device: '.*weights\.safetensors'"),
+            whole(tmp_path / "weights.safetensors"),
+        ):
+            raise error
+    assert [*tmp_path.iterdir()] == []

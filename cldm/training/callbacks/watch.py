@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ class Watch(Callback):
 
     def _shown(self) -> tuple[str, float] | None:
         """The newest value of the figure to show beside the progress bar."""
-        return next(((key, self.history[key][-1]) for key in self.keys if self.history.get(key)), None)
+        newest = ((key, self.history[key][-1]) for key in self.keys if self.history.get(key))
+        return next(((key, value) for key, value in newest if isfinite(value)), None)
 
     @torch.no_grad()
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
@@ -96,6 +98,13 @@ class Watch(Callback):
             found = self.metrics(pictures, batch, truth, data.condition)
             self._record(trainer, module, pictures, batch, found, losses)
 
+    def _remember(self, look: dict[str, float]) -> None:
+        """Add a look; a figure has nan for the looks that did not measure it, such as those before a resumption."""
+        looks = len(self.history["step"])
+        for name in {**self.history, **look}:
+            values = self.history.setdefault(name, [])
+            values += [*[nan] * (looks - len(values)), look.get(name, nan)]
+
     def _record(
         self,
         trainer: pl.Trainer,
@@ -108,9 +117,7 @@ class Watch(Callback):
         step = trainer.global_step
         if losses:
             losses = {"loss": sum(losses.values()) / len(losses), **{f"loss_{k}": v for k, v in losses.items()}}
-        self.history["step"].append(step)
-        for name, value in {**found, **losses}.items():
-            self.history.setdefault(name, []).append(value)
+        self._remember({"step": step, **found, **losses})
         module.outcome.shown = self._shown()
         watched = {f"watch/{name}": value for name, value in found.items()}
         log_figures(trainer, module, {**watched, **{f"val/{name}": value for name, value in losses.items()}})
