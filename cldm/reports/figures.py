@@ -12,7 +12,7 @@ from cldm.reports.groups import Group
 from cldm.reports.spec import SCORES
 from cldm.runs.evaluations import KEYS, Evaluation
 from cldm.runs.listing import RunFolder
-from cldm.tables.statistics import bootstrap_intervals, mean_and_std, t_interval
+from cldm.tables.statistics import bootstrap_intervals, clearly_best, mean_and_std, t_interval
 
 LOWER = ("error", "rmse", "absrel", "angle", "fid", "kid", "loss", "hint_color", "distance")
 """Parts of the names of scores of which less is better."""
@@ -82,8 +82,9 @@ def table(label: str, chosen: Sequence[Measured], scores: Sequence[str], referen
         for setting in settings
     }  # fmt: skip
     scores_told = [{"name": name, "lower": lower_is_better(name)} for name in columns]
+    best = {setting: [_best(members, setting, name) for name in columns] for setting in settings}
     return {"label": label, "hash": results["protocol_hash"], "protocol": told(results), "settings": settings,
-            "scores": scores_told, "reference": base, "rows": rows,
+            "scores": scores_told, "reference": base, "rows": rows, "best": best,
             "bounds": {setting: _bounds(members, setting, columns) for setting in settings}}  # fmt: skip
 
 
@@ -128,6 +129,19 @@ def _cells(
                      "difference_items": _span(apart[:, i]), "pairs": len(differences)}  # fmt: skip
         found.append(cell)
     return found
+
+
+def _best(members: Mapping[int, Sequence[Measured]], setting: str, score: str) -> int | None:
+    """The number of the group to print in bold, see `clearly_best`."""
+    values = {
+        number: {
+            int(one.run.config.get("seed", 0)): value
+            for one in own
+            if (value := _value(one, setting, score)) is not None
+        }
+        for number, own in members.items()
+    }
+    return clearly_best({number: found for number, found in values.items() if found}, lower_is_better(score))
 
 
 def _value(one: Measured, setting: str, score: str) -> float | None:

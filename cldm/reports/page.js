@@ -245,7 +245,7 @@ const views = D.tables.map((one) => ({ setting: one.settings[one.settings.length
 function figures() {
   $("scores-body").replaceChildren(
     el("p", {}, "One table for each protocol: figures of different protocols must not be compared. A value is the mean over the seeds of a group. Below it: Student's 95 % interval over seeds, " +
-      "or with a single seed (marked “items”) a bootstrap over items, which says nothing of other seeds. Arrows say which way is better. Bold: the best, where it differs from the first group beyond the interval. " +
+      "or with a single seed (marked “items”) a bootstrap over items, which says nothing of other seeds. Arrows say which way is better. Bold: better than every other group beyond the 95 % interval of the differences paired by seed. " +
       "A difference is the mean over pairs of runs with the same seed; “1 of 2 seeds” marks one for which the reference lacks a seed, so that it need not be the difference of the values."),
     ...D.tables.map(figureTable));
 }
@@ -255,16 +255,9 @@ function figureTable(one, number) {
   choice(place, one.settings.map((name) => [name, name]), view.setting, (value) => { view.setting = value; figures(); });
   const kind = el("span", { class: "choice", role: "group", "aria-label": "values or differences" });
   choice(kind, [[false, "values"], [true, `minus ${D.groups[one.reference].name}`]], view.apart, (value) => { view.apart = value; figures(); });
-  const best = one.scores.map((score, i) => {
-    const of = one.rows[view.setting].filter((row) => row.cells[i]);
-    const means = one.rows[view.setting].map((row) => row.cells[i] && row.cells[i].mean).filter((x) => x !== null && x !== undefined);
-    const found = score.lower ? Math.min(...means) : Math.max(...means);
-    const first = of.find((row) => row.cells[i].mean === found), others = of.filter((row) => row.group !== one.reference);
-    const sure = first && (first.group === one.reference ? others.length && others.every((row) => clear(row.cells[i])) : clear(first.cells[i]));
-    return sure ? found : null;
-  });
+  const best = one.best[view.setting];
   const rows = one.rows[view.setting].filter((row) => shown.has(row.group)).map((row) => el("tr", {}, el("td", { class: "group" }, ...named(row.group), el("small", {}, `n = ${row.n} seed${row.n > 1 ? "s" : ""}`)),
-    ...row.cells.map((cell, i) => (view.apart && row.group !== one.reference ? difference(cell, one.scores[i], row.n) : value(cell, best[i])))));
+    ...row.cells.map((cell, i) => (view.apart && row.group !== one.reference ? difference(cell, one.scores[i], row.n) : value(cell, best[i] === row.group)))));
   const bounds = view.apart ? [] : one.bounds[view.setting].map((row) => el("tr", { class: "bound" }, el("td", { class: "group" }, row.title, row.groups ? el("small", {}, `of ${row.groups.map((group) => D.groups[group].name).join("; ")}`) : null), ...row.cells.map((x) => el("td", {}, short(x)))));
   return el("div", { class: "protocol" },
     el("p", {}, el("b", {}, one.label), ` — ${one.protocol} `, el("span", { class: "quiet" }, `(protocol ${one.hash})`)),
@@ -275,7 +268,7 @@ function figureTable(one, number) {
 function value(cell, best) {
   if (!cell) return el("td", {}, "–");
   const interval = cell.seeds ? span(cell.seeds) : cell.items ? `${span(cell.items)} items` : "";
-  return el("td", { title: `seeds: ${cell.values.map((x) => short(x)).join(", ")}` }, cell.mean === best ? el("b", {}, short(cell.mean)) : short(cell.mean), el("small", {}, interval));
+  return el("td", { title: `seeds: ${cell.values.map((x) => short(x)).join(", ")}` }, best ? el("b", {}, short(cell.mean)) : short(cell.mean), el("small", {}, interval));
 }
 const intervalOf = (cell) => cell.difference_seeds || cell.difference_items;
 const clear = (cell) => { const pair = intervalOf(cell); return !!pair && (pair[0] > 0 || pair[1] < 0); };

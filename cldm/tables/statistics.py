@@ -1,7 +1,8 @@
 """Spread and intervals of scores. The unit is the training run: its images say nothing of other runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -23,6 +24,26 @@ def t_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> 
         return float("nan"), float("nan")
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / n**0.5
     return mean - half, mean + half
+
+
+Name = TypeVar("Name")
+
+
+def clearly_best(values: Mapping[Name, Mapping[int, float]], lower: bool) -> Name | None:
+    """The name whose values by seed are better than every other's beyond Student's interval of the differences paired
+    by seed. lower: whether less is better.
+
+    None where a name lacks the value of a seed that another has: a method that reached nothing there must not win.
+    """
+    if len(values) < 2 or not all(values.values()) or len({frozenset(by_seed) for by_seed in values.values()}) > 1:
+        return None
+    sign = -1 if lower else 1
+    best = max(values, key=lambda name: sign * float(np.mean([*values[name].values()])))
+    for name, others in values.items():
+        low, _ = t_interval([sign * (values[best][seed] - other) for seed, other in others.items()])
+        if name != best and not low > 0:  # nan is not
+            return None
+    return best
 
 
 def bootstrap_interval(

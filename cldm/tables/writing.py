@@ -7,7 +7,7 @@ import numpy as np
 
 from cldm.tables.records import Record
 from cldm.tables.spec import RUN, Column, Spec
-from cldm.tables.statistics import bootstrap_interval, mean_and_std, means_by, t_interval
+from cldm.tables.statistics import bootstrap_interval, clearly_best, mean_and_std, means_by, t_interval
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,8 @@ def _column(spec: Spec, column: Column, by_row: Mapping[str, Sequence[Record]]) 
 
 
 def _best(column: Column, values: Mapping[str, Mapping[int, float]]) -> str | None:
-    """The row that is better than every other beyond Student's interval of the differences paired by seed.
-
-    None where a row lacks the value of a seed that another has: a method that reached nothing there must not win.
-    """
-    if column.better is None or len(values) < 2 or not all(values.values()):
-        return None
-    if len({frozenset(by_seed) for by_seed in values.values()}) > 1:
-        return None
-    sign = 1 if column.better == "higher" else -1
-    best = max(values, key=lambda title: sign * float(np.mean([*values[title].values()])))
-    for title, others in values.items():
-        low, _ = t_interval([sign * (values[best][seed] - other) for seed, other in others.items()])
-        if title != best and not low > 0:  # nan is not
-            return None
-    return best
+    """The row to print in bold, see `clearly_best`."""
+    return None if column.better is None else clearly_best(values, column.better == "lower")
 
 
 def _difference(column: Column, mine: Sequence[Record], reference: Sequence[Record]) -> Difference | None:

@@ -263,6 +263,20 @@ def test_a_difference_tells_of_how_many_pairs_of_seeds_it_is(tmp_path):
     assert one["difference"] == pytest.approx(one["values"][0] - table["rows"]["perfect"][0]["cells"][0]["values"][0])
 
 
+def test_bold_is_what_is_better_than_every_other_group_beyond_the_interval(tmp_path):
+    for lr, qualities in ((1e-3, (0.2, 0.22)), (2e-3, (0.5, 0.51)), (3e-3, (0.52, 0.49))):
+        for seed, quality in enumerate(qualities):
+            run = run_folder(
+                tmp_path / f"{lr}-{seed}", seed, steps=20, pictures=False, config={"optimizer": {"lr": lr}}
+            )
+            results = evaluation(run, quality, settings=["perfect"], items=1) / "results.json"
+            values = {"edge_f1_1px": quality, "hint_error": 0.9 if lr == 3e-3 else 0.2 - 0.1 * quality}
+            changed(results, lambda told, values=values: told["metrics"].update(perfect=values))
+    (table,) = content([tmp_path], ReportSpec())["tables"]
+    assert [score["name"] for score in table["scores"]] == ["edge_f1_1px", "hint_error"]
+    assert table["best"]["perfect"] == [None, 1]  # two are alike in edges; of errors the second is the lowest for sure
+
+
 def test_a_difference_lies_in_its_interval_where_some_images_have_no_score(tmp_path):
     for number, lost in enumerate((0, 3)):
         run = run_folder(tmp_path / str(number), steps=40, pictures=False, config={"optimizer": {"lr": 1e-3 + number}})
