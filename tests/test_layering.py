@@ -6,6 +6,7 @@ when it is imported in a fresh interpreter. Files added later are covered withou
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,18 @@ for name in sys.argv[1].split(","):
         forbidden -= set(loaded)  # blame the first module only
 print(json.dumps(found))
 """
+
+
+def test_the_picture_in_the_docs_is_the_order_that_is_kept():
+    picture = (ROOT / "docs/architecture.md").read_text().split("```")[1]
+    drawn: list[set[str]] = []
+    for number, room in re.findall(r"^ {2,3}( ?\d+| {2,3})  ((?:cldm|ldm)[\w/.]*)", picture, re.M):
+        name = room.removesuffix(".py").replace("/", ".")
+        if number.strip():
+            drawn.insert(0, {name})
+        else:
+            drawn[0].add(name)
+    assert drawn == [rooms for rooms in FLOORS if all("ldm" in room for room in rooms) and "cldm.__main__" not in rooms]
 
 
 def files(*roots: str) -> list[Path]:
