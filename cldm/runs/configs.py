@@ -226,7 +226,7 @@ def notes_told_once() -> None:
 def configs_at_hand() -> Iterator[None]:
     """Hydra's `compose` works in this block, and with it what reads checkpoints, in programs without hydra.main."""
     register_resolvers()
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(REPOSITORY / "configs"), job_name="train", version_base="1.3"):
         yield
 
 
