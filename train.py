@@ -48,7 +48,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if done is not None:
         print(f"already done: {cfg.run_dir} (delete the folder to do it again)")
         return done
-    with attempt(cfg, typed()) as run, wandb_run():
+    with attempt(cfg, typed()) as run, wandb_run(run.folder):
         return fit(cfg, run)
 
 

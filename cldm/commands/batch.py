@@ -3,7 +3,9 @@
 import argparse
 import re
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cldm.runs.checkout import REPOSITORY
@@ -76,4 +78,6 @@ def of_sweep(overrides: Sequence[str]) -> str:
     asked["mem"] = f"{asked['mem']}GB"
     swept = [*overrides, *(f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items())]
     jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)[0]
-    return _make_sbatch_string("COMMAND", cfg.hydra.sweep.dir + "/.submitit/JOB", map_count=len(jobs), **asked)
+    folder = Path(launcher["submitit_folder"]).expanduser().absolute()
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return _make_sbatch_string(command, folder, map_count=len(jobs) if len(jobs) > 1 else None, **asked)

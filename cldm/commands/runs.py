@@ -4,17 +4,20 @@ import argparse
 import json
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+from math import isnan
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from cldm.runs.listing import differing, figures, read, run_folders
+from cldm.runs.listing import EVALUATED, RunFolder, differing, figures, read, run_folders
+from ldm.files import to_json
 
 REASON = 60  # letters of a reason that are shown
 VALUE = 32  # letters of a value: of a path its end tells more
 EXAMPLES = """\
   python -m cldm runs
   python -m cldm runs runs/locking --where stage.module.locking=decoder --sort edge_f1_1px
+  python -m cldm runs --where state=done --columns eval/quick/perfect/edge_f1_1px     figures of evaluate.py
   python -m cldm runs --columns steps,edge_f1_1px,optimizer.lr --json"""
 
 
@@ -22,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this value")
-    parser.add_argument("--columns", help="figures and keys, with commas; default: the figures, and keys that differ")
+    parser.add_argument("--columns", help="figures and keys, with commas; default: figures, keys that differ")
     parser.add_argument("--sort", metavar="COLUMN", help="largest last; default: by name")
     parser.add_argument("--json", action="store_true", help="for machines")
 
@@ -32,14 +35,13 @@ def run(args: argparse.Namespace) -> None:
     if not args.folder.is_dir():
         raise ValueError(f"{args.folder} is no folder; runs lie in runs/, or where runs= put them")
     found = [read(path) for path in run_folders(args.folder)]
-    known = {name for one in found for name in (*one.figures, *one.choices, *one.config)}
+    known = known_columns(found, [*args.where, *(args.columns or "").split(","), args.sort or ""])
     for condition in args.where:
         key, is_given, value = condition.partition("=")
         if not is_given:
             raise ValueError(f"--where takes KEY=VALUE, got {condition!r}")
         _refuse_unknown(key, known)
-        wanted = as_typed(value)
-        found = [one for one in found if _same(one.value(key), wanted) or str(one.value(key)) == value]
+        found = [one for one in found if _is(one.value(key), value, as_typed(value), key == "state")]
     columns = args.columns.split(",") if args.columns else [*figures(found)[:5], *differing(found)[:4]]
     for column in [*(columns if args.columns else ()), *([args.sort] if args.sort else ())]:
         _refuse_unknown(column, known)
@@ -49,7 +51,19 @@ def run(args: argparse.Namespace) -> None:
         {"run": str(one.folder.relative_to(args.folder)), "state": one.state} | {c: one.value(c) for c in columns}
         for one in found
     ]
-    print(json.dumps(rows, indent=2, default=str)) if args.json else show(rows)
+    print(as_json(rows)) if args.json else show(rows)
+
+
+def as_json(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows for machines: what JSON has no words for, such as a date, as text, and nan as null."""
+    return to_json(json.loads(json.dumps(rows, default=str)), indent=2)
+
+
+def known_columns(found: Sequence[RunFolder], asked: Sequence[str]) -> set[str]:
+    """What any run has; evaluations are read only where what is asked for is a figure of one."""
+    known = {name for one in found for name in ("state", *one.figures, *one.choices, *one.config)}
+    evaluated = found if any(item.startswith(EVALUATED) for item in asked) else ()
+    return known | {name for one in evaluated for name in one.evaluated}
 
 
 def as_typed(value: str) -> Any:
@@ -63,9 +77,11 @@ def as_typed(value: str) -> Any:
         return value
 
 
-def _same(found: Any, wanted: Any) -> bool:
-    """Equal; 1 is 1.0, but not true."""
-    return found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
+def _is(found: Any, typed: str, wanted: Any, is_state: bool) -> bool:
+    """Equal; 1 is 1.0, but not true. A state is also what it says before its reason: failed, stopped, unreadable."""
+    if is_state and found.partition(":")[0] == typed:
+        return True
+    return str(found) == typed or (found == wanted and isinstance(found, bool) == isinstance(wanted, bool))
 
 
 def _refuse_unknown(key: str, known: Collection[str]) -> None:
@@ -75,7 +91,8 @@ def _refuse_unknown(key: str, known: Collection[str]) -> None:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    return (1, float(value), "") if isinstance(value, int | float) else (0, 0.0, str(value))
+    is_number = isinstance(value, int | float) and not isnan(value)
+    return (1, float(value), "") if is_number else (0, 0.0, str(value))
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:

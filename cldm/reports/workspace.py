@@ -10,6 +10,7 @@ from typing import Any
 from cldm.reports.content import content
 from cldm.reports.groups import found_below
 from cldm.reports.spec import ReportSpec
+from cldm.runs.listing import CHOICES
 from cldm.runs.loggers.wandb import ID_FILE
 
 AXES = {
@@ -52,7 +53,7 @@ def report(made: Mapping[str, Any], ids: Sequence[str], entity: str, project: st
     wr, ws = _packages()
     place = {"entity": entity, "project": project}
     mine = {**place, "filters": ws.And(ws.Metric("ID").isin([*ids]))}
-    groups = wr.Runset(**mine, name="methods", groupby=[f"config.{one['key']}" for one in made["settings"]])
+    groups = wr.Runset(**mine, name="methods", groupby=[f"config.{key}" for key in keys(made)])
     singly = wr.Runset(**mine, name="runs")
     blocks: list[Any] = [wr.P(text=made["question"])] if made["question"] else []
     for heading, panels, runs in sections(wr, made):
@@ -60,6 +61,11 @@ def report(made: Mapping[str, Any], ids: Sequence[str], entity: str, project: st
     for table in made["tables"]:
         blocks += [wr.H2(text=f"Figures: {table['label']}"), wr.MarkdownBlock(text=markdown(made, table))]
     return wr.Report(**place, title=made["title"], description=made["question"], blocks=blocks, width="fluid")
+
+
+def keys(made: Mapping[str, Any]) -> list[str]:
+    """Keys of the configuration that W&B has, for what differs: a choice is the name of a file that was read."""
+    return [key for one in made["settings"] for key in CHOICES.get(one["key"], (one["key"],))]
 
 
 def view(made: Mapping[str, Any], ids: Sequence[str], entity: str, project: str) -> Any:
@@ -71,7 +77,7 @@ def view(made: Mapping[str, Any], ids: Sequence[str], entity: str, project: str)
         name=made["title"],
         sections=[ws.Section(name=heading, panels=panels, is_open=True) for heading, panels, _ in sections(wr, made)],
         runset_settings=ws.RunsetSettings(
-            filters=ws.And(ws.Metric("ID").isin([*ids])), groupby=[ws.Config(one["key"]) for one in made["settings"]]
+            filters=ws.And(ws.Metric("ID").isin([*ids])), groupby=[ws.Config(key) for key in keys(made)]
         ),
     )
 

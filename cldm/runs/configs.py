@@ -19,7 +19,7 @@ from omegaconf.errors import MissingMandatoryValue
 from cldm.runs.building import allow
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.folder import Refused, overrides_of
-from cldm.runs.naming import run_id
+from cldm.runs.naming import run_id, shown_name
 
 POSITIVE = ("steps", "size", "batch_size", "items", "count", "reference", "trainer.accumulate_grad_batches",
             "data.bucket_step", "trainer.callbacks.watch.every", "trainer.callbacks.watch.count",
@@ -41,6 +41,7 @@ def register_resolvers() -> None:
     """What the files of configs/ may ask for besides their own values."""
     OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("shown_name", shown_name, replace=True)
     OmegaConf.register_new_resolver("label_classes", _label_classes, replace=True)
     OmegaConf.register_new_resolver("else", lambda value, default: value or default, replace=True)
 
@@ -226,7 +227,7 @@ def notes_told_once() -> None:
 def configs_at_hand() -> Iterator[None]:
     """Hydra's `compose` works in this block, and with it what reads checkpoints, in programs without hydra.main."""
     register_resolvers()
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(REPOSITORY / "configs"), job_name="train", version_base="1.3"):
         yield
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,17 @@ from cldm.runs.naming import VOLATILE
 from ldm.files import InUse, locked, read_lines
 
 METADATA = "trainer.callbacks.export.metadata"
+CHOICES = {
+    **{name: (f"{METADATA}.{name}",) for name in ("stage", "model", "control", "condition")},
+    "data": ("data.world", "data._target_"),
+}
+"""Groups of configs from which a file is chosen, and the keys that record which."""
+
 DERIVED = ("name", "trainer.max_steps", METADATA)
 """Keys of a configuration that only repeat what others say."""
+
+EVALUATED = "eval/"
+"""How the names begin of figures of evaluations, here and in W&B."""
 
 SEEDED = ("data.order", "stage.module.seed")
 """Keys that have the run's seed, unless something else is typed. Other seeds, `data.seed` or that of a condition, make
@@ -34,7 +44,11 @@ class RunFolder:
     figures: dict[str, Any]
 
     def value(self, column: str) -> Any:
-        """A figure, a choice, or a key of the configuration; None where the run has none."""
+        """The state, a figure, one of `evaluated`, a choice, or a key of the configuration; None where it has none."""
+        if column == "state":
+            return self.state
+        if column.startswith(EVALUATED):
+            return self.evaluated.get(column)
         return self.figures.get(column, self.choices.get(column, self.config.get(column)))
 
     def says(self, key: str) -> Any:
@@ -42,11 +56,22 @@ class RunFolder:
         return self.choices.get(key, self.telling.get(key))
 
     @cached_property
+    def evaluated(self) -> dict[str, float]:
+        """Figures of its evaluations, as eval/<folder>/<setting>/<score>; of those that can be read."""
+        from cldm.runs.evaluations import evaluations
+
+        found: dict[str, float] = {}
+        for one in evaluations(self.folder):
+            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # broken, or of another version
+                found |= {f"{EVALUATED}{one.label}/{name}": value for name, value in one.figures().items()}
+        return found
+
+    @cached_property
     def choices(self) -> dict[str, Any]:
         """What was chosen of the groups of configs, as far as the run recorded it."""
-        told = {name: self.config.get(f"{METADATA}.{name}") for name in ("stage", "model", "control", "condition")}
+        told = {name: self.config.get(keys[0]) for name, keys in CHOICES.items()}
         source = str(self.config.get("data._target_", "")).split(".")
-        told["data"] = self.config.get("data.world") or (source[-2] if len(source) > 1 else None)
+        told["data"] = told["data"] or (source[-2] if len(source) > 1 else None)
         return {name: value for name, value in told.items() if value is not None}
 
     @cached_property
@@ -95,7 +120,7 @@ def _placeless(value: Any, place: str) -> Any:
 def run_folders(folder: Path) -> list[Path]:
     """Folders below `folder`, or itself, that hold or should hold a run: they have a configuration or attempts."""
     marks = {path.parent for name in ("config.yaml", ATTEMPTS) for path in folder.rglob(name)}
-    return sorted(path for path in marks if "wandb" not in path.parts)
+    return sorted(path for path in marks if "wandb" not in path.relative_to(folder).parts)
 
 
 def read(folder: Path) -> RunFolder:

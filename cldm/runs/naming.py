@@ -7,8 +7,10 @@ configuration another one. What does not change a run's result is not hashed.
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +24,7 @@ VOLATILE = (
 )  # fmt: skip
 """Keys that do not change what a run computes; the seed is a folder of its own."""
 LONGEST = 80  # characters of a folder's readable part
+SHOWN = 128  # characters that W&B takes as a name
 
 
 def stable(cfg: DictConfig, **replaced: Any) -> dict[str, Any]:
@@ -71,6 +74,14 @@ def run_id(cfg: DictConfig, overrides: Sequence[str]) -> str:
     text = json.dumps(stable(cfg, seed=0), sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     return "-".join(part for part in (cfg.name, slug(overrides), digest) if part) + f"/seed-{cfg.seed}"
+
+
+def shown_name(run_dir: str) -> str:
+    """What loggers call a run: the folder that says what it is, and all below it: seed-0, or seed-0/control."""
+    parts = Path(os.path.abspath(run_dir)).parts
+    seeds = [i for i, part in enumerate(parts) if re.fullmatch(r"seed-\d+(-again)*", part)]
+    name = "/".join(parts[seeds[-1] - 1 :] if seeds else parts[-2:])
+    return name if len(name) <= SHOWN else f"…{name[1 - SHOWN :]}"
 
 
 def slug(overrides: Sequence[str]) -> str:

@@ -11,8 +11,9 @@ import pytest
 from cldm.commands.cli import main
 from cldm.runs import metrics
 from cldm.runs.checkout import REPOSITORY
+from cldm.runs.listing import RunFolder
 from ldm.files import locked
-from tests.run_folders import run_folder
+from tests.run_folders import evaluation, run_folder
 
 
 def folder(place: Path, name: str, lr: float = 1e-3, **files: str) -> Path:
@@ -129,6 +130,56 @@ def test_runs_are_chosen_and_sorted_by_figures_and_keys(place, capsys):
     }  # fmt: skip
     assert main(["runs", str(place)]) == 0
     assert "6 runs" in capsys.readouterr().out
+
+
+def test_runs_are_chosen_sorted_and_shown_by_state(place, capsys):
+    assert [*listed(capsys, place, "--where", "state=done")] == ["a"]
+    assert [*listed(capsys, place, "--where", "state=failed")] == ["b"]
+    assert [*listed(capsys, place, "--where", "state=failed: ValueError: no")] == ["b"]
+    assert [*listed(capsys, place, "--where", "state=cut off")] == ["c"]
+    states = [row["state"] for row in listed(capsys, place, "--sort", "state").values()]
+    assert states == sorted(states)
+    assert listed(capsys, place, "--columns", "state")["a"] == {"run": "a", "state": "done"}
+
+
+def test_json_is_what_every_reader_accepts(place, capsys):
+    results = {"steps": 10, "fidelity": {"edge_f1_1px": {"control": float("nan")}}}
+    (place / "a" / "results.json").write_text(json.dumps(results))
+    (place / "c" / "config.yaml").write_text("since: 2026-11-25\n")
+    assert main(["runs", str(place), "--columns", "edge_f1_1px,since", "--sort", "edge_f1_1px", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    told = {row["run"]: (row["edge_f1_1px"], row["since"]) for row in rows}
+    assert (told["a"], told["c"]) == ((None, None), (None, "2026-11-25"))
+
+
+def test_figures_of_evaluations_are_columns_like_others(tmp_path, capsys):
+    column = "eval/quick/perfect/edge_f1_1px"
+    for name, quality in (("a", 0.8), ("b", 0.3), ("c", 0.6)):
+        run_folder(tmp_path / name, steps=20, pictures=False)
+        evaluation(tmp_path / name, quality, name="quick", items=1)
+    run_folder(tmp_path / "d", steps=20, pictures=False)
+    (tmp_path / "c" / "evaluation" / "quick" / "results.json").write_text('{"metrics": ')
+    rows = listed(capsys, tmp_path, "--columns", f"steps,{column}", "--sort", column)
+    assert [*rows] == ["c", "d", "b", "a"]
+    results = json.loads((tmp_path / "a" / "evaluation" / "quick" / "results.json").read_text())
+    assert rows["a"][column] == results["metrics"]["perfect"]["edge_f1_1px"]
+    assert rows["c"][column] is rows["d"][column] is None
+    assert [*listed(capsys, tmp_path, "--where", f"{column}={rows['b'][column]}")] == ["b"]
+    assert main(["runs", str(tmp_path), "--columns", "eval/quick/perfect/edge_f1_1p"]) == 1
+    assert f"did you mean {column}" in capsys.readouterr().err
+
+
+def test_evaluations_are_read_only_where_they_are_asked_for(tmp_path, capsys, monkeypatch):
+    run_folder(tmp_path / "a", steps=20, pictures=False)
+    monkeypatch.setattr(RunFolder, "evaluated", property(lambda _: pytest.fail("evaluations were read")))
+    assert [*listed(capsys, tmp_path, "--where", "state=done", "--sort", "edge_f1_1px")] == ["a"]
+
+
+def test_a_folder_named_wandb_above_hides_no_run_and_one_within_a_run_holds_none(tmp_path, capsys):
+    place = tmp_path / "wandb" / "runs"
+    run = run_folder(place / "a", steps=20, pictures=False)
+    run_folder(run / "wandb" / "offline-run-1" / "files", steps=20, pictures=False)
+    assert [*listed(capsys, place)] == ["a"]
 
 
 @pytest.mark.parametrize("typed", ["optimizer.lr=1e-4", "optimizer.lr=1.0e-4", "optimizer.lr=.0001"])

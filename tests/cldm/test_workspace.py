@@ -7,9 +7,10 @@ import pytest
 from cldm.commands.cli import main
 from cldm.reports.content import content
 from cldm.reports.spec import ReportSpec
-from cldm.reports.workspace import report, run_ids, view
+from cldm.reports.workspace import keys, report, run_ids, view
 from tests.run_folders import evaluation, run_folder
 
+expr = pytest.importorskip("wandb_workspaces.expr", reason="needs wandb-workspaces: pip install -e '.[workspaces]'")
 wr = pytest.importorskip("wandb_workspaces.reports.v2", reason="needs wandb-workspaces: pip install -e '.[workspaces]'")
 
 
@@ -62,6 +63,31 @@ def test_the_view_holds_the_panels_of_the_report(place, made):
     ]  # fmt: skip
     assert "val/002/sample" in model
     assert "optimizer.value.lr" in model or "optimizer.lr" in model
+
+
+def test_runs_of_several_conditions_are_grouped_by_what_w_and_b_recorded(tmp_path):
+    for name in ("canny", "depth"):
+        for seed in (0, 1):
+            told = {"callbacks": {"export": {"metadata": {"condition": name}}}}
+            config = {"condition": {"_target_": f"cldm.conditions.{name}"}, "trainer": told}
+            run_folder(tmp_path / name / f"seed-{seed}", seed, steps=20, pictures=False, config=config)
+    made = content([tmp_path], ReportSpec())
+    key = "trainer.value.callbacks.export.metadata.condition"
+    built = report(made, ["id"], "me", "controlnet")
+    grids = [block for block in built.blocks if isinstance(block, wr.PanelGrid)]
+    grouped = {key for block in grids for runset in block.runsets for key in runset.groupby}
+    sent = [expr.groupby_str_to_key(one) for one in grouped]
+    assert [(one.section, one.name) for one in sent] == [("config", key)]
+    assert key in view(made, ["id"], "me", "controlnet")._to_model().model_dump_json(by_alias=True)
+
+
+def test_runs_on_several_data_are_grouped_by_what_tells_them_apart_and_never_by_order(tmp_path):
+    for name, data in (("a", {"world": "stickers", "_target_": "cldm.worlds.datamodule.world_data"}),
+                       ("b", {"world": None, "_target_": "cldm.data.folder.folder_data"})):  # fmt: skip
+        for seed in (0, 1):
+            config = {"data": {**data, "order": seed}}
+            run_folder(tmp_path / name / f"seed-{seed}", seed, steps=20, pictures=False, config=config)
+    assert keys(content([tmp_path], ReportSpec())) == ["data.world", "data._target_"]
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_sent(place, tmp_path, capsys):

@@ -48,12 +48,20 @@ def _log(run: Path, evaluation: Evaluation) -> None:
     with continued(run, settings) as tracked:
         facts = {name: results[name] for name in USED} | {"protocol": results["protocol"]}
         tracked.config.update({prefix: facts}, allow_val_change=True)
-        if settings.get("log_model") and not tracked.offline:
-            tracked.use_artifact(f"{artifact_name(config['stage']['name'], tracked.id)}:latest")
         tracked.define_metric(f"{prefix}/*", step_metric="trainer/global_step")
         row: dict[str, Any] = {f"{prefix}/{name}": value for name, value in evaluation.figures().items()}
         row |= {f"{prefix}/samples": sample_table(evaluation), "trainer/global_step": results["steps"]}
         tracked.log(row)
+        if settings.get("log_model") and not tracked.offline:
+            _name_weights(tracked, f"{artifact_name(config['stage']['name'], tracked.id)}:latest")
+
+
+def _name_weights(tracked: Any, artifact: str) -> None:
+    """Say which weights were used; a note where W&B does not have them: trained offline, or not to the end."""
+    try:
+        tracked.use_artifact(artifact)
+    except Exception as error:  # of many kinds: W&B's own, ValueError, those of its service
+        print(f"note: the evaluation names no weights in W&B, its figures are there: no artifact {artifact} ({error})")
 
 
 def sample_table(evaluation: Evaluation) -> Any:

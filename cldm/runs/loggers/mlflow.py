@@ -14,6 +14,7 @@ from PIL import Image
 from pytorch_lightning.loggers import MLFlowLogger
 
 from cldm.runs.listing import flat
+from cldm.runs.naming import shown_name
 from ldm.files import write_text
 
 ID_FILE = "mlflow_id"
@@ -83,7 +84,7 @@ def mlflow_logger(run_dir: str, folder: str, experiment: str = "controlnet", **o
     try:
         logger = RunLogger(
             experiment_name=experiment,
-            run_name="/".join(Path(run_dir).parts[-2:]),
+            run_name=shown_name(run_dir),
             tracking_uri=uri,
             artifact_location=None if server else (place / "mlflow").as_uri(),
             run_id=known_run(id_file, uri),

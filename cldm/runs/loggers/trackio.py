@@ -6,12 +6,14 @@
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from pytorch_lightning.loggers import Logger
 
+from cldm.runs.naming import shown_name
 from ldm.files import write_text
 
 ID_FILE = "trackio_id"
@@ -20,7 +22,7 @@ ID_FILE = "trackio_id"
 class TrackioLogger(Logger):
     """Logs to the project's database in `folder`, TRACKIO_DIR if that is set. A resumed run goes on under its name.
 
-    run_dir: the run folder, whose last two names and an id of its own, which is kept in it, are the run's.
+    run_dir: the run folder; the run's name is `shown_name` and an id of its own, which is kept in the folder.
     """
 
     def __init__(self, run_dir: str, folder: str, project: str = "controlnet", group: str | None = None):
@@ -55,14 +57,30 @@ class TrackioLogger(Logger):
         """What the run is. Called before anything else is logged."""
         self._config = vars(params) if isinstance(params, Namespace) else dict(params)
 
+    @cached_property
+    def logged(self) -> dict[str, int]:
+        """The last step of each figure and picture that earlier attempts logged: Trackio would keep two of a step."""
+        from trackio.sqlite_storage import SQLiteStorage  # trackio itself has no way to read a run
+
+        found: dict[str, int] = {}
+        for row in SQLiteStorage.get_logs(self.project, self.run_name):
+            found |= {name: max(row["step"], found.get(name, -1)) for name in row}
+        return found
+
+    def _log(self, row: Mapping[str, Any], step: int | None) -> None:
+        """What a run does again after a kill is not logged again."""
+        new = {name: value for name, value in row.items() if step is None or step > self.logged.get(name, -1)}
+        if new:
+            self.experiment.log(new, step=step)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Figures at an optimizer step."""
-        self.experiment.log({name: float(value) for name, value in metrics.items()}, step=step)
+        self._log({name: float(value) for name, value in metrics.items()}, step)
 
     def log_pictures(self, pictures: Mapping[str, tuple[Image.Image, str]], step: int) -> None:
         """Pictures with captions at an optimizer step."""
         row = {name: self.trackio.Image(picture, caption=told) for name, (picture, told) in pictures.items()}
-        self.experiment.log(row, step=step)
+        self._log(row, step)
 
     def finalize(self, status: str) -> None:
         """Write what is still on its way."""
@@ -75,4 +93,4 @@ def _name(run: Path) -> str:
     id_file = run / ID_FILE
     own = id_file.read_text().strip() if id_file.is_file() else os.urandom(3).hex()
     write_text(id_file, own)
-    return f"{'/'.join(run.parts[-2:])}-{own}"
+    return f"{shown_name(str(run))}-{own}"

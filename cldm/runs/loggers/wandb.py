@@ -99,16 +99,31 @@ def wandb_logger(save_dir: str, **options: Any) -> RunLogger:
 
 
 @contextmanager
-def wandb_run() -> Iterator[None]:
+def wandb_run(folder: Path) -> Iterator[None]:
     """Ends the W&B run that starts within the context, as failed if it does: the next job of a sweep gets its own."""
     failed = 1
+    with staged_in(folder / "wandb"):
+        try:
+            yield
+            failed = 0
+        finally:
+            wandb = sys.modules.get("wandb")  # loaded only by its logger
+            if wandb is not None and wandb.run is not None:
+                wandb.finish(exit_code=failed)
+
+
+@contextmanager
+def staged_in(folder: Path) -> Iterator[None]:
+    """Files of tables and artifacts wait in the folder for their upload, unless WANDB_DATA_DIR names another: W&B's own
+    default is in the user's home, where a copy of the run folder would leave them behind."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
     try:
         yield
-        failed = 0
     finally:
-        wandb = sys.modules.get("wandb")  # loaded only by its logger
-        if wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=failed)
+        os.environ.pop("WANDB_DATA_DIR", None)
 
 
 @contextmanager
@@ -122,7 +137,7 @@ def continued(folder: Path, settings: Mapping[str, Any]) -> Iterator[Any]:
     os.environ.setdefault("WANDB_SILENT", "true")
     mode = os.environ.get("WANDB_MODE") or ("offline" if is_offline() else "online")
     own = {name: value for name, value in settings.items() if name not in ("_target_", "save_dir", "log_model")}
-    with wandb_run():
+    with wandb_run(folder):
         yield wandb.init(
             **own,
             id=(folder / ID_FILE).read_text().strip(),

@@ -1,0 +1,17 @@
+"""TensorBoard: figures and pictures in the run folder. `tensorboard --logdir runs` shows them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+
+
+def tensorboard_logger(save_dir: str, **options: Any) -> TensorBoardLogger:
+    """The run's files in <save_dir>/tensorboard. options: see TensorBoardLogger.
+
+    What an earlier attempt logged after the checkpoint from which this one goes on is hidden: it is logged again.
+    """
+    last = Path(save_dir) / "checkpoints" / "last.ckpt"
+    done = torch.load(last, "cpu", weights_only=True, mmap=True)["global_step"] if last.is_file() else -1
+    return TensorBoardLogger(save_dir, name="tensorboard", version="", purge_step=done + 1, **options)
