@@ -27,7 +27,7 @@ for first, steps in ((1, 2), (2, 4)):  # begun, killed after its last checkpoint
     describe_run(loggers, {"steps": steps, "optimizer": {"lr": 1e-3}, "parts": {"control": {"trainable": 7}}})
     for logger in loggers:
         for step in range(first, steps + 1):
-            logger.log_metrics({"train/loss": 1.0 / step, "samples_seen": 8.0 * step}, step)
+            logger.log_metrics({"train/loss": 1.0 / step, "train/lr": 0.1 * first, "samples_seen": 8.0 * step}, step)
         log_look(logger, Image.new("RGB", (8, 8)), columns, ["a", "b"], steps, steps == 2)
         logger.finalize("success")
     log_outcome(loggers, Path(cfg.run_dir), {"stage": "control", "steps": steps,
@@ -60,7 +60,9 @@ print(json.dumps([run["name"], db.get_run_config("controlnet", run["name"]), db.
     assert name == f"method/seed-0-{(tmp_path / 'method' / 'seed-0' / 'trackio_id').read_text()}"
     assert config["optimizer"] == {"lr": 1e-3}
     losses = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
-    assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]  # of what was done again the first
+    assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
+    rates = [(row["step"], row["train/lr"]) for row in rows if "train/lr" in row]
+    assert rates == [(1, 0.1), (2, 0.1), (2, 0.2), (3, 0.2), (4, 0.2)]  # what was done again otherwise is not hidden
     assert [row["result/edge_f1_1px"] for row in rows if "result/edge_f1_1px" in row] == [0.75, 0.75]
     shown = [row for row in rows if "val/000/sample" in row]
     assert [row["step"] for row in shown] == [2, 4]
@@ -85,6 +87,8 @@ def test_mlflow_gives_back_figures_settings_and_pictures(tmp_path, monkeypatch):
     assert (run.data.params["steps"], run.data.tags["changed.steps"]) == ("2", "4")
     losses = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "train/loss")]
     assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
+    rates = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "train/lr")]
+    assert rates == [(1, 0.1), (2, 0.1), (2, 0.2), (3, 0.2), (4, 0.2)]  # what was done again otherwise is not hidden
     assert run.data.metrics["result/edge_f1_1px"] == 0.75
     pictures = {path.name for path in (tmp_path / "mlflow").rglob("*.png")}
     assert len([name for name in pictures if name.startswith("val~000~sample")]) == 2

@@ -25,17 +25,18 @@ class RunLogger(MLFlowLogger):
     """MLFlowLogger whose runs may be resumed, and that takes pictures."""
 
     @cached_property
-    def logged(self) -> dict[str, int]:
-        """The last step of each figure that earlier attempts logged: MLflow would keep two values of a step."""
+    def logged(self) -> set[tuple[str, int, float]]:
+        """The figures that earlier attempts logged, by name and step: MLflow would keep two of a step."""
         client, run = self.experiment, self.run_id
         return {
-            name: max(one.step for one in client.get_metric_history(run, name))
+            (name, one.step, one.value)
             for name in client.get_run(run).data.metrics
+            for one in client.get_metric_history(run, name)
         }
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Figures at an optimizer step; what a run does again after a kill is not logged again."""
-        new = {name: value for name, value in metrics.items() if step is None or step > self.logged.get(name, -1)}
+        """Figures at an optimizer step; what a run does again alike after a kill is not logged again."""
+        new = {name: value for name, value in metrics.items() if (name, step, float(value)) not in self.logged}
         super().log_metrics(new, step)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:

@@ -58,29 +58,24 @@ class TrackioLogger(Logger):
         self._config = vars(params) if isinstance(params, Namespace) else dict(params)
 
     @cached_property
-    def logged(self) -> dict[str, int]:
-        """The last step of each figure and picture that earlier attempts logged: Trackio would keep two of a step."""
+    def logged(self) -> set[tuple[str, int, float]]:
+        """The figures that earlier attempts logged, by name and step: Trackio would keep two of a step."""
         from trackio.sqlite_storage import SQLiteStorage  # trackio itself has no way to read a run
 
-        found: dict[str, int] = {}
-        for row in SQLiteStorage.get_logs(self.project, self.run_name):
-            found |= {name: max(row["step"], found.get(name, -1)) for name in row}
-        return found
-
-    def _log(self, row: Mapping[str, Any], step: int | None) -> None:
-        """What a run does again after a kill is not logged again."""
-        new = {name: value for name, value in row.items() if step is None or step > self.logged.get(name, -1)}
-        if new:
-            self.experiment.log(new, step=step)
+        rows = SQLiteStorage.get_logs(self.project, self.run_name)
+        return {(name, row["step"], value) for row in rows for name, value in row.items() if isinstance(value, float)}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Figures at an optimizer step."""
-        self._log({name: float(value) for name, value in metrics.items()}, step)
+        """Figures at an optimizer step; what a run does again alike after a kill is not logged again."""
+        told = {name: float(value) for name, value in metrics.items()}
+        new = {name: value for name, value in told.items() if (name, step, value) not in self.logged}
+        if new:
+            self.experiment.log(new, step=step)
 
     def log_pictures(self, pictures: Mapping[str, tuple[Image.Image, str]], step: int) -> None:
         """Pictures with captions at an optimizer step."""
         row = {name: self.trackio.Image(picture, caption=told) for name, (picture, told) in pictures.items()}
-        self._log(row, step)
+        self.experiment.log(row, step=step)
 
     def finalize(self, status: str) -> None:
         """Write what is still on its way."""
