@@ -153,9 +153,10 @@ class PreparedUnit:
 
 def covered(mask: Tensor, size: Sequence[int]) -> Tensor:
     """How much of each cell of `size` (h, w) a mask (b, 1, any, any) covers: (b, 1, h, w)."""
-    if mask.shape[-2] < size[0] or mask.shape[-1] < size[1]:
-        return F.interpolate(mask, tuple(size), mode="bilinear", align_corners=False)
-    return F.adaptive_avg_pool2d(mask, tuple(size))
+    height, width = size
+    if mask.shape[-2] < height or mask.shape[-1] < width:
+        return F.interpolate(mask, (height, width), mode="bilinear", align_corners=False)
+    return F.adaptive_avg_pool2d(mask, (height, width))
 
 
 def inpaint_hint(image: Tensor, mask: Tensor) -> Tensor:

@@ -64,8 +64,8 @@ class Sampling:
 
         control: units, whose residuals add. negative: one for all, or one per prompt.
         image: (b or 1, 3, height, width) in [-1, 1], drawn over from int(steps * strength) steps before the end.
-        mask: (b or 1, 1, height, width), 1 where `image` is to be painted anew: every latent that has a pixel of it. The
-            other latents stay those of the image.
+        mask: (b or 1, 1, height, width), 1 where `image` is to be painted anew: every latent that has a pixel of
+            it. The other latents stay those of the image.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed per prompt")
