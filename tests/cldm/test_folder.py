@@ -217,6 +217,21 @@ def test_a_flip_mirrors_image_and_hint_together_and_only_where_it_may(fill):
     assert not may_flip("a person", get_condition("pose"), ready_made=True)
 
 
+SIDED = """left Left leftmost leftward leftwards lefthand left-hand lefthanded left_of right rightmost rightward
+    right-handed clockwise counterclockwise anticlockwise counter-clockwise text texts word words wording letter letters
+    lettering writing writings handwriting handwritten written inscription sign signs signage signpost street-sign
+    holding_sign signature logo logos caption captions captioned subtitles watermark"""
+UNSIDED = """bright brightly copyright upright upright-piano leftover leftovers cleft righteous fright design designs
+    signal signals resigned swords sword password texture textile context letterbox lettuce captain writer logotherapy
+    wordless clock"""
+
+
+@pytest.mark.parametrize(("words", "flips"), [(SIDED, False), (UNSIDED, True)])
+def test_a_caption_that_names_a_side_or_text_is_not_mirrored_and_one_with_a_word_alike_is(words, flips):
+    sentences = {word: f"a house, {word}, and a tree" for word in words.split()}
+    assert {word for word, caption in sentences.items() if may_flip(caption, Canny(), False) != flips} == set()
+
+
 def test_augmentation_is_a_function_of_the_draw_alone(photos):
     augment = Augment(flip=0.5, random_crop=True, vary=True)
     data, again = (FolderDataset(list_items(photos), 32, Scribble(), augment=augment, seed=3) for _ in range(2))
