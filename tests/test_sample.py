@@ -380,6 +380,23 @@ def test_of_several_jobs_the_one_that_cannot_be_is_named(run: Path, tmp_path: Pa
         draw(run, f"checkpoint={run}", f"jobs={tmp_path}/jobs.jsonl")
 
 
+@pytest.mark.parametrize("says", [True, False])
+def test_pool_null_is_what_the_checkpoint_says_wherever_it_is_written(tmp_path: Path, says: bool) -> None:
+    """On the command line, in a line of a job list, and in entries of more."""
+    lines = [{}, {"pool": None}, {"pool": not says}, {"more": [{"pool": None}]}, {"more": [{"pool": not says}]}]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps({"hint": "a.png", **line}) + "\n" for line in lines))
+
+    def pools(*overrides: str) -> list[tuple[bool | None, ...]]:
+        with initialize_config_dir(CONFIGS, version_base="1.3"):
+            cfg = compose("sample", overrides=["sampler.guidance=2", f"jobs={tmp_path}/jobs.jsonl", *overrides])
+        return [tuple(unit.pool for unit in job.units) for job in sample.jobs_of(cfg, 64, [says, says])]
+
+    told, other = (says, says), (says, not says)
+    for unit in ("{checkpoint: b, hint: b.png}", "{checkpoint: b, hint: b.png, pool: null}"):
+        assert pools(f"more=[{unit}]") == [told, told, (not says, says), told, other]
+    assert pools("more=[{checkpoint: b, hint: b.png}]", f"pool={not says}")[:2] == [(not says, says), told]
+
+
 @pytest.mark.slow
 def test_region_and_pooling_are_reached_from_the_command_line(run: Path, tmp_path: Path) -> None:
     half = Image.new("L", (64, 64), 0)

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+from cldm.app.wish import written
 from cldm.conditions import get_condition, known_conditions
 from cldm.data.annotate import SKIPPED, Annotation, annotate
 from cldm.data.fill50k import SIDE, write_fill50k
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
         if len(args.paths) != 1 or args.fill50k < 1:
             raise ValueError("--fill50k takes a positive number and one folder: --fill50k 2000 runs/fill50k")
         folder = write_fill50k(args.fill50k, args.paths[0], args.resolution or SIDE)
-        print(f"{args.fill50k} items in {folder}; train with: python train.py data=fill50k data.path={folder}")
+        command = ["python", "train.py", "data=fill50k", f"data.path={written(str(folder))}"]
+        print(f"{args.fill50k} items in {folder}; train with: {shlex.join(command)}")
         return
     if len(args.paths) != 2:
         raise ValueError(f"annotate takes INPUT and OUTPUT, got {len(args.paths)} path(s)")

@@ -1,7 +1,12 @@
 """python -m cldm cache: encode a data set once, train on it many times."""
 
 import argparse
+import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+
+from cldm.app.wish import written
 
 EXAMPLES = """\
   python -m cldm cache runs/cache/canny data=folder data.path=sets/canny condition=canny
@@ -42,4 +47,11 @@ def run(args: argparse.Namespace) -> None:
     build_cache(data.train, data.validation, model, args.out, data.batch_size, args.shard_size)
     size = sum(path.stat().st_size for path in Path(args.out).iterdir()) / 2**20
     print(f"{len(data.train)} items in {args.out}, {size:.1f} MiB")
-    print(f"train with: python train.py data=cached data.path={args.out}")
+    print(f"train with: {training_command(args.out, args.overrides)}")
+
+
+def training_command(folder: str, overrides: Sequence[str]) -> str:
+    """What to type to train on the cache in `folder`, which was made with these overrides: a line for a shell."""
+    kept = [item for item in overrides if re.match(r"[+~]*data[.=]", item) is None]
+    sizes = [item.removeprefix("data.") for item in overrides if item.startswith("data.size=")]
+    return shlex.join(["python", "train.py", "data=cached", f"data.path={written(folder)}", *sizes, *kept])

@@ -129,6 +129,7 @@ def _build(
         "texts": texts,
         "captions": [numbers[caption] for caption in captions],
         "pictures": train.pictures,
+        "own_hint": train.own_hint,
         "held_out": validation.pictures,
         "validation": _write_validation(folder, validation),
     }
@@ -204,6 +205,7 @@ class CachedDataset(Dataset):
         self.groups: list[int] | None = index["groups"]
         self.place, self.texts, self.captions = index["place"], index["texts"], index["captions"]
         self.shard_size, self.validation = index["shard_size"], index["validation"]
+        self.own_hint: str | None = index.get("own_hint")
         self.pictures, self.held_out = index.get("pictures", []), index.get("held_out", [])
         self._files: dict[str, Any] = {}
 

@@ -161,9 +161,21 @@ class DataModule(pl.LightningDataModule):
                 warnings.simplefilter("ignore")  # told when the loader is made
                 self._sampler(0, world)
 
+    def check_hints(self) -> None:
+        """ValueError if a picture to train a branch on is its own hint unasked: the branch would learn to copy."""
+        if name := getattr(self.train, "own_hint", None):
+            raise ValueError(f"{name} has no ready-made hint, and condition=none makes it its own hint; set condition "
+                             "to the kind of hint to make, or data.on_the_fly=true if that is meant")  # fmt: skip
+
     def _sampler(self, rank: int, world: int) -> StepSampler:
         groups, varies = getattr(self.train, "groups", None), getattr(self.train, "varies", False)
         return StepSampler(len(self.train), self.batch_size, self.seed, rank, world, groups=groups, numbered=varies)
+
+
+def check_val_count(count: int) -> None:
+    """ValueError unless something is held out."""
+    if count < 1:
+        raise ValueError(f"data.val_count={count} must be at least 1: a run is measured on what it holds out")
 
 
 def _already_a_batch(batch: Any) -> Any:

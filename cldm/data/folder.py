@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cldm.conditions import Condition
-from cldm.data.datamodule import DataModule
+from cldm.data.datamodule import DataModule, check_val_count
 from cldm.data.decoding import PictureError, Source, decode, picture_size, read_photo
 from cldm.data.hints import Notify, image_tensor, made_hint, map_tensor, silent, training_map
 from cldm.data.listing import Item, list_items
@@ -33,6 +33,8 @@ from ldm.random import stable_seed
 Sample = tuple[Tensor, Tensor, str]
 """Image (3, h, w) in [-1, 1], hint (3, h, w) in [0, 1], caption."""
 
+NOTHING_VARIES = ("data.augment.vary=true draws parameters of hints made on the fly; "
+                  "set data.on_the_fly=true, or vary=false for ready-made hints")  # fmt: skip
 TRIES = 20  # unreadable pictures in a row before the run gives up
 
 
@@ -71,13 +73,18 @@ class FolderDataset(Dataset):
             which = f"{bare.image} has no ready-made hint" if bare else "data.on_the_fly=true makes every hint"
             raise ValueError(f"{which}, but condition {self.condition.name!r} cannot be computed from a picture")
         if self.augment.vary and not self.on_the_fly and bare is None:
-            raise ValueError("data.augment.vary=true draws parameters of hints made on the fly; "
-                             "set data.on_the_fly=true, or vary=false for ready-made hints")  # fmt: skip
+            raise ValueError(NOTHING_VARIES)
 
     @property
     def pictures(self) -> list[str]:
         """Where they lie, as a run records what it trains on and holds out."""
         return [str(item.image.resolve()) for item in self.items]
+
+    @property
+    def own_hint(self) -> str | None:
+        """A picture that is its own hint without being asked for; None where no picture is."""
+        unasked = self.condition.name == "none" and not self.on_the_fly
+        return next((str(item.image) for item in self.items if item.hint is None), None) if unasked else None
 
     def _bucket(self, item: Item) -> int:
         try:
@@ -249,6 +256,7 @@ def folder_data(
     cache` does it once.
     """
     check_size(size)
+    check_val_count(val_count)
     if not Path(path).expanduser().exists():
         raise FileNotFoundError(f"data.path={path}: there is nothing there; make it with `python -m cldm annotate`")
     items = list_items(path)

@@ -18,9 +18,14 @@ PALETTE_COLORS = 256  # a colour map with no more colours than this is a label m
 MOST_APART = 0.02  # share by which the aspect ratios of pictures that lie over each other may differ
 MULTIPLE = 8  # an autoencoder halves three times
 SIDES = re.compile(
-    r"\b(left|right|text|words?|letters?|lettering|writing|sign|logo|caption|clockwise)\b", re.IGNORECASE
+    r"(?<![^\W_])(?:"
+    r"(?:left|right)(?:most|wards?|hand(?:ed)?)?|(?:anti|counter)?clockwise"
+    r"|texts?|words?|wording|wordmarks?|letters?|lettering|lettered|(?:hand)?writings?|(?:hand)?written|inscriptions?"
+    r"|signs?|signage|signposts?|signboards?|signatures?|logos?|captions?|captioned|subtitles?|watermarks?"
+    r")(?![^\W_])",
+    re.IGNORECASE,
 )
-"""Captions that a mirror image would make wrong."""
+"""Captions that a mirror image would make wrong: whole words, also in compounds with - and _."""
 
 
 def check_size(size: int | Sequence[int], key: str = "data.size") -> Size:

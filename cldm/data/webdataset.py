@@ -1,7 +1,7 @@
 """Samples in tar shards, local or remote, for sets that are too large for a file listing (webdataset's layout).
 
-A sample is the files of one key: KEY.jpg (or png, webp), its caption KEY.txt or KEY.json, and KEY.hint.png if the
-hint is ready-made.
+A sample is the files of one key: KEY.jpg (or png, webp), its caption KEY.txt or KEY.json, and KEY.hint.png (or jpg,
+webp) if the hint is ready-made.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import json
 import random
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cldm.conditions import Condition
-from cldm.data.datamodule import DataModule
+from cldm.data.datamodule import DataModule, check_val_count
 from cldm.data.decoding import PictureError
-from cldm.data.folder import Sample, read_sample
+from cldm.data.folder import NOTHING_VARIES, Sample, read_sample
 from cldm.data.listing import caption_of
 from cldm.data.text import decode_text, one_line
 from cldm.data.transforms import Augment, check_size
@@ -26,8 +27,9 @@ from ldm.batch import Batch
 from ldm.files import also_in
 from ldm.random import generator, stable_seed
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "target.png", "target.jpg")
-HINT_ENDINGS = ("hint.png", "source.png")
+FORMATS = ("jpg", "jpeg", "png", "webp")
+IMAGE_ENDINGS = (*FORMATS, "target.png", "target.jpg", "target.jpeg", "target.webp")
+HINT_ENDINGS = ("hint.png", "source.png", *(f"{n}.{f}" for n in ("hint", "source") for f in FORMATS if f != "png"))
 
 Raw = dict[str, Any]
 """A sample's files by ending, undecoded, and __key__."""
@@ -37,7 +39,8 @@ class ShardDataset:
     """Endless samples of tar shards: `urls` as webdataset takes them ("data/{0000..0099}.tar", "https://...").
 
     Every epoch is a permutation of the shards by (seed, epoch), dealt in turn to the streams: one for each worker
-    of each rank. No stream ever ends, however few shards there are. Within a stream, samples pass a shuffle buffer.
+    of each rank. Where there are fewer shards than streams, every stream reads all shards, and they take turns sample
+    by sample. No stream ever ends. Within a stream, samples pass a shuffle buffer.
     With the same numbers of ranks and workers a resumed run sees the very same samples: what was seen before is
     read over without decoding it.
     """
@@ -54,6 +57,28 @@ class ShardDataset:
     ):
         self.urls, self.size, self.condition = expand(urls), check_size(size), condition
         self.on_the_fly, self.augment, self.shuffle, self.seed = on_the_fly, augment or Augment(), shuffle, seed
+        if on_the_fly and not condition.computable:
+            raise ValueError("data.on_the_fly=true makes every hint, but condition "
+                             f"{condition.name!r} cannot be computed from a picture")  # fmt: skip
+
+    def check(self) -> None:
+        """ValueError where the first sample shows that the shards cannot be trained on as asked for."""
+        ready = self._ready(self._first)
+        if ready is None and not self.condition.computable:
+            raise ValueError(f"sample {_name(self._first)} has no ready-made hint, but condition "
+                             f"{self.condition.name!r} cannot be computed from a picture")  # fmt: skip
+        if ready is not None and self.augment.vary:
+            raise ValueError(NOTHING_VARIES)
+
+    @property
+    def own_hint(self) -> str | None:
+        """The first sample if it is its own hint without being asked for."""
+        unasked = self.condition.name == "none" and not self.on_the_fly
+        return f"sample {_name(self._first)}" if unasked and self._ready(self._first) is None else None
+
+    @cached_property
+    def _first(self) -> Raw:
+        return next(self._samples(0, 1))
 
     def batches(self, batch_size: int, rank: int = 0, world: int = 1, start: int = 0) -> "ShardBatches":
         """What a DataLoader of one rank iterates; `start` counts this rank's batches seen before."""
@@ -62,7 +87,10 @@ class ShardDataset:
     def stream(self, number: int, count: int) -> Iterator[Raw]:
         """Undecoded samples of stream `number` of `count`, without end."""
         wds = _library()
-        samples = self._samples(number, count)
+        if len(self.urls) < count:
+            samples: Iterator[Raw] = itertools.islice(self._samples(0, 1), number, None, count)
+        else:
+            samples = self._samples(number, count)
         if self.shuffle < 2:
             return samples
         rng = random.Random(stable_seed(self.seed, "buffer", number, count))
@@ -88,13 +116,24 @@ class ShardDataset:
 
     def decode(self, raw: Raw, draw: int) -> Sample:
         """Image, hint and caption. Raises PictureError for what is broken or not there."""
-        name = f"{raw.get('__url__', '')}:{raw['__key__']}"
+        name = _name(raw)
         image = next((raw[ending] for ending in IMAGE_ENDINGS if ending in raw), None)
         if image is None:
             raise PictureError(f"cannot use sample {name}: none of its files ends in {', '.join(IMAGE_ENDINGS)}")
-        ready = None if self.on_the_fly else next((raw[ending] for ending in HINT_ENDINGS if ending in raw), None)
+        ready = self._ready(raw)
         seed = stable_seed(self.seed, "augment", raw["__key__"], draw)
         return read_sample(image, ready, _caption(raw, name), self.size, self.condition, self.augment, seed, name)
+
+    def _ready(self, raw: Raw) -> bytes | None:
+        """The ready-made hint of a sample; None where it is to be made. ValueError for one in a format that is not
+        read."""
+        if self.on_the_fly:
+            return None
+        found = next((raw[ending] for ending in HINT_ENDINGS if ending in raw), None)
+        if found is None and (others := [ending for ending in raw if ending.startswith("hint")]):
+            raise ValueError(f"sample {_name(raw)} has a hint that is not read, .{others[0]}; hints end in "
+                             f"{', '.join(HINT_ENDINGS)}")  # fmt: skip
+        return found
 
     def collate(self, raws: Sequence[Raw], draw: int, replace: bool = True) -> Batch:
         """A batch; what cannot be decoded is replaced by others of the same batch, with a warning.
@@ -175,6 +214,10 @@ def expand(urls: str | Sequence[str]) -> list[str]:
     return found
 
 
+def _name(raw: Raw) -> str:
+    return f"{raw.get('__url__', '')}:{raw['__key__']}"
+
+
 def _local(urls: Sequence[str]) -> list[Path]:
     return [path for path in (Path(url).expanduser() for url in urls) if path.is_file()]
 
@@ -211,10 +254,15 @@ def webdataset_data(
     seed: int = 0,
     workers: int = 0,
 ) -> DataModule:
-    """Training samples of `urls`; validation with the first `val_count` samples of `val_urls`, other shards."""
+    """Training samples of `urls`; validation with the first `val_count` samples of `val_urls`, other shards.
+
+    ValueError for nothing held out, shards that are in both, and hints that cannot be as asked for.
+    """
+    check_val_count(val_count)
     train = ShardDataset(urls, size, condition, on_the_fly, augment, shuffle, seed)
     measured = ShardDataset(val_urls, size, condition, on_the_fly)
     if shared := also_in(_local(measured.urls), _local(train.urls)):
         raise ValueError(f"data.val_urls names {len(shared)} shards that are trained on ({shared[0]}, ...)")
+    train.check()
     held_out = ShardItems(measured, val_count)
     return DataModule(train, held_out, batch_size, seed, workers, condition)

@@ -69,13 +69,13 @@ def prompts(setting: str, captions: Sequence[str], world: World | None) -> list[
 
 
 def _others(captions: Sequence[str]) -> list[str]:
-    """For each item the next different caption."""
+    """For each item the next different caption that is not empty. ValueError where an item has none."""
     found = []
     for i, caption in enumerate(captions):
         later = [captions[(i + k) % len(captions)] for k in range(1, len(captions))]
-        other = next((text for text in later if text != caption), None)
+        other = next((text for text in later if text.strip() and text != caption), None)
         if other is None:
-            raise ValueError("prompts=conflicting needs items with different captions, these are all alike")
+            raise ValueError("prompts=conflicting needs items with different captions, these are all alike or empty")
         found.append(other)
     return found
 

@@ -35,9 +35,16 @@ def score(images: Tensor, target: Target, condition: Condition, clip: ClipScore 
     if target.known is not None:
         found |= world_scores(images, target.known, target.captions, target.prompts)
     if clip is not None:
-        found |= _numpy({"clip_caption": clip(images, target.captions)})
-        if all(target.prompts):
-            found |= _numpy({"clip_prompt": clip(images, target.prompts)})
+        texts = {"clip_caption": target.captions, "clip_prompt": target.prompts}
+        found |= {name: text_scores(images, said, clip) for name, said in texts.items() if any(map(str.strip, said))}
+    return found
+
+
+def text_scores(images: Tensor, texts: Sequence[str], clip: ClipScore) -> np.ndarray:
+    """How well images (n, 3, h, w) show their texts: (n,) float64, nan where a text is empty."""
+    said = [i for i, text in enumerate(texts) if text.strip()]
+    found = np.full(len(texts), np.nan)
+    found[said] = clip(images[said], [texts[i] for i in said]).double().numpy()
     return found
 
 

@@ -51,7 +51,8 @@ class ControlUnit:
         "64/h" and "8/h" are the two readings of the paper's resolution weighting, with h the side of a residual in
         a 64 x 64 latent: 1 (64 px) to 8 (8 px) as printed, and 1/8 to 1, which weakens as the text says.
     pool: replace each residual by its mean over the image (shuffle models); implies the conditional half only.
-    mask: (b or 1, 1, h, w) in [0, 1], any size: where in the image the residuals apply.
+    mask: (b or 1, 1, h, w) in [0, 1], any size: where in the image the residuals, pooled or not, apply. A cell of a
+        residual that the mask covers in part is controlled by that part.
     """
 
     net: Branch
@@ -142,13 +143,20 @@ class PreparedUnit:
         return ControlResiduals(tuple(tensors[:-1]), tensors[-1], entering)
 
     def _shaped(self, residual: Tensor, images: int) -> Tensor:
-        residual = repeat_rows(residual, max(len(residual), images))
-        if self.mask is not None:
-            here = F.interpolate(self.mask, residual.shape[-2:], mode="bilinear", align_corners=False)
-            residual = residual * repeat_rows(here, len(residual))
+        residual, size = repeat_rows(residual, max(len(residual), images)), residual.shape[-2:]
         if self.unit.pool:
             residual = residual.mean((2, 3), keepdim=True)
+        if self.mask is not None:
+            residual = residual * repeat_rows(covered(self.mask, size), len(residual))
         return torch.cat([torch.zeros_like(residual), residual]) if self.half else residual
+
+
+def covered(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """How much of each cell of `size` (h, w) a mask (b, 1, any, any) covers: (b, 1, h, w)."""
+    height, width = size
+    if mask.shape[-2] < height or mask.shape[-1] < width:
+        return F.interpolate(mask, (height, width), mode="bilinear", align_corners=False)
+    return F.adaptive_avg_pool2d(mask, (height, width))
 
 
 def inpaint_hint(image: Tensor, mask: Tensor) -> Tensor:

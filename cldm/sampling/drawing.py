@@ -21,7 +21,7 @@ from cldm.runs.configs import expand_home
 from cldm.runs.trained import base_content, base_of, device_and_precision, guidance_filled_in, trained_size
 from cldm.sampling.control import ControlUnit
 from cldm.sampling.generation import Sampling
-from cldm.sampling.jobs import Job, check_pictures, load_image, load_mask, make_job, read_jobs
+from cldm.sampling.jobs import Job, UnitSettings, check_pictures, load_image, load_mask, make_job, read_jobs
 from cldm.sampling.ledger import Ledger, Shot, draw_in_batches, free_folder
 from cldm.sampling.opening import Networks, Opened, load_networks, open_checkpoints
 from ldm.diffusion import LatentDiffusion
@@ -39,13 +39,18 @@ def jobs_of(cfg: DictConfig, size: int | list[int], pools: list[bool]) -> list[J
     given = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(given, dict)
     defaults = {key: given[key] for key in JOB_KEYS} | {"size": given["size"] or size}
-    defaults["pool"] = pools[0] if defaults["pool"] is None else defaults["pool"]
-    extra = [
-        {"pool": pool} | {k: v for k, v in unit.items() if k not in ("checkpoint", "condition")}
-        for unit, pool in zip(given["more"], pools[1:], strict=True)
-    ]
+    extra = [{k: v for k, v in unit.items() if k not in ("checkpoint", "condition")} for unit in given["more"]]
     jobs = read_jobs(cfg.jobs, defaults, extra) if cfg.jobs else [make_job({}, defaults, extra)]
-    return [replace(job, sampler=sampler_settings(given["sampler"], job)) for job in jobs]
+    return [
+        replace(job, units=pools_filled_in(job, pools), sampler=sampler_settings(given["sampler"], job)) for job in jobs
+    ]
+
+
+def pools_filled_in(job: Job, pools: list[bool]) -> tuple[UnitSettings, ...]:
+    """The controls of a job; where their pool is null, with what their checkpoint says."""
+    return tuple(
+        replace(unit, pool=pool) if unit.pool is None else unit for unit, pool in zip(job.units, pools, strict=True)
+    )
 
 
 def sampler_settings(shared: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def draw(
             end=settings.end,
             mode=settings.mode,
             weighting=settings.weighting,
-            pool=settings.pool,
+            pool=bool(settings.pool),
             mask=rows([item["regions"][i] for item in inputs]) if settings.region else None,
         )
         for i, (net, settings) in enumerate(zip(nets, first.units, strict=True))

@@ -64,7 +64,8 @@ class Sampling:
 
         control: units, whose residuals add. negative: one for all, or one per prompt.
         image: (b or 1, 3, height, width) in [-1, 1], drawn over from int(steps * strength) steps before the end.
-        mask: (b or 1, 1, height, width), 1 where `image` is to be painted anew; elsewhere its latents stay.
+        mask: (b or 1, 1, height, width), 1 where `image` is to be painted anew: every latent that has a pixel of
+            it. The other latents stay those of the image.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed per prompt")
@@ -98,7 +99,7 @@ class Sampling:
             with place.visit(diffusion.unet, *(unit.net for unit in units)):
                 denoiser = self.denoiser(diffusion, units, context, negatives, timesteps)
                 if mask is not None:
-                    here = F.interpolate(mask.to(z), shape[-2:], mode="nearest")
+                    here = F.adaptive_max_pool2d(mask.to(z), shape[-2:])
                     denoiser = known_outside(denoiser, z0, here, diffusion.schedule)
                 z = self.sampler(
                     denoiser, z, timesteps, diffusion.schedule, generator=PerImageNoise(seeds), callback=callback

@@ -38,7 +38,7 @@ class UnitSettings:
     end: float = 1.0
     mode: str = "balanced"
     weighting: str | None = None
-    pool: bool = False
+    pool: bool | None = None  # None: as the checkpoint says
     region: str | None = None  # a picture: where in the image the control applies
 
     def __post_init__(self) -> None:

@@ -80,6 +80,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         trainer = settings(logger=False, callbacks=[*settings.keywords["callbacks"].values()])
         data.check(trainer.world_size)
+        if isinstance(module, ControlLDM):
+            data.check_hints()
         distances = instantiate(cfg.stage.distances) if cfg.stage.name == "autoencoder" else None
         if trainer.is_global_zero:
             sources = [place for place in (source, base_of(cfg) if loads else None) if place]

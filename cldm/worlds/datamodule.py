@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cldm.conditions import Condition
-from cldm.data.datamodule import DataModule
+from cldm.data.datamodule import DataModule, check_val_count
 from cldm.data.transforms import check_size
 from cldm.worlds import HELD_OUT_START, TEST_START, World, get_world
 from cldm.worlds.dataset import WorldDataset
@@ -30,8 +30,9 @@ def world_data(
     world: one of WORLDS by its name, or a world of your own. seed: of the items.
     order: the seed of the order in which training sees them.
     """
-    if train_count >= HELD_OUT_START:
-        raise ValueError(f"data.train_count must be below {HELD_OUT_START}, got {train_count}")
+    if not 0 < train_count < HELD_OUT_START:
+        raise ValueError(f"data.train_count must be at least 1 and below {HELD_OUT_START}, got {train_count}")
+    check_val_count(val_count)
     place = get_world(world) if isinstance(world, str) else world
     size = _side(size, place.name)
     train = WorldDataset(

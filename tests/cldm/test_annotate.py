@@ -1,6 +1,7 @@
 """Promises of `python -m cldm annotate`: what is usable is annotated once, the rest is named, kills are safe."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -210,9 +211,11 @@ def test_reading_agrees_with_plain_decoding(tmp_path):
 
 
 def test_fill50k_is_drawn_by_the_command(tmp_path, capsys):
-    assert annotate("--fill50k", 2, tmp_path, "--resolution", 64) == 0
-    assert len(lines(tmp_path / "prompt.json")) == 2
-    assert "python train.py data=fill50k" in capsys.readouterr().out
+    folder = tmp_path / "a set"
+    assert annotate("--fill50k", 2, folder, "--resolution", 64) == 0
+    assert len(lines(folder / "prompt.json")) == 2
+    line = capsys.readouterr().out.strip().partition("train with: ")[2]  # to be pasted
+    assert shlex.split(line) == ["python", "train.py", "data=fill50k", f'data.path="{folder}"']
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -201,6 +202,22 @@ def test_buckets_and_holes_go_through_the_cache(plain, make_diffusion, tmp_path)
     hint = cached.__getitems__([0])["hint"]
     assert (hint == -1).any()
     torch.testing.assert_close(hint, data[0]["hint"], rtol=1e-3, atol=1e-3)
+
+
+def test_the_command_prints_a_line_that_trains_on_the_cache_when_pasted(composed, fill, tmp_path, capsys):
+    out = tmp_path / "cache ü, it's $(new) = {1}"
+    data = ["data=fill50k", f"data.path={fill}", "data.val_count=2", "data.size=64"]
+    assert cli.main(["cache", str(out), "model=tiny", "condition.low=50", *data]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("train with: ")
+    command = ["bash", "-c", f'python() {{ printf "%s\\0" "$@"; }}; {line}']
+    program, *overrides, _ = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")
+    assert program == "train.py"
+    from hydra.utils import instantiate
+
+    cfg = composed(*overrides)
+    assert cfg.data.path == str(out)
+    data = instantiate(cfg.data, _convert_="all")(condition=instantiate(cfg.condition), model=built_for(cfg, None))
+    assert len(data.train) == 9
 
 
 def test_the_command_builds_what_the_config_reads(composed, fill, tmp_path, capsys):

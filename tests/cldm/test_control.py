@@ -1,11 +1,13 @@
 """Promises of control units: exact weights, windows that cost nothing, halves that stay apart, sums and masks."""
 
+import itertools
+
 import pytest
 import torch
 
 from cldm.branches.controlnet import ControlNet
 from cldm.conditions import get_condition
-from cldm.sampling.control import ControlUnit, PreparedUnit, inpaint_hint
+from cldm.sampling.control import ControlUnit, PreparedUnit, covered, inpaint_hint
 from cldm.sampling.generation import Sampling
 from ldm.samplers import ddim
 
@@ -173,6 +175,34 @@ def test_a_mask_confines_the_residuals(net, latents):
             assert not a[..., half + 1 :].any()
     assert torch.equal(masked.skips[0][..., :4], plain.skips[0][..., :4])
     assert not masked.skips[0][..., 4:].any()
+
+
+@torch.no_grad()
+def test_a_mask_confines_pooled_residuals_too(net, latents):
+    z, context, negative = latents
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1
+    plain, masked = (
+        PreparedUnit(ControlUnit(net, HINT, pool=True, mask=m), context, negative, TIMES).residuals(z, 0)
+        for m in (None, mask)
+    )
+    for a, b in zip(masked.skips[:3], plain.skips[:3], strict=True):  # 8 x 8
+        assert torch.equal(a[..., :4], b.expand(-1, -1, 8, 4))
+        assert not a[..., 4:].any()
+
+
+@pytest.mark.parametrize("at", range(0, 8, 2))
+def test_a_thin_stripe_of_a_mask_counts_by_its_area_wherever_it_lies(at):
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 16 + at : 18 + at] = 1
+    for side in (8, 4, 2):
+        found = covered(mask, (side, side))
+        assert found[0, 0, 0].tolist() == [2 * side / 64 if i == 16 * side // 64 else 0 for i in range(side)]
+
+
+def test_a_mask_of_one_value_has_it_at_every_size():
+    for value, size in itertools.product((0.0, 0.25, 1.0), ((8, 8), (5, 7), (64, 96), (100, 30))):
+        assert torch.equal(covered(torch.full((1, 1, 64, 48), value), size), torch.full((1, 1, *size), value))
 
 
 def test_pooling_replaces_residuals_by_their_mean(net, latents):

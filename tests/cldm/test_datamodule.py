@@ -244,5 +244,11 @@ def test_the_training_seed_orders_the_examples_and_the_data_seed_makes_them(make
 
 
 def test_a_training_set_that_would_run_into_the_validation_scenes_is_refused(make_diffusion):
-    with pytest.raises(ValueError, match=r"data\.train_count must be below 10000000"):
+    with pytest.raises(ValueError, match=r"data\.train_count must be at least 1 and below 10000000"):
         world_data(Canny(), make_diffusion(), "scenes", 64, "base", 10_000_000, 1, 1)
+
+
+@pytest.mark.parametrize(("train_count", "val_count", "key"), [(0, 1, "train_count"), (4, 0, "val_count")])
+def test_a_set_without_a_scene_to_train_on_or_to_measure_on_is_refused(make_diffusion, train_count, val_count, key):
+    with pytest.raises(ValueError, match=rf"data\.{key}(=0)? must be at least 1"):
+        world_data(Canny(), make_diffusion(), "scenes", 64, "base", train_count, val_count, 1)

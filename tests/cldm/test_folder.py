@@ -217,6 +217,21 @@ def test_a_flip_mirrors_image_and_hint_together_and_only_where_it_may(fill):
     assert not may_flip("a person", get_condition("pose"), ready_made=True)
 
 
+SIDED = """left Left leftmost leftward leftwards lefthand left-hand lefthanded left_of right rightmost rightward
+    right-handed clockwise counterclockwise anticlockwise counter-clockwise text texts word words wording letter letters
+    lettering writing writings handwriting handwritten written inscription sign signs signage signpost street-sign
+    holding_sign signature logo logos caption captions captioned subtitles watermark"""
+UNSIDED = """bright brightly copyright upright upright-piano leftover leftovers cleft righteous fright design designs
+    signal signals resigned swords sword password texture textile context letterbox lettuce captain writer logotherapy
+    wordless clock"""
+
+
+@pytest.mark.parametrize(("words", "flips"), [(SIDED, False), (UNSIDED, True)])
+def test_a_caption_that_names_a_side_or_text_is_not_mirrored_and_one_with_a_word_alike_is(words, flips):
+    sentences = {word: f"a house, {word}, and a tree" for word in words.split()}
+    assert {word for word, caption in sentences.items() if may_flip(caption, Canny(), False) != flips} == set()
+
+
 def test_augmentation_is_a_function_of_the_draw_alone(photos):
     augment = Augment(flip=0.5, random_crop=True, vary=True)
     data, again = (FolderDataset(list_items(photos), 32, Scribble(), augment=augment, seed=3) for _ in range(2))
@@ -412,6 +427,86 @@ def test_two_ranks_with_two_workers_see_every_sample_once_an_epoch_and_resume_wh
         flat = [i for pair in ids for i in pair]
         assert len(flat) == len(set(flat)) == 16
     assert_same(seen(1, 3, global_step=5), ranks[1][5:])
+
+
+def one_shard(path: Path, count: int, **endings: bytes) -> list[str]:
+    """A shard of `count` pictures with captions, and the same content under every other ending (a_b for a.b)."""
+    with tarfile.open(path, "w") as tar:
+        for i in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(photo(i)).save(buffer, format="PNG")
+            files = {"png": buffer.getvalue(), "txt": f"picture {i}".encode()}
+            for ending, data in {**files, **{name.replace("_", "."): data for name, data in endings.items()}}.items():
+                info = tarfile.TarInfo(f"{i:03d}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return [str(path)]
+
+
+def white(form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (96, 72), "white").save(buffer, format=form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_share_one_shard_without_giving_a_sample_twice_at_a_time_and_resume_where_they_were(tmp_path, workers):
+    urls, own = one_shard(tmp_path / "a.tar", 16), one_shard(tmp_path / "b.tar", 1, x=b"")
+
+    def seen(rank: int, count: int, **where) -> list[Batch]:
+        data = webdataset_data(Canny(), None, urls, own, 32, 2, val_count=1, shuffle=0, workers=workers)
+        return loaded(data, count, world_size=2, global_rank=rank, **where)
+
+    ranks = [seen(rank, 8) for rank in range(2)]
+    steps = [{*a["caption"], *b["caption"]} for a, b in zip(*ranks, strict=True)]
+    assert [len(step) for step in steps] == [4] * 8
+    for epoch in range(2):
+        assert set.union(*steps[4 * epoch : 4 * epoch + 4]) == {f"picture {i}" for i in range(16)}
+    assert_same(seen(1, 3, global_step=5), ranks[1][5:])
+
+
+@pytest.mark.parametrize("name", ["hint", "source"])
+@pytest.mark.parametrize("form", ["png", "jpg", "jpeg", "webp"])
+def test_ready_hints_in_shards_are_read_in_every_format_of_pictures(tmp_path, name, form):
+    content = white("JPEG" if form.startswith("jp") else form)
+    raw = next(ShardDataset(one_shard(tmp_path / "a.tar", 1, **{f"{name}_{form}": content}), 32, Canny()).stream(0, 1))
+    for condition in ("none", "color_grid"):
+        data = ShardDataset([str(tmp_path / "a.tar")], 32, get_condition(condition))
+        assert data.decode(raw, 0)[1].min() > 0.99
+
+
+def test_shards_whose_hints_cannot_be_as_asked_for_are_refused_in_a_sentence(tmp_path):
+    own = one_shard(tmp_path / "own.tar", 1, x=b"")
+    plain = one_shard(tmp_path / "plain.tar", 2)
+    ready = one_shard(tmp_path / "ready.tar", 2, hint_jpg=white("JPEG"))
+    other = one_shard(tmp_path / "other.tar", 2, hint_npy=b"x")
+
+    def data(urls: list[str], condition: str = "canny", **options) -> DataModule:
+        return webdataset_data(get_condition(condition), None, urls, own, 32, 1, val_count=1, **options)
+
+    with pytest.raises(ValueError, match=r"set data\.on_the_fly=true, or vary=false"):
+        data(ready, augment=Augment(vary=True))
+    data(ready, augment=Augment(vary=True), on_the_fly=True)
+    with pytest.raises(ValueError, match=r"000 has a hint that is not read, \.hint\.npy; hints end in hint\.png"):
+        data(other)
+    with pytest.raises(ValueError, match=r"000 has no ready-made hint, but condition 'pose' cannot be computed"):
+        data(plain, "pose")
+    with pytest.raises(ValueError, match=r"000 has no ready-made hint, and condition=none makes it its own hint"):
+        data(plain, "none").check_hints()
+    for meant in (data(plain, "none", on_the_fly=True), data(ready, "none"), data(plain)):
+        meant.check_hints()
+    with pytest.raises(ValueError, match=r"data.val_count=0 must be at least 1"):
+        webdataset_data(Canny(), None, plain, own, 32, 1, val_count=0)
+
+
+def test_a_folder_of_pictures_that_would_be_their_own_hints_is_refused_for_a_branch(photos, fill):
+    none = get_condition("none")
+    with pytest.raises(ValueError, match=r"has no ready-made hint, and condition=none makes it its own hint"):
+        folder_data(none, None, str(photos), 64, 2, val_count=2).check_hints()
+    folder_data(none, None, str(photos), 64, 2, val_count=2, on_the_fly=True).check_hints()
+    folder_data(none, None, str(fill), 64, 2, val_count=2).check_hints()
+    with pytest.raises(ValueError, match=r"data.val_count=0 must be at least 1"):
+        folder_data(none, None, str(fill), 64, 2, val_count=0, val_path=str(photos))
 
 
 def test_a_broken_sample_is_replaced_and_commands_are_not_run(shards):

@@ -131,6 +131,19 @@ def test_outside_the_mask_the_image_stays(diffusion, unit):
         Sampling(ddim)(diffusion, ["a"], [1], (64, 64), mask=mask)
 
 
+@pytest.mark.parametrize("at", range(0, 8, 2))
+def test_a_hole_of_two_pixels_is_painted_anew_wherever_it_lies(diffusion, at):
+    image = 2 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(5)) - 1
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 16 + at : 18 + at] = 1
+    seen = {}
+    diffusion.decode = lambda z: seen.setdefault("z", z)
+    Sampling(ddim, steps=2, guidance=1.0)(diffusion, PROMPTS[:1], SEEDS[:1], (64, 64), image=image, mask=mask)
+    changed = (seen["z"] - diffusion.encode(image)).abs().amax((0, 1, 2))
+    assert [i for i in range(8) if changed[i] > 0.01] == [2]
+    assert changed[[0, 1, *range(3, 8)]].max() == 0
+
+
 def test_low_memory_draws_the_same_image_with_one_part_at_a_time_on_the_device(diffusion, unit, monkeypatch):
     names = {id(diffusion.conditioner): "text", id(diffusion.unet): "unet", id(unit.net): "control",
              id(diffusion.autoencoder): "autoencoder"}  # fmt: skip

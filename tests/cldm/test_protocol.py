@@ -37,6 +37,12 @@ def test_prompts_of_the_four_settings():
         prompts("conflicting", ["a cat", "a cat"], None)
 
 
+def test_an_empty_caption_is_no_conflicting_prompt():
+    assert prompts("conflicting", ["a cat", "", "a dog", " "], None) == ["a dog", "a dog", "a cat", "a cat"]
+    with pytest.raises(ValueError, match="all alike or empty"):
+        prompts("conflicting", ["a cat", "", "a cat"], None)
+
+
 def test_noise_is_shared_by_settings_and_by_nothing_else():
     found = shots(["a cat", "a dog"], ["none", "perfect"], [0, 1], None)
     assert len(found) == len({shot.file for shot in found}) == 8

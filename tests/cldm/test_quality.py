@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
+from cldm.conditions import get_condition
 from cldm.evaluation.clip import ClipScore
 from cldm.evaluation.inception import Inception
 from cldm.evaluation.quality import diversity, frechet_distance, kernel_distance, nearest_distances, thumbnails
 from cldm.evaluation.reconstruction import Reconstruction
+from cldm.evaluation.scores import Target, score
 from cldm.worlds import get_world
 from ldm.random import generator
 
@@ -181,6 +183,24 @@ def test_clip_without_its_file_is_refused_not_random(clip_file: Path, tmp_path: 
         ClipScore("tiny-clip", tmp_path / "none.pt")
     with pytest.raises(ValueError, match="holds no other-clip"):
         ClipScore("other-clip", clip_file)
+
+
+def test_an_empty_caption_has_no_clip_score_and_costs_no_other_image_its_own(clip_file: Path):
+    """Neither the images beside it nor the place of the empty one matter."""
+    clip, canny = ClipScore("tiny-clip", clip_file), get_condition("canny")
+    images = torch.rand(4, 3, 32, 32, generator=generator(0)) * 2 - 1
+
+    def scored(captions: list[str], prompts: list[str]) -> dict[str, list[float]]:
+        found = score(images, Target(torch.zeros(4, 3, 32, 32), captions, prompts), canny, clip)
+        return {name: values.tolist() for name, values in found.items() if name.startswith("clip")}
+
+    texts = ["a star", "a ring", "a moon", "a sun"]
+    full = scored(texts, texts)["clip_caption"]
+    for empty in range(4):
+        holed = [*texts[:empty], "", *texts[empty + 1 :]]
+        expected = pytest.approx([*full[:empty], float("nan"), *full[empty + 1 :]], abs=1e-5, nan_ok=True)
+        assert scored(holed, holed) == {"clip_caption": expected, "clip_prompt": expected}
+    assert scored(texts, [""] * 4) == {"clip_caption": full}  # the setting without prompts
 
 
 @pytest.mark.slow
