@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
 from cldm.app.canvas import BLACK, WHITE, painted, save_map
-from cldm.app.studio import Drawn, Studio
+from cldm.app.studio import Drawn, Studio, noted
 from cldm.app.wish import Control, Wish, summary, wish_of, written
 from cldm.app.words import completed, offers
 from cldm.commands import cli
@@ -26,6 +26,8 @@ from cldm.runs.configs import composed, configs_at_hand
 from cldm.runs.folder import Refused
 from cldm.sampling import opening
 from cldm.sampling.drawing import sample
+from ldm.conditioner import Conditioner
+from ldm.text_encoder import TextEncoder
 
 Make = Callable[..., Path]
 
@@ -261,7 +263,8 @@ def test_live_drawings_take_one_folder_and_others_one_each(studio: Studio, strok
     ("values", "sentence"),
     [
         ({"source": PHOTO}, "there is no picture for the hint yet"),
-        ({"source": MAP, "picture": "words.png"}, "it is not a readable picture"),
+        ({"source": MAP, "picture": "words.png"}, "^cannot use hint words.png: it is not a readable picture$"),
+        ({"source": PHOTO, "picture": "words.png"}, "^cannot use photo words.png: it is not a readable picture$"),
         ({"count": 0}, "count must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": None}, "seed must be a whole number"),
@@ -284,6 +287,35 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence_and_leaves_nothing(
         drawn(studio, asked(**values).wish(studio, tmp_path))
     assert "\n" not in str(refusal.value)
     assert sorted(studio.folder.glob("*")) == before
+
+
+def test_a_refused_drawing_leaves_the_last_live_one_where_it_is(studio: Studio, strokes: Path) -> None:
+    last = drawn(studio, Wish(Control(strokes), steps=1), place="live").images[0]
+    with pytest.raises(Refused, match="count must be at least 1"):
+        drawn(studio, Wish(Control(strokes), count=0), place="live")
+    assert last.is_file()
+
+
+def test_what_is_not_seen_of_a_picture_is_told_by_its_own_name(studio: Studio, tmp_path: Path) -> None:
+    (tmp_path / "words.png").write_text("no picture")
+    for control in (Control(tmp_path / "words.png"), Control(photo=tmp_path / "words.png")):
+        with pytest.raises(Refused, match=r"^cannot use (hint|photo) words.png: it is not a readable picture$"):
+            studio.hint(control)
+
+
+def test_each_unknown_word_of_a_drawing_is_told_of_once_without_the_list_of_known_ones() -> None:
+    known = ["a", "red", "star"]
+    small = Conditioner(TextEncoder(vocab_size=len(known) + 2, width=4, layers=1, heads=1), known)
+    with noted() as notes:
+        for prompt in ("a qwertz b b stair", "b", "a red b", "a red star"):
+            small.tokenize([prompt])
+    assert notes == ["not known to this base, left out: qwertz, b, stair (nearest: star)"]
+
+
+def test_a_note_gives_a_picture_its_own_name(studio: Studio, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "night.png")
+    (note,) = drawn(studio, Wish(Control(tmp_path / "night.png"), steps=1)).notes
+    assert note.startswith("night.png: blank")
 
 
 @pytest.mark.parametrize(
