@@ -13,7 +13,7 @@ import gradio as gr
 from PIL import Image
 
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
-from cldm.app.canvas import canvas_size, flat_map
+from cldm.app.canvas import blank, canvas_size, flat_map, inverted
 from cldm.app.form import FURTHER, editor
 from cldm.app.studio import Drawn, Studio
 from cldm.app.wish import Control, Wish, summary, wish_of
@@ -126,7 +126,7 @@ class Answers:
         """Put a map on the canvas."""
         picture = flat_map(Image.fromarray(seen), paper, self.studio.condition)
         ground = picture.resize(canvas_size(self.studio.size), Image.Resampling.NEAREST)
-        return CANVAS, gr.update(value={"background": ground, "layers": [], "composite": None})
+        return CANVAS, {**blank(paper, self.studio.size), "background": ground}
 
     def offers(self, text: str) -> Any:
         """The words that the last one of the prompt may become."""
@@ -136,14 +136,13 @@ class Answers:
         """The prompt with the chosen word."""
         return completed(text, chosen[0]), gr.Dataset(samples=[])
 
-    def paper(self, paper: str) -> Any:
-        """An empty canvas of that paper."""
-        return gr.update(**editor(self.studio, paper, self.sheet(paper)))
+    def paper(self, paper: str, canvas: Any) -> Any:
+        """The drawing on that paper, with a pen for it."""
+        return gr.update(**editor(self.studio, paper, inverted(canvas, paper, self.studio.size)))
 
     def sheet(self, paper: str) -> Any:
         """What lies on an empty canvas."""
-        ground = Image.new("RGB", canvas_size(self.studio.size), paper)
-        return {"background": ground, "layers": [], "composite": None}
+        return blank(paper, self.studio.size)
 
 
 def settings_of(file: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _wire_hint(form: Form, answers: Answers, blocks: gr.Blocks) -> None:
     }
     gr.on([form.source.change, form.picture.change], **seen, queue=False, api_name="map")
     form.edit.click(answers.edit, [form.seen, form.paper], [form.source, form.canvas], **AT_ONCE)
-    form.paper.change(answers.paper, form.paper, form.canvas, **AT_ONCE)
+    form.paper.change(answers.paper, [form.paper, form.canvas], form.canvas, **AT_ONCE)
     blocks.load(answers.sheet, form.paper, form.canvas, **AT_ONCE)
     form.canvas.clear(answers.sheet, form.paper, form.canvas, **AT_ONCE).then(None, js=DROP_PEN)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
-from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
-from cldm.app.canvas import BLACK, WHITE, painted, save_map
+from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, drawn_on
+from cldm.app.canvas import BLACK, WHITE, blank, inverted, painted, save_map
 from cldm.app.studio import Drawn, Studio, noted
 from cldm.app.wish import Control, Wish, summary, wish_of, written
 from cldm.app.words import completed, offers
@@ -156,6 +156,34 @@ def test_colours_of_a_map_stay_and_an_empty_canvas_is_black(tmp_path: Path) -> N
     )
     assert pixels(save_map(None, WHITE, (64, 128), get_condition("canny"), tmp_path / "map.png")).shape == (256, 512, 3)
     assert not pixels(tmp_path / "map.png").any()
+
+
+@pytest.mark.parametrize("paper", [WHITE, BLACK])
+def test_what_the_page_put_on_the_canvas_is_drawn_before_the_first_stroke(paper: str, tmp_path: Path) -> None:
+    ground = Image.new("RGB", (512, 512), paper)
+    ImageDraw.Draw(ground).rectangle((100, 100, 300, 300), fill=BLACK if paper == WHITE else WHITE)
+    canvas = {"background": ground, "layers": [], "composite": None}
+    assert drawn_on(canvas, paper)
+    assert (
+        pixels(save_map(canvas, paper, (64, 64), get_condition("canny"), tmp_path / "map.png"))[200, 200].min() == 255
+    )
+    assert not drawn_on(blank(paper, (64, 64)), paper)
+
+
+@pytest.mark.parametrize(("paper", "other"), [(WHITE, BLACK), (BLACK, WHITE)])
+def test_a_drawing_keeps_its_map_and_its_strokes_on_the_other_paper(paper: str, other: str, tmp_path: Path) -> None:
+    canny, size = get_condition("canny"), (64, 64)
+    stroke = Image.new("RGBA", (512, 512))
+    ImageDraw.Draw(stroke).line((100, 100, 400, 300), fill=other, width=4)
+    canvas = {**blank(paper, size), "layers": [stroke], "composite": stroke}
+    turned = inverted(canvas, other, size)
+    maps = [
+        pixels(save_map(held, on, size, canny, tmp_path / "map.png")) for held, on in ((canvas, paper), (turned, other))
+    ]
+    assert np.array_equal(*maps)
+    assert maps[0].any()
+    assert np.array_equal(turned["layers"][0].getchannel("A"), stroke.getchannel("A"))
+    assert turned["background"].convert("RGB").getcolors() == [(512 * 512, ImageColor.getrgb(other))]
 
 
 def test_what_is_painted_is_the_mask() -> None:
