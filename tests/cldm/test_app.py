@@ -1,5 +1,6 @@
 """What the page asks for is what sample.py is asked for: the same words, the same pixels, refused in one sentence."""
 
+import math
 import re
 import shlex
 import shutil
@@ -14,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor, ImageDraw
 
-from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, drawn_on
+from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, drawn_on, within
 from cldm.app.canvas import BLACK, WHITE, blank, inverted, painted, save_map
 from cldm.app.studio import Drawn, Studio, noted
 from cldm.app.wish import Control, Wish, summary, wish_of, written
@@ -315,6 +316,20 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence_and_leaves_nothing(
         drawn(studio, asked(**values).wish(studio, tmp_path))
     assert "\n" not in str(refusal.value)
     assert sorted(studio.folder.glob("*")) == before
+
+
+@pytest.mark.parametrize("given", [None, "abc", "1", True, math.nan, math.inf, -math.inf, [1], -0.01, 2.01])
+def test_only_a_finite_number_within_its_bounds_is_one(given: object) -> None:
+    assert [within(one, "Scale", 0, 2, whole=False) for one in (0, 0.5, 2)] == [0, 0.5, 2]
+    with pytest.raises(Refused, match=r"^Scale must be a number from 0 to 2, got \S+$"):
+        within(given, "Scale", 0, 2, whole=False)
+
+
+def test_a_whole_number_is_not_rounded() -> None:
+    assert within(5.0, "First seed", 0, None, whole=True) == 5
+    for given in (1.5, math.inf):
+        with pytest.raises(Refused, match=f"^First seed must be a whole number from 0, got {given}$"):
+            within(given, "First seed", 0, None, whole=True)
 
 
 def test_a_refused_drawing_leaves_the_last_live_one_where_it_is(studio: Studio, strokes: Path) -> None:

@@ -40,7 +40,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def studio(tmp_path: Path, make_run: Callable[..., Path]) -> Studio:
     run = make_run(tmp_path / "run")
-    return Studio([f"checkpoint={run}", f"base={run}/base.safetensors", "count=1", "sampler.steps=2"])
+    studio = Studio([f"checkpoint={run}", f"base={run}/base.safetensors", "count=1", "sampler.steps=2"])
+    studio.training.model.conditioner.vocabulary = ["octopus", "owl"]  # that are offered
+    return studio
 
 
 def drawn(page: Any, studio: Studio) -> np.ndarray:
