@@ -327,9 +327,9 @@ def test_only_a_finite_number_within_its_bounds_is_one(given: object) -> None:
 
 def test_a_whole_number_is_not_rounded() -> None:
     assert within(5.0, "First seed", 0, None, whole=True) == 5
-    for given in (1.5, math.inf):
-        with pytest.raises(Refused, match=f"^First seed must be a whole number from 0, got {given}$"):
-            within(given, "First seed", 0, None, whole=True)
+    for number in (1.5, math.inf):
+        with pytest.raises(Refused, match=f"^First seed must be a whole number from 0, got {number}$"):
+            within(number, "First seed", 0, None, whole=True)
 
 
 def test_a_refused_drawing_leaves_the_last_live_one_where_it_is(studio: Studio, strokes: Path) -> None:
