@@ -5,7 +5,7 @@ import functools
 import importlib.util
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,24 @@ def _tokens(text: str) -> list[int]:
     return [token for piece in pieces for token in ([special[piece]] if piece in special else clip.encode(piece))]
 
 
+class UnknownWords(UserWarning):
+    """Words that a small model does not know and leaves out, each with the known word nearest to it in spelling, if any
+    is near."""
+
+    def __init__(self, near: Mapping[str, str | None]):
+        self.near = near
+        offered = [repr(word) for word in near.values() if word]
+        hint = f" (did you mean {', '.join(offered)}?)" if offered else ""
+        super().__init__(f"the model does not know {', '.join(map(repr, near))} and leaves it out{hint}")
+
+
+class KnownWords(UserWarning):
+    """The words that a small model knows. A warning of its own, so that it is told once for all unknown words."""
+
+    def __init__(self, words: Sequence[str]):
+        super().__init__(f"the model knows: {' '.join(words)}")
+
+
 class Conditioner(nn.Module):
     """list[str] -> context (b, context_length, width): start token, the text, end token, padding.
 
@@ -90,16 +108,14 @@ class Conditioner(nn.Module):
             return tokens
         unknown = [token for token in tokens if token not in self._small_ids]
         if unknown:
-            words = _clip_tokenizer().decode(unknown).split()
-            known = sorted(word for word in self.vocabulary or () if word.isalnum())
-            near = [match for word in words for match in difflib.get_close_matches(word, known, n=1)]
-            warnings.warn(
-                f"the model does not know {', '.join(map(repr, words))} and leaves it out"
-                + (f" (did you mean {', '.join(map(repr, near))}?)" if near else "")
-                + f"; it knows: {' '.join(known)}",
-                stacklevel=4,
-            )
+            self._warn(dict.fromkeys(_clip_tokenizer().decode(unknown).split()))
         return [self._small_ids[token] for token in tokens if token in self._small_ids]
+
+    def _warn(self, unknown: Iterable[str]) -> None:
+        known = sorted(word for word in self.vocabulary or () if word.isalnum())
+        nearest = {word: difflib.get_close_matches(word, known, n=1) for word in unknown}
+        warnings.warn(UnknownWords({word: next(iter(found), None) for word, found in nearest.items()}), stacklevel=5)
+        warnings.warn(KnownWords(known), stacklevel=5)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> token numbers (b, context_length) int64; what does not fit is cut off."""

@@ -1,10 +1,8 @@
 """What the page answers: each method belongs to a button or a field. Whatever is refused is said in one sentence."""
 
-import html
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,12 @@ import gradio as gr
 from PIL import Image
 
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
-from cldm.app.canvas import canvas_size, flat_map
+from cldm.app.canvas import blank, canvas_size, flat_map, inverted
 from cldm.app.form import FURTHER, editor
+from cldm.app.said import for_html, said
 from cldm.app.studio import Drawn, Studio
 from cldm.app.wish import Control, Wish, summary, wish_of
 from cldm.app.words import completed, offers
-from cldm.runs.folder import Refused
 from ldm.files import read_lines
 
 LIVE_STEPS = 10
@@ -32,15 +30,6 @@ class Desk:
     stop: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     drawn: Drawn | None = None
-
-
-@contextmanager
-def said() -> Iterator[None]:
-    """A refusal is shown on the page."""
-    try:
-        yield
-    except Refused as error:
-        raise gr.Error(html.escape(str(error)), duration=None, print_exception=False, title="Not drawn") from None
 
 
 class Answers:
@@ -126,7 +115,7 @@ class Answers:
         """Put a map on the canvas."""
         picture = flat_map(Image.fromarray(seen), paper, self.studio.condition)
         ground = picture.resize(canvas_size(self.studio.size), Image.Resampling.NEAREST)
-        return CANVAS, gr.update(value={"background": ground, "layers": [], "composite": None})
+        return CANVAS, {**blank(paper, self.studio.size), "background": ground}
 
     def offers(self, text: str) -> Any:
         """The words that the last one of the prompt may become."""
@@ -136,14 +125,13 @@ class Answers:
         """The prompt with the chosen word."""
         return completed(text, chosen[0]), gr.Dataset(samples=[])
 
-    def paper(self, paper: str) -> Any:
-        """An empty canvas of that paper."""
-        return gr.update(**editor(self.studio, paper, self.sheet(paper)))
+    def paper(self, paper: str, canvas: Any) -> Any:
+        """The drawing on that paper, with a pen for it."""
+        return gr.update(**editor(self.studio, paper, inverted(canvas, paper, self.studio.size)))
 
     def sheet(self, paper: str) -> Any:
         """What lies on an empty canvas."""
-        ground = Image.new("RGB", canvas_size(self.studio.size), paper)
-        return {"background": ground, "layers": [], "composite": None}
+        return blank(paper, self.studio.size)
 
 
 def settings_of(file: str) -> dict[str, Any]:
@@ -191,4 +179,4 @@ def told(drawn: Drawn) -> str:
     """What there is to say of a drawing, as Markdown."""
     done = f"{len(drawn.images)} image{'s' * (len(drawn.images) != 1)} in {drawn.seconds:.1f} s"
     lines = [f"{'Stopped: ' * drawn.stopped}{done}, in `{drawn.folder}`"]
-    return "  \n".join([*lines, *(f"⚠ {html.escape(note)}" for note in drawn.notes)])
+    return "  \n".join([*lines, *(f"⚠ {for_html(note)}" for note in drawn.notes)])

@@ -1,5 +1,6 @@
 """The values of the page's fields, and the wish that they make."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,15 @@ class Asked:
         if mask is not None:
             mask.save(folder / "mask.png")
         return folder / "image.png", None if mask is None else folder / "mask.png"
+
+
+def within(given: Any, name: str, low: float, high: float | None, whole: bool) -> float:
+    """The number that was given. Refused where it is none, not finite, or out of bounds."""
+    counts = isinstance(given, int | float) and not isinstance(given, bool) and given != math.inf
+    if counts and low <= given <= (math.inf if high is None else high) and (not whole or given == int(given)):
+        return int(given) if whole else given
+    kind, to = "whole number" if whole else "number", "" if high is None else f" to {high:g}"
+    raise Refused(f"{name} must be a {kind} from {low:g}{to}, got {'nothing' if given is None else f'{given!r:.40}'}")
 
 
 def drawn_on(canvas: Editor | None, paper: str) -> bool:

@@ -37,12 +37,39 @@ def paper_of(condition: Condition) -> str:
 
 def flat(drawn: Editor | None, paper: str, size: Size) -> Image.Image:
     """The drawing on its paper, RGB; the paper alone where nothing was drawn."""
-    top = (drawn or {}).get("composite")
-    if top is None:
-        return Image.new("RGB", canvas_size(size), paper)
-    sheet = Image.new("RGBA", top.size, paper)
-    sheet.alpha_composite(top.convert("RGBA"))
+    pictures = _pictures(drawn)
+    sheet = Image.new("RGBA", pictures[0].size if pictures else canvas_size(size), paper)
+    for picture in pictures:
+        sheet.alpha_composite(picture.convert("RGBA"))
     return sheet.convert("RGB")
+
+
+def _pictures(drawn: Editor | None) -> list[Image.Image]:
+    """What lies on the paper, from below: the composite, or its parts where there is none, as before the first stroke
+    on what the page has put there."""
+    drawn = drawn or {}
+    whole = drawn.get("composite")
+    parts = [drawn.get("background"), *(drawn.get("layers") or [])] if whole is None else [whole]
+    return [part for part in parts if part is not None]
+
+
+def blank(paper: str, size: Size) -> Editor:
+    """What an editor holds before anything is drawn."""
+    return {"background": Image.new("RGB", canvas_size(size), paper), "layers": [], "composite": None}
+
+
+def inverted(drawn: Editor | None, paper: str, size: Size) -> Editor:
+    """The drawing in the other ink on `paper`, where the eraser finds it as before."""
+    ground, layers = ((drawn or {}).get(part) for part in ("background", "layers"))
+    strokes = [_inverted(layer) for layer in layers or [] if layer is not None]
+    under = {} if ground is None else {"background": _inverted(ground)}
+    return {**blank(paper, size), **under, "layers": strokes}
+
+
+def _inverted(picture: Image.Image) -> Image.Image:
+    result = ImageOps.invert(picture.convert("RGB"))
+    result.putalpha(picture.convert("RGBA").getchannel("A"))
+    return result
 
 
 def save_map(drawn: Editor | None, paper: str, size: Size, condition: Condition, path: Path) -> Path:

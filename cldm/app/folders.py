@@ -2,12 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from cldm.app.wish import Control, Wish
+from cldm.runs.folder import Refused
 
 
 def new_folder(parent: Path, place: str | None = None) -> Path:
@@ -32,6 +33,22 @@ def removed_on_error(folder: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(folder)
         raise
+
+
+@contextmanager
+def named(names: Mapping[Path, str]) -> Iterator[None]:
+    """A refusal gives the files by these names: where they lie on this machine says nothing to who uploaded them."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(renamed(str(error), names)) from error
+
+
+def renamed(text: str, names: Mapping[Path, str]) -> str:
+    """The text with these names in place of the paths."""
+    for path, name in names.items():
+        text = text.replace(str(path), name)
+    return text
 
 
 def with_copies(wish: Wish, folder: Path) -> Wish:

@@ -5,8 +5,9 @@ from typing import Any
 
 import gradio as gr
 
-from cldm.app.asked import CANVAS, MAP, PHOTO
+from cldm.app.asked import CANVAS, MAP, PHOTO, within
 from cldm.app.canvas import BLACK, PENS, WHITE, canvas_size, paper_of
+from cldm.app.said import said
 from cldm.app.studio import Studio
 from cldm.sampling.control import MODES
 from cldm.sampling.drawing import SAMPLERS
@@ -20,6 +21,17 @@ def upload(label: str, **options: Any) -> gr.Image:
     """A picture that is handed on as the file that it is: cldm.data.decoding is the one reader of pictures."""
     field = gr.Image(label=label, sources=["upload", "clipboard"], type="filepath", min_width=160, **options)
     field.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    return field
+
+
+def number(field: Any, name: str) -> Any:
+    """A field for a number: what is none, or out of its bounds, is refused in one sentence with this name."""
+
+    def preprocess(payload: Any) -> float:
+        with said():
+            return within(payload, name, field.minimum, field.maximum, field.precision == 0)
+
+    field.preprocess = preprocess
     return field
 
 
@@ -47,7 +59,7 @@ def ask(studio: Studio) -> Form:
     with gr.Tabs():
         with gr.Tab("Hint"):
             _hint(form, studio)
-        with gr.Tab("Picture to draw over"):
+        with gr.Tab("Image to image"):
             _over(form, studio)
         with gr.Tab("More ControlNets"):
             _further(form, studio)
@@ -110,46 +122,51 @@ def _words(form: Form, studio: Studio) -> None:
 def _settings(form: Form, studio: Studio) -> None:
     cfg, fields = studio.cfg, form.fields
     with gr.Row():
-        fields["count"] = gr.Slider(1, MOST, min(cfg.count, MOST), step=1, label="Images")
-        fields["seed"] = gr.Number(cfg.seed, precision=0, minimum=0, label="First seed")
-        fields["scale"] = gr.Slider(0, max(2, cfg.scale), cfg.scale, step=0.05, label="Scale")
+        count = gr.Slider(1, MOST, min(cfg.count, MOST), step=1, precision=0, label="Images")
+        fields["count"] = number(count, "Images")
+        fields["seed"] = number(gr.Number(cfg.seed, precision=0, minimum=0, label="First seed"), "First seed")
+        scale = gr.Slider(0, max(2, cfg.scale), cfg.scale, step=0.05, label="Scale")
+        fields["scale"] = number(scale, "Scale")
     with gr.Accordion("More settings", open=False):
         fields["negative"] = gr.Textbox(cfg.negative, label="What it does not show (negative prompt)")
         with gr.Row():
             fields["sampler"] = gr.Dropdown(SAMPLERS, value=studio.sampler, label="Sampler")
             steps, guidance = cfg.sampler.steps, cfg.sampler.guidance  # as typed, whatever is usual
-            fields["steps"] = gr.Slider(1, max(100, steps), steps, step=1, label="Steps")
+            fields["steps"] = number(gr.Slider(1, max(100, steps), steps, step=1, precision=0, label="Steps"), "Steps")
             span = min(1, guidance), max(15, guidance)
-            fields["guidance"] = gr.Slider(*span, guidance, step=0.5, label="Guidance (by the prompt)")
+            pull = gr.Slider(*span, guidance, step=0.5, label="Guidance (by the prompt)")
+            fields["guidance"] = number(pull, "Guidance")
         with gr.Row():
             fields["mode"] = gr.Dropdown([*MODES], value=cfg.mode, label="Mode")
-            fields["start"] = gr.Slider(0, 1, cfg.start, step=0.05, label="The hint acts from (share of the steps)")
-            fields["end"] = gr.Slider(0, 1, cfg.end, step=0.05, label="to")
+            start = gr.Slider(0, 1, cfg.start, step=0.05, label="The hint acts from (share of the steps)")
+            fields["start"] = number(start, "The start of the hint")
+            fields["end"] = number(gr.Slider(0, 1, cfg.end, step=0.05, label="to"), "The end of the hint")
 
 
 def _over(form: Form, studio: Studio) -> None:
-    gr.Markdown("Joins the hint: the drawing starts from this picture. Paint on it where it is to be new; "
+    gr.Markdown("Image to image: the drawing starts from this picture. Paint the part to be redrawn (inpainting); "
                 "without paint, all of it changes. An empty hint takes the map of this picture.")  # fmt: skip
     form.fields["image"] = gr.ImageEditor(
         label="Picture", type="pil", sources=("upload", "clipboard"), transforms=(), layers=False, format="png",
         canvas_size=canvas_size(studio.size), fixed_canvas=True, height=430, buttons=[], elem_id="image",
         brush=gr.Brush(24, colors=["#e03131"], color_mode="fixed"),
     )  # fmt: skip
-    form.fields["strength"] = gr.Slider(0.05, 1, studio.cfg.strength, step=0.05, label="How much of it is drawn anew")
+    strength = gr.Slider(0.05, 1, studio.cfg.strength, step=0.05, label="Strength: how much changes")
+    form.fields["strength"] = number(strength, "Strength")
 
 
 def _further(form: Form, studio: Studio) -> None:
-    gr.Markdown("These join the hint of the first tab: what the ControlNets say adds up.")
-    choices = [("none", ""), *((name, name) for name in studio.others())]
-    for number in range(2, 2 + FURTHER):
+    gr.Markdown("These are used together with the hint of the first tab: their effects are added.")
+    choices = [("none", ""), *((known, known) for known in studio.others())]
+    for name in (f"ControlNet {i}" for i in range(2, 2 + FURTHER)):
         with gr.Group():
-            form.others.append(gr.Dropdown(choices, value="", label=f"ControlNet {number}"))
+            form.others.append(gr.Dropdown(choices, value="", label=name))
             with gr.Row():
                 form.others.append(upload("Its picture", height=200))
                 with gr.Column():
                     form.others.append(gr.Radio([PHOTO, MAP], value=PHOTO, label="Its hint is"))
-                    form.others.append(gr.Slider(0, 2, 1, step=0.05, label="Scale"))
+                    form.others.append(number(gr.Slider(0, 2, 1, step=0.05, label="Scale"), f"The scale of {name}"))
             with gr.Row():
-                form.others.append(gr.Slider(0, 1, 0, step=0.05, label="From"))
-                form.others.append(gr.Slider(0, 1, 1, step=0.05, label="to"))
+                form.others.append(number(gr.Slider(0, 1, 0, step=0.05, label="From"), f"The start of {name}"))
+                form.others.append(number(gr.Slider(0, 1, 1, step=0.05, label="to"), f"The end of {name}"))
                 form.others.append(gr.Dropdown([*MODES], value="balanced", label="Mode"))

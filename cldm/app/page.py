@@ -14,7 +14,16 @@ from cldm.app.studio import Studio
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
 DROP_PEN = """() => { delete document.querySelector('#canvas [aria-label="Brush"]')?.dataset.taken }"""
 """So that it is taken up again, see cldm.app.server."""
-AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+ASIDE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Answers that may refuse: gradio shows the sentence of a refusal only where the event was queued."""
+AT_ONCE: dict[str, Any] = {"queue": False, **ASIDE}
+"""Answers that refuse nothing."""
+TO_PROMPT = """() => setTimeout(() => {
+  const prompt = document.querySelector('#prompt textarea, #prompt input');
+  prompt.focus();
+  prompt.setSelectionRange(prompt.value.length, prompt.value.length);
+})"""
+"""In the browser: one goes on typing after the chosen word."""
 
 
 @dataclass
@@ -60,7 +69,7 @@ def heading(studio: Studio) -> str:
 def show() -> Results:
     """All results, in the column that is being built."""
     told = gr.Markdown("The images will appear here.", elem_id="told")
-    slider = gr.ImageSlider(label="Hint | image: pull the line", format="png", max_height=430, elem_id="slider")
+    slider = gr.ImageSlider(label="Hint | image: drag the divider", format="png", max_height=430, elem_id="slider")
     settings = gr.Markdown(elem_id="settings")
     gallery = gr.Gallery(
         label="Click one to compare it", format="png", columns=4, fit_columns=False, height="auto",
@@ -87,11 +96,13 @@ def wire(form: Form, results: Results, answers: Answers, blocks: gr.Blocks) -> N
         [form.live, *form.asked], results.all, trigger_mode="always_last", show_progress="hidden",
         api_visibility="private", **ONE_AT_A_TIME,
     )  # fmt: skip
-    results.gallery.select(answers.select, results.files, [results.slider, results.settings, number], **AT_ONCE)
-    results.again.click(answers.again, [results.files, number], form.asked, **AT_ONCE)
+    chosen = [results.slider, results.settings, number]
+    results.gallery.select(answers.select, results.files, chosen, trigger_mode="always_last", **ASIDE)
+    results.again.click(answers.again, [results.files, number], form.asked, **ASIDE)
     _wire_hint(form, answers, blocks)
     form.prompt.input(answers.offers, form.prompt, form.words, trigger_mode="always_last", **AT_ONCE)
-    form.words.click(answers.complete, [form.prompt, form.words], [form.prompt, form.words], **AT_ONCE)
+    completed = form.words.click(answers.complete, [form.prompt, form.words], [form.prompt, form.words], **AT_ONCE)
+    completed.then(None, js=TO_PROMPT)
 
 
 def _wire_hint(form: Form, answers: Answers, blocks: gr.Blocks) -> None:
@@ -99,14 +110,11 @@ def _wire_hint(form: Form, answers: Answers, blocks: gr.Blocks) -> None:
         lambda source: (shown(source == CANVAS), shown(source != CANVAS)),
         form.source, [form.drawing, form.upload], **AT_ONCE,
     )  # fmt: skip
-    seen: dict[str, Any] = {
-        "fn": answers.seen,
-        "inputs": [form.source, form.picture],
-        "outputs": [form.seen, form.edit],
-    }
-    gr.on([form.source.change, form.picture.change], **seen, queue=False, api_name="map")
+    changes, seen = [form.source.change, form.picture.change], [form.seen, form.edit]
+    seeing = gr.on(changes, answers.seen, [form.source, form.picture], seen, api_name="map")
+    seeing.failure(lambda: (None, gr.update(interactive=False)), None, seen, **AT_ONCE)
     form.edit.click(answers.edit, [form.seen, form.paper], [form.source, form.canvas], **AT_ONCE)
-    form.paper.change(answers.paper, form.paper, form.canvas, **AT_ONCE)
+    form.paper.change(answers.paper, [form.paper, form.canvas], form.canvas, **AT_ONCE)
     blocks.load(answers.sheet, form.paper, form.canvas, **AT_ONCE)
     form.canvas.clear(answers.sheet, form.paper, form.canvas, **AT_ONCE).then(None, js=DROP_PEN)
 

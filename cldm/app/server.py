@@ -17,6 +17,7 @@ from cldm.app.page import page
 from cldm.app.studio import Studio
 
 LARGEST = "20mb"  # of an upload
+MOST_BYTES = 2 * 10**6  # of any other request
 OWN_ONLY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:"
@@ -39,7 +40,8 @@ footer, .away { display: none !important }
 
 
 class Guarded:
-    """Adds the policy of OWN_ONLY to every answer, and refuses what would make gradio fetch an address."""
+    """Adds the policy of OWN_ONLY to every answer, and refuses requests that are too large or would make gradio fetch
+    an address."""
 
     def __init__(self, app):
         self.app = app
@@ -52,16 +54,12 @@ class Guarded:
                 message["headers"] = [*message["headers"], (b"content-security-policy", OWN_ONLY.encode())]
             await send(message)
 
-        kind = dict(scope.get("headers", ())).get(b"content-type", b"")
-        if scope.get("method") != "POST" or kind.startswith(b"multipart/"):  # an upload
+        if scope.get("method") != "POST" or uploads(scope):
             await self.app(scope, receive, with_policy)
             return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-        if names_an_address(body):
-            refusal = JSONResponse({"detail": "pictures are uploaded here, not fetched from an address"}, 422)
+        body = await whole(scope, receive)
+        refusal = refused(body)
+        if refusal is not None:
             await refusal(scope, receive, with_policy)
             return
         replayed = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -70,6 +68,36 @@ class Guarded:
             return next(replayed, None) or await receive()
 
         await self.app(scope, again, with_policy)
+
+
+def uploads(scope) -> bool:
+    """Whether gradio reads the request as files, whose size it limits."""
+    kind = dict(scope["headers"]).get(b"content-type", b"")
+    return kind.startswith(b"multipart/") and scope["path"].rstrip("/").endswith(("/upload", "/component_server"))
+
+
+async def whole(scope, receive) -> bytes | None:
+    """The body of a request; None, without reading on, where it is larger than MOST_BYTES."""
+    told = dict(scope["headers"]).get(b"content-length", b"")
+    if told.isdigit() and int(told) > MOST_BYTES:
+        return None
+    pieces, size, more = list[bytes](), 0, True
+    while more:
+        message = await receive()
+        pieces.append(message.get("body", b""))
+        size, more = size + len(pieces[-1]), message.get("more_body", False)
+        if size > MOST_BYTES:
+            return None
+    return b"".join(pieces)
+
+
+def refused(body: bytes | None) -> JSONResponse | None:
+    """The answer to a body that is not handed on; None for one that is."""
+    if body is None:
+        return JSONResponse({"detail": f"a request has at most {MOST_BYTES // 10**6} MB; pictures are uploaded"}, 413)
+    if names_an_address(body):
+        return JSONResponse({"detail": "pictures are uploaded here, not fetched from an address"}, 422)
+    return None
 
 
 def names_an_address(body: bytes) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from cldm.app.folders import new_folder, removed_on_error, with_copies
+from cldm.app.folders import named, new_folder, removed_on_error, renamed, with_copies
 from cldm.app.progress import Report, Steps, Stopped
 from cldm.app.wish import Control, Wish, command_line, written
 from cldm.pictures import to_pil
@@ -20,9 +20,10 @@ from cldm.runs.configs import composed, configs_at_hand, mistakes_refused
 from cldm.runs.folder import Refused
 from cldm.runs.recorded import FILE
 from cldm.runs.trained import base_content, device_and_precision, guidance_filled_in, published, trained_size
-from cldm.sampling.drawing import Hands, sample
+from cldm.sampling.drawing import Hands, plan, sample
 from cldm.sampling.jobs import MANIFEST, UnitSettings, load_mask
 from cldm.sampling.opening import Networks, Opened, load_networks, open_checkpoints
+from ldm.conditioner import KnownWords, UnknownWords
 from ldm.files import content, read_lines
 
 OWN = ("checkpoint", "out", "more", "hint", "photo", "prompt", "negative", "count", "seed", "sampler", "sampler.steps",
@@ -119,8 +120,8 @@ class Studio:
 
     def hint(self, control: Control, mask: Path | None = None) -> Image.Image:
         """The map that the page's own ControlNet gets. Refused where the picture cannot be used."""
-        with sentences(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        files = [path for path in (control.hint, control.photo, mask) if path]
+        with named({path: path.name for path in files}), sentences(), silence():
             hint, photo = (None if path is None else str(path) for path in (control.hint, control.photo))
             hole = None if mask is None else load_mask(mask, self.size)
             loaded = UnitSettings(hint, photo).load(self.size, self.condition, lambda _: None, hole)
@@ -129,20 +130,34 @@ class Studio:
     def draw(self, wish: Wish, report: Report, stop: threading.Event, place: str | None = None) -> Drawn:
         """Draw the images into a folder of their own below `folder`, named by the time or `place`, which is emptied.
 
-        Refused where the wish cannot be drawn; nothing is left then. stop: ends the drawing at its next step.
+        Refused where the wish cannot be drawn; nothing is left then, and the last drawing of `place` stays. stop: ends
+        the drawing at its next step.
         """
-        with self.lock:
-            folder, started = new_folder(self.folder, place), time.monotonic()
-            with removed_on_error(folder), sentences():
-                wish = with_copies(wish, folder)
-                overrides = [f"checkpoint={written(str(self.path))}", *self.given, *wish.overrides()]
-                with noted() as notes:
+        with self.lock, sentences():
+            started, hint = time.monotonic(), self._checked(wish)
+            folder = new_folder(self.folder, place)
+            with removed_on_error(folder):
+                copies = with_copies(wish, folder)
+                names = {copy: path.name for copy, path in zip(copies.pictures(), wish.pictures(), strict=True)}
+                overrides = self._overrides(copies)
+                with named(names), sentences(), noted() as notes:
                     stopped = self._sample([*overrides, f"out={written(str(folder))}"], report, stop)
-                hint = self.hint(wish.control, wish.mask)
         lines = read_lines(folder / MANIFEST)
         images = [folder / line.pop("file") for line in lines]
         seconds = time.monotonic() - started
-        return Drawn(folder, images, lines, hint, command_line(overrides), notes, seconds, stopped)
+        told = [renamed(note, names) for note in notes]
+        return Drawn(folder, images, lines, hint, command_line(overrides), told, seconds, stopped)
+
+    def _checked(self, wish: Wish) -> Image.Image:
+        """The hint of a wish that can be drawn; Refused, before anything is written, where it cannot."""
+        with named({path: path.name for path in wish.pictures()}), sentences(), silence():
+            cfg = composed(self._overrides(wish), "sample")
+            with configs_at_hand():
+                plan(cfg, self.kept.opening)
+            return self.hint(wish.control, wish.mask)
+
+    def _overrides(self, wish: Wish) -> list[str]:
+        return [f"checkpoint={written(str(self.path))}", *self.given, *wish.overrides()]
 
     def _sample(self, overrides: Sequence[str], report: Report, stop: threading.Event) -> bool:
         """As sample.py would; returns whether it was stopped."""
@@ -185,10 +200,28 @@ def sentences() -> Iterator[None]:
 
 
 @contextmanager
+def silence() -> Iterator[None]:
+    """No warnings: the drawing that follows has them again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def noted() -> Iterator[list[str]]:
     """Collects the warnings of the block, each once; the list is full when the block is done."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield found
-    found += dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning))
+    told = [item.message for item in caught if issubclass(item.category, UserWarning)]
+    unknown = [message for message in told if isinstance(message, UnknownWords)]
+    found += [left_out(unknown)] if unknown else []
+    found += dict.fromkeys(str(one) for one in told if not isinstance(one, UnknownWords | KnownWords))
+
+
+def left_out(unknown: Sequence[UnknownWords]) -> str:
+    """The unknown words of all prompts, each once, with the nearest known one."""
+    near = {word: known for warning in unknown for word, known in warning.near.items()}
+    words = [f"{word} (nearest: {known})" if known else word for word, known in near.items()]
+    return f"not known to this base, left out: {', '.join(words)}"

@@ -57,6 +57,11 @@ class Wish:
     strength: float = 0.75
     mask: Path | None = None
 
+    def pictures(self) -> list[Path]:
+        """The files that it names."""
+        units = [path for unit in (self.control, *self.more) for path in (unit.hint, unit.photo)]
+        return [path for path in (*units, self.image, self.mask) if path is not None]
+
     def overrides(self) -> list[str]:
         """As sample.py takes them; the checkpoint is not among them."""
         first = self.control.settings()

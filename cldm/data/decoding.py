@@ -181,7 +181,7 @@ def _unreadable(source: Source, path: str, what: str, error: Exception) -> Pictu
         return PictureError(f"cannot use {what} {path}: it has more than {MAX_PIXELS >> 20} million pixels")
     empty = len(source) == 0 if isinstance(source, bytes) else Path(path).stat().st_size == 0
     reason = "it is empty" if empty else "it is not a readable picture"
-    return PictureError(f"cannot use {what} {path}: {reason} ({type(error).__name__})")
+    return PictureError(f"cannot use {what} {path}: {reason}")
 
 
 def _check_pixels(picture: Image.Image, path: str, what: str) -> None:

@@ -61,8 +61,9 @@ class UnitSettings:
             return map_tensor(condition.to_hint(with_mask(load_photo(path, size), hole)))[None]
         if self.hint is not None or condition.reads_alpha:
             return load_hint(path, size, condition=condition, notify=notify)[None]
+        photo = load_photo(path, size)
         try:
-            return made_hint(load_photo(path, size), condition)[None]
+            return made_hint(photo, condition)[None]
         except PictureError as error:
             raise PictureError(f"photo {path}: {error}") from error
 

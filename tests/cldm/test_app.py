@@ -1,5 +1,6 @@
 """What the page asks for is what sample.py is asked for: the same words, the same pixels, refused in one sentence."""
 
+import math
 import re
 import shlex
 import shutil
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
-from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
-from cldm.app.canvas import BLACK, WHITE, painted, save_map
-from cldm.app.studio import Drawn, Studio
+from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, drawn_on, within
+from cldm.app.canvas import BLACK, WHITE, blank, inverted, painted, save_map
+from cldm.app.studio import Drawn, Studio, noted
 from cldm.app.wish import Control, Wish, summary, wish_of, written
 from cldm.app.words import completed, offers
 from cldm.commands import cli
@@ -26,6 +27,8 @@ from cldm.runs.configs import composed, configs_at_hand
 from cldm.runs.folder import Refused
 from cldm.sampling import opening
 from cldm.sampling.drawing import sample
+from ldm.conditioner import Conditioner
+from ldm.text_encoder import TextEncoder
 
 Make = Callable[..., Path]
 
@@ -156,6 +159,34 @@ def test_colours_of_a_map_stay_and_an_empty_canvas_is_black(tmp_path: Path) -> N
     assert not pixels(tmp_path / "map.png").any()
 
 
+@pytest.mark.parametrize("paper", [WHITE, BLACK])
+def test_what_the_page_put_on_the_canvas_is_drawn_before_the_first_stroke(paper: str, tmp_path: Path) -> None:
+    ground = Image.new("RGB", (512, 512), paper)
+    ImageDraw.Draw(ground).rectangle((100, 100, 300, 300), fill=BLACK if paper == WHITE else WHITE)
+    canvas = {"background": ground, "layers": [], "composite": None}
+    assert drawn_on(canvas, paper)
+    assert (
+        pixels(save_map(canvas, paper, (64, 64), get_condition("canny"), tmp_path / "map.png"))[200, 200].min() == 255
+    )
+    assert not drawn_on(blank(paper, (64, 64)), paper)
+
+
+@pytest.mark.parametrize(("paper", "other"), [(WHITE, BLACK), (BLACK, WHITE)])
+def test_a_drawing_keeps_its_map_and_its_strokes_on_the_other_paper(paper: str, other: str, tmp_path: Path) -> None:
+    canny, size = get_condition("canny"), (64, 64)
+    stroke = Image.new("RGBA", (512, 512))
+    ImageDraw.Draw(stroke).line((100, 100, 400, 300), fill=other, width=4)
+    canvas = {**blank(paper, size), "layers": [stroke], "composite": stroke}
+    turned = inverted(canvas, other, size)
+    maps = [
+        pixels(save_map(held, on, size, canny, tmp_path / "map.png")) for held, on in ((canvas, paper), (turned, other))
+    ]
+    assert np.array_equal(*maps)
+    assert maps[0].any()
+    assert np.array_equal(turned["layers"][0].getchannel("A"), stroke.getchannel("A"))
+    assert turned["background"].convert("RGB").getcolors() == [(512 * 512, ImageColor.getrgb(other))]
+
+
 def test_what_is_painted_is_the_mask() -> None:
     layer = Image.new("RGBA", (64, 64))
     assert painted({"layers": [layer]}) is None
@@ -261,7 +292,8 @@ def test_live_drawings_take_one_folder_and_others_one_each(studio: Studio, strok
     ("values", "sentence"),
     [
         ({"source": PHOTO}, "there is no picture for the hint yet"),
-        ({"source": MAP, "picture": "words.png"}, "it is not a readable picture"),
+        ({"source": MAP, "picture": "words.png"}, "^cannot use hint words.png: it is not a readable picture$"),
+        ({"source": PHOTO, "picture": "words.png"}, "^cannot use photo words.png: it is not a readable picture$"),
         ({"count": 0}, "count must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": None}, "seed must be a whole number"),
@@ -284,6 +316,49 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence_and_leaves_nothing(
         drawn(studio, asked(**values).wish(studio, tmp_path))
     assert "\n" not in str(refusal.value)
     assert sorted(studio.folder.glob("*")) == before
+
+
+@pytest.mark.parametrize("given", [None, "abc", "1", True, math.nan, math.inf, -math.inf, [1], -0.01, 2.01])
+def test_only_a_finite_number_within_its_bounds_is_one(given: object) -> None:
+    assert [within(one, "Scale", 0, 2, whole=False) for one in (0, 0.5, 2)] == [0, 0.5, 2]
+    with pytest.raises(Refused, match=r"^Scale must be a number from 0 to 2, got \S+$"):
+        within(given, "Scale", 0, 2, whole=False)
+
+
+def test_a_whole_number_is_not_rounded() -> None:
+    assert within(5.0, "First seed", 0, None, whole=True) == 5
+    for number in (1.5, math.inf):
+        with pytest.raises(Refused, match=f"^First seed must be a whole number from 0, got {number}$"):
+            within(number, "First seed", 0, None, whole=True)
+
+
+def test_a_refused_drawing_leaves_the_last_live_one_where_it_is(studio: Studio, strokes: Path) -> None:
+    last = drawn(studio, Wish(Control(strokes), steps=1), place="live").images[0]
+    with pytest.raises(Refused, match="count must be at least 1"):
+        drawn(studio, Wish(Control(strokes), count=0), place="live")
+    assert last.is_file()
+
+
+def test_what_is_not_seen_of_a_picture_is_told_by_its_own_name(studio: Studio, tmp_path: Path) -> None:
+    (tmp_path / "words.png").write_text("no picture")
+    for control in (Control(tmp_path / "words.png"), Control(photo=tmp_path / "words.png")):
+        with pytest.raises(Refused, match=r"^cannot use (hint|photo) words.png: it is not a readable picture$"):
+            studio.hint(control)
+
+
+def test_each_unknown_word_of_a_drawing_is_told_of_once_without_the_list_of_known_ones() -> None:
+    known = ["a", "red", "star"]
+    small = Conditioner(TextEncoder(vocab_size=len(known) + 2, width=4, layers=1, heads=1), known)
+    with noted() as notes:
+        for prompt in ("a qwertz b b stair", "b", "a red b", "a red star"):
+            small.tokenize([prompt])
+    assert notes == ["not known to this base, left out: qwertz, b, stair (nearest: star)"]
+
+
+def test_a_note_gives_a_picture_its_own_name(studio: Studio, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "night.png")
+    (note,) = drawn(studio, Wish(Control(tmp_path / "night.png"), steps=1)).notes
+    assert note.startswith("night.png: blank")
 
 
 @pytest.mark.parametrize(

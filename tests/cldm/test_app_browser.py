@@ -15,6 +15,7 @@ from playwright.sync_api import sync_playwright
 
 from cldm.app.server import serving
 from cldm.app.studio import Studio
+from cldm.runs.checkout import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,15 @@ def browser() -> Iterator[Any]:
 def studio(tmp_path: Path, make_run: Callable[..., Path]) -> Studio:
     run = make_run(tmp_path / "run")
     return Studio([f"checkpoint={run}", f"base={run}/base.safetensors", "count=1", "sampler.steps=2"])
+
+
+def hint_drawn(page: Any, studio: Studio) -> np.ndarray:
+    """The hint of the image that a press of Draw adds."""
+    before = {*studio.folder.glob("*/sheet.png")}
+    page.click("#draw")
+    while not (new := {*studio.folder.glob("*/sheet.png")} - before):
+        page.wait_for_timeout(50)
+    return np.asarray(Image.open(new.pop().parent / "hint.png"))
 
 
 def drawn(page: Any, studio: Studio) -> np.ndarray:
@@ -88,3 +98,51 @@ def test_a_stroke_changes_the_image_and_nothing_is_loaded_from_elsewhere(browser
     assert np.abs(blank - with_stroke).max() > 1
     assert asked
     assert {url for url in asked if not url.startswith((opened.local_url, "data:", "blob:"))} == set()
+
+
+def wait_for_refusal(page: Any, sentence: str) -> None:
+    """Until the page shows the sentence."""
+    page.get_by_test_id("toast-body").filter(has_text=sentence).first.wait_for()
+
+
+def test_a_map_is_drawn_on_and_refusals_are_read_on_the_page(
+    browser: Any, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Studio, "vocabulary", ["octopus", "owl"])
+    (tmp_path / "words.png").write_text("no picture")
+    page = browser.new_page(viewport={"width": 1280, "height": 1100})
+    page.set_default_timeout(120_000)
+    with serving(studio) as opened:
+        page.goto(opened.local_url)
+        page.get_by_label("made from a picture").check()
+        page.set_input_files("#picture input[type=file]", REPOSITORY / "docs" / "hint.png")
+        page.locator("#seen img").wait_for()
+        edit = page.get_by_role("button", name="Draw on this map")
+        edit.click()
+        page.locator("#canvas").wait_for()
+        hint = hint_drawn(page, studio)
+        page.get_by_label("white on black").check()
+        page.wait_for_timeout(1000)
+        turned = hint_drawn(page, studio)
+        stroke(page)
+        added = hint_drawn(page, studio)
+
+        page.get_by_label("made from a picture").check()
+        page.get_by_label("Remove Image").first.click()
+        page.set_input_files("#picture input[type=file]", tmp_path / "words.png")
+        wait_for_refusal(page, "cannot use photo words.png: it is not a readable picture")
+        page.locator("#seen img").wait_for(state="detached")
+        assert edit.is_disabled()
+        page.get_by_label("number input for Scale").first.fill("")
+        page.click("#draw")
+        wait_for_refusal(page, "Scale must be a number from 0 to 2, got nothing")
+
+        page.get_by_label("What the picture shows").press_sequentially("an oc")
+        page.get_by_text("octopus", exact=True).first.click()
+        page.wait_for_function("document.activeElement.value === 'an octopus '")
+        page.keyboard.type("x")
+        assert page.evaluate("document.activeElement.value") == "an octopus x"
+        page.close()
+    assert hint.any()
+    assert np.array_equal(hint, turned)
+    assert added.astype(int).sum() > hint.astype(int).sum()

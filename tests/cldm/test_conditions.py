@@ -376,7 +376,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
     return {
         "no such file": folder / "missing.png",
         "not a readable picture": folder / "truncated.png",
-        r"not a readable picture \(Unidentified": folder / "text.png",
+        "it is not a readable picture": folder / "text.png",
         "it is empty": folder / "zero.png",
         "2 frames": folder / "moving.gif",
         "too wide": folder / "banner.png",
