@@ -56,21 +56,23 @@ def _tokens(text: str) -> list[int]:
 
 
 class UnknownWords(UserWarning):
-    """Words that a small model does not know and leaves out, each with the known word nearest to it in spelling, if any
-    is near."""
+    """Words that a small model does not know and leaves out."""
 
-    def __init__(self, near: Mapping[str, str | None]):
-        self.near = near
+    near: Mapping[str, str | None] = {}
+    """Each with the known word nearest to it in spelling, if any is near."""
+
+    @classmethod
+    def of(cls, near: Mapping[str, str | None]) -> "UnknownWords":
+        """The warning of these words."""
         offered = [repr(word) for word in near.values() if word]
         hint = f" (did you mean {', '.join(offered)}?)" if offered else ""
-        super().__init__(f"the model does not know {', '.join(map(repr, near))} and leaves it out{hint}")
+        found = cls(f"the model does not know {', '.join(map(repr, near))} and leaves it out{hint}")
+        found.near = near
+        return found
 
 
 class KnownWords(UserWarning):
     """The words that a small model knows. A warning of its own, so that it is told once for all unknown words."""
-
-    def __init__(self, words: Sequence[str]):
-        super().__init__(f"the model knows: {' '.join(words)}")
 
 
 class Conditioner(nn.Module):
@@ -114,8 +116,9 @@ class Conditioner(nn.Module):
     def _warn(self, unknown: Iterable[str]) -> None:
         known = sorted(word for word in self.vocabulary or () if word.isalnum())
         nearest = {word: difflib.get_close_matches(word, known, n=1) for word in unknown}
-        warnings.warn(UnknownWords({word: next(iter(found), None) for word, found in nearest.items()}), stacklevel=5)
-        warnings.warn(KnownWords(known), stacklevel=5)
+        near = {word: next(iter(found), None) for word, found in nearest.items()}
+        warnings.warn(UnknownWords.of(near), stacklevel=5)
+        warnings.warn(KnownWords(f"the model knows: {' '.join(known)}"), stacklevel=5)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> token numbers (b, context_length) int64; what does not fit is cut off."""
