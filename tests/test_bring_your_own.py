@@ -44,6 +44,7 @@ def run(base: Path, composed, small, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
+@pytest.mark.slow
 def test_a_branch_trained_on_downloaded_weights_goes_to_diffusers_and_to_the_original_layout(run: Path, base: Path):
     diffusers = pytest.importorskip("diffusers")
     trained = run / "control.safetensors"

@@ -191,6 +191,7 @@ def test_a_trainer_builds_with_its_callbacks(composed, tmp_path, name):
         assert trainer.max_steps == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", files("logger"))
 def test_loggers_build_and_metrics_csv_is_always_among_them(composed, tmp_path, monkeypatch, name):
     monkeypatch.setenv("WANDB_MODE", "offline")

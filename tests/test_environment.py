@@ -76,6 +76,7 @@ def test_the_test_extra_brings_everything_that_the_tests_import():
     assert undeclared(list(ROOT.glob("tests/**/*.py")), *PROJECT["optional-dependencies"]) == []
 
 
+@pytest.mark.slow
 def test_an_undeclared_import_would_be_noticed(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("import os\nimport numpy as np\n\ndef f():\n    from iniconfig.x import y\n")

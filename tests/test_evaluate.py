@@ -142,6 +142,7 @@ class Tracked:
         self.rows.append(row)
 
 
+@pytest.mark.slow
 def test_online_an_evaluation_says_which_weights_it_used_and_a_lost_network_costs_no_figure(
     runs: Path, both: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +332,7 @@ def test_a_published_checkpoint_needs_to_be_told_its_model_and_condition(runs: P
     assert results(folder)["condition"] == "canny"
 
 
+@pytest.mark.slow
 def test_images_are_compared_with_those_the_run_was_trained_on(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "control.safetensors").write_bytes((runs / "a" / "control.safetensors").read_bytes())
     data = {"_target_": "cldm.worlds.datamodule.world_data", "world": "scenes", "train_count": 4, "size": 64,

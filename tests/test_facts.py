@@ -113,6 +113,7 @@ def test_marks_of_original_files_are_read():
     assert (told["prediction"], told["zero_snr"]) == ("v", True)
 
 
+@pytest.mark.slow
 def test_a_branch_is_sampled_under_the_schedule_it_was_trained_under(tmp_path):
     """Alone, without the config.yaml of its run; and a base of another schedule is refused."""
     diffusion = model(ZERO)

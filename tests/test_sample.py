@@ -100,6 +100,7 @@ def test_of_several_seeds_one_has_to_be_named(run: Path, tmp_path: Path) -> None
         draw(run, f"checkpoint={tmp_path}")
 
 
+@pytest.mark.slow
 def test_values_of_the_example_that_stay_in_force_are_told(run: Path, tmp_path: Path, capsys) -> None:
     picture = str(REPOSITORY / "docs" / "hint.png")
     few = [f"checkpoint={run}", "count=1", f"out={tmp_path}"]
@@ -219,6 +220,7 @@ def test_what_is_no_picture_is_refused_before_weights_are_read(
         draw(run, f"checkpoint={run}", f"hint={tmp_path}/hint.png")
 
 
+@pytest.mark.slow
 def test_scale_zero_draws_what_the_base_alone_draws(run: Path, tmp_path: Path) -> None:
     words = "a large red star left of a small blue ring on a mint background"
     silent = draw(
@@ -285,6 +287,7 @@ def test_a_folder_that_another_process_fills_is_left_to_it(run: Path, tmp_path: 
     assert not [*tmp_path.glob("*.png")]
 
 
+@pytest.mark.slow
 def test_two_controlnets_of_half_scale_draw_what_one_draws(run: Path, tmp_path: Path) -> None:
     one = draw(run, f"checkpoint={run}", "count=1", f"out={tmp_path}/one")
     hint = str(REPOSITORY / "docs/hint.png")

@@ -23,6 +23,7 @@ VOLATILE = (
     "trainer.callbacks.pace", "trainer.callbacks.requeue", "trainer.log_every_n_steps", "trainer.plugins", "resources",
 )  # fmt: skip
 """Keys that do not change what a run computes; the seed is a folder of its own."""
+
 LONGEST = 80  # characters of a folder's readable part
 SHOWN = 128  # characters that W&B takes as a name
 

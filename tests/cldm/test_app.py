@@ -200,6 +200,7 @@ def test_what_is_painted_is_the_mask() -> None:
 # ------------------------------------------------------------------ drawing
 
 
+@pytest.mark.slow
 def test_the_line_of_a_drawing_gives_its_pixels_again(studio: Studio, strokes: Path, tmp_path: Path) -> None:
     done = drawn(
         studio, Wish(Control(strokes, scale=0.8, end=0.5), 'a (red:1.2) "star", it\'s', count=2, seed=7, steps=2)
@@ -227,6 +228,7 @@ def test_pictures_masks_and_further_controlnets_are_in_the_line_too(
         assert np.abs(pixels(drawn(studio, changed).images[0]) - pixels(done.images[0])).max() > 1
 
 
+@pytest.mark.slow
 def test_the_settings_of_an_image_are_the_wish_for_it(studio: Studio, strokes: Path) -> None:
     control = Control(strokes, None, 0.8, 0.1, 0.9, "prompt")
     other = Control(None, strokes, 0.5, checkpoint="runs/b/control.safetensors")

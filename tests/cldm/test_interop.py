@@ -278,6 +278,7 @@ def test_metadata_that_convert_writes_itself_cannot_be_typed(folders, tmp_path, 
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_converted_and_moved(originals, folders, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

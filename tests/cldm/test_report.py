@@ -204,6 +204,7 @@ def test_no_text_of_a_run_becomes_part_of_the_page(tmp_path):
     assert data_of(html)["grid"]["items"][0]["rows"][0]["caption"].startswith("</script><img")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on PATH (apt-get install chromium)")
 def test_a_browser_draws_every_section(place, told, tmp_path):
     (tmp_path / "page.html").write_text(page(told))

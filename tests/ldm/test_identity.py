@@ -80,6 +80,7 @@ def test_the_version_of_a_condition_decides(monkeypatch):
     assert key(Canny()) != before
 
 
+@pytest.mark.slow
 def test_functions_are_known_by_name_and_never_by_address():
     assert decisive(Extractor(network=nn.Identity))["network"] == "torch.nn.modules.linear.Identity"
     assert key(Extractor(network=key)) != key(Extractor(network=content))

@@ -444,6 +444,7 @@ def test_a_base_of_our_own_is_read_as_what_it_was_made_from(folders, tmp_path, f
         understand(bare, "unet")
 
 
+@pytest.mark.slow
 def test_an_inpainting_unet_of_nine_channels_is_read_and_written_but_not_trained_or_sampled(folders, tmp_path, capsys):
     diffusers = pytest.importorskip("diffusers")
     shutil.copytree(folders["sd1"], tmp_path / "sd")

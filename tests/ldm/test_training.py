@@ -368,6 +368,7 @@ def in_ddp(rank: int, port: int) -> None:
     assert any(name.startswith("autoencoder.decoder") for name in moved)
 
 
+@pytest.mark.slow
 def test_a_gan_trains_in_two_processes():
     """Neither network's backward pass reaches the other: DDP would wait for its gradients, and end in step 2."""
     with socket.socket() as free:
