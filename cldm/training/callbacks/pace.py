@@ -34,13 +34,19 @@ class Pace(Callback):
     not count."""
 
     def __init__(self) -> None:
-        self.last_step, self.last = 0, {"samples_seen": 0.0, "train_seconds": 0.0}
+        self.last_step, self.last, self.resumed = 0, {"samples_seen": 0.0, "train_seconds": 0.0}, False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._remember(trainer, position(trainer, pl_module))
-        for logger in trainer.loggers:
-            if trainer.global_step and isinstance(logger, RunCSV):  # its first row says where the attempt begins
-                logger.log_metrics(self.last, trainer.global_step)
+        self.resumed = trainer.global_step > 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """The first row of metrics.csv says where a resumed attempt begins; one that is refused before writes none."""
+        if self.resumed:
+            for logger in trainer.loggers:
+                if isinstance(logger, RunCSV):
+                    logger.log_metrics(self.last, self.last_step)
+            self.resumed = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not trainer._logger_connector.should_update_logs or trainer.global_step == self.last_step:
