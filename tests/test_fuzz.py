@@ -63,6 +63,7 @@ def told(error: Exception, name: str = "") -> None:
     assert name in str(error)
 
 
+@pytest.mark.slow
 @fuzz
 @given(damaged(SEEDS) | st.binary(max_size=200))
 def test_a_picture_is_decoded_or_refused(content):
@@ -97,6 +98,7 @@ POSES = st.fixed_dictionaries({"people": VALUES | PEOPLE, "canvas_width": VALUES
 OBJECTS = st.dictionaries(KEYS | st.text(max_size=4), VALUES, max_size=4)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.lists(OBJECTS, max_size=3), st.binary(max_size=30), st.sampled_from(["list.jsonl", "list.csv", "list.json"]))
 def test_a_list_is_read_or_refused(tmp_path, objects, more, name):
@@ -110,6 +112,7 @@ def test_a_list_is_read_or_refused(tmp_path, objects, more, name):
             told(error, name)
 
 
+@pytest.mark.slow
 @fuzz
 @given(OBJECTS)
 def test_a_job_is_read_or_refused(tmp_path, entry):

@@ -16,6 +16,7 @@ def test_the_page_has_tables() -> None:
     assert {"convergence", "convergence_architecture"} <= TABLES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_of_the_docs_is_what_its_results_say(name, monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.chdir(REPOSITORY)

@@ -134,6 +134,7 @@ def composes(config: str, *overrides: str) -> None:
     compose(config, overrides=[*overrides])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_table_file_names_only_what_train_and_evaluate_take(name):
     spec = read_spec(TABLES / f"{name}.yaml")
