@@ -209,15 +209,22 @@ def silence() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[list[str]]:
-    """Collects the warnings of the block, each once; the list is full when the block is done."""
+    """Collects the notes of the block, each once; the list is full when the block is done."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield found
-    told = [item.message for item in caught if issubclass(item.category, UserWarning)]
+    told = [item.message for item in caught if is_note(item.category)]
     unknown = [message for message in told if isinstance(message, UnknownWords)]
     found += [left_out(unknown)] if unknown else []
     found += dict.fromkeys(str(one) for one in told if not isinstance(one, UnknownWords | KnownWords))
+
+
+def is_note(category: type[Warning]) -> bool:
+    """Whether a warning is for who draws, not one of a library for who maintains this."""
+    return category is UserWarning or (
+        issubclass(category, UserWarning) and category.__module__.split(".")[0] in ("cldm", "ldm")
+    )
 
 
 def left_out(unknown: Sequence[UnknownWords]) -> str:

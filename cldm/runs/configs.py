@@ -39,11 +39,16 @@ TEXTS = ("prompt", "negative")
 
 def register_resolvers() -> None:
     """What the files of configs/ may ask for besides their own values."""
-    OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
-    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
-    OmegaConf.register_new_resolver("shown_name", shown_name, replace=True)
-    OmegaConf.register_new_resolver("label_classes", _label_classes, replace=True)
-    OmegaConf.register_new_resolver("else", lambda value, default: value or default, replace=True)
+    resolvers: dict[str, Any] = {
+        "repository": lambda path: str(REPOSITORY / path),
+        "run_id": _run_id,
+        "shown_name": shown_name,
+        "label_classes": _label_classes,
+        "else": lambda value, default: value or default,
+    }
+    for name, resolver in resolvers.items():
+        if not OmegaConf.has_resolver(name):
+            OmegaConf.register_new_resolver(name, resolver)
 
 
 def _label_classes(world: str | None) -> ListConfig:
