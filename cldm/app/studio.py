@@ -14,10 +14,11 @@ from PIL import Image
 
 from cldm.app.folders import named, new_folder, removed_on_error, renamed, with_copies
 from cldm.app.progress import Report, Steps, Stopped
-from cldm.app.wish import Control, Wish, command_line, written
+from cldm.app.wish import Control, Wish, command_line
 from cldm.pictures import to_pil
 from cldm.runs.configs import composed, configs_at_hand, mistakes_refused
 from cldm.runs.folder import Refused
+from cldm.runs.quoting import written
 from cldm.runs.recorded import FILE
 from cldm.runs.trained import base_content, device_and_precision, guidance_filled_in, published, trained_size
 from cldm.sampling.drawing import Hands, plan, sample

@@ -6,12 +6,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from cldm.app.wish import written
 from cldm.conditions import get_condition, known_conditions
 from cldm.data.annotate import SKIPPED, Annotation, annotate
 from cldm.data.fill50k import SIDE, write_fill50k
 from cldm.data.listing import list_items
 from cldm.data.transforms import check_size
+from cldm.runs.quoting import written
 from ldm.cores import cores
 
 EXAMPLES = """\

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cldm.app.wish import written
+from cldm.runs.quoting import written
 
 EXAMPLES = """\
   python -m cldm cache runs/cache/canny data=folder data.path=sets/canny condition=canny

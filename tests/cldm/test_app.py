@@ -18,13 +18,14 @@ from PIL import Image, ImageColor, ImageDraw
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, drawn_on, within
 from cldm.app.canvas import BLACK, WHITE, blank, inverted, painted, save_map
 from cldm.app.studio import Drawn, Studio, noted
-from cldm.app.wish import Control, Wish, summary, wish_of, written
+from cldm.app.wish import Control, Wish, summary, wish_of
 from cldm.app.words import completed, offers
 from cldm.commands import cli
 from cldm.conditions import get_condition
 from cldm.data.hints import load_hint
 from cldm.runs.configs import composed, configs_at_hand
 from cldm.runs.folder import Refused
+from cldm.runs.quoting import written
 from cldm.sampling import opening
 from cldm.sampling.drawing import sample
 from ldm.conditioner import Conditioner
