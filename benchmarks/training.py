@@ -42,9 +42,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROMPT = "a large red star left of a blue ring"
 LR = 1e-5
 MAIN_JOB: dict[str, Any] = {
-    "widths": (32, 64, 96, 96), "context": 128, "hint_widths": (8, 16, 32, 64), "autoencoder": (32, 32, 64, 64),
+    "widths": (32, 64, 128, 128), "attention": (False, True, True, False), "heads": None, "latent": 8, "context": 128,
+    "hint_widths": (8, 16, 32, 64), "autoencoder": (32, 32, 64, 64),
 }  # fmt: skip
-"""Sizes of the model that `python train.py` trains on (its autoencoder is another one of like size)."""
+"""U-Net and branch of configs/model/stickers.yaml; autoencoder and text encoder are others of like size."""
 
 
 def batches(pixels: int, batch: int) -> Iterator[dict[str, Any]]:
@@ -290,6 +291,7 @@ def table(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+BATCH = {"small": 8, "sd15": 1}
 PIXELS = {("small", "cpu"): 128, ("small", "cuda"): 128, ("sd15", "cpu"): 256, ("sd15", "cuda"): 512}
 
 
@@ -299,7 +301,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=[*DTYPES], default=["fp32"])
-    parser.add_argument("--batch", nargs="+", type=int, help="default: 16 small, 1 sd15")
+    parser.add_argument("--batch", nargs="+", type=int, help="default: 8 small, 1 sd15")
     parser.add_argument("--pixels", type=int, help="side of the images: 128 small, 256 sd15, 512 on a GPU")
     parser.add_argument("--steps", type=int, help="timed in each round: 10 small, 3 sd15, 10 on a GPU")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
@@ -318,7 +320,7 @@ def main() -> None:
     small, gpu = args.size == "small", args.device == "cuda"
     args.pixels = args.pixels or PIXELS[args.size, args.device]
     args.steps, args.rounds = args.steps or (10 if small or gpu else 3), args.rounds or (3 if small else 2)
-    args.batch = args.batch or [16 if small else 1]
+    args.batch = args.batch or [BATCH[args.size]]
     if args.ranks > 1 and "diffusers" in ([args.side] if args.side else args.sides):
         parser.error("--ranks needs --sides without diffusers, whose loop runs in one process")
     if any(batch % args.ranks for batch in args.batch):

@@ -22,17 +22,22 @@ from tests.ldm.test_unet import randomise as random_weights
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths of the U-Net and the autoencoder, of the context, and head count, in Stable Diffusion's topology."""
+    """Widths of the U-Net and the autoencoder, of the context, and heads, in Stable Diffusion's topology.
+
+    heads: of every attention, or None for heads of 32 channels. latent: channels of the latents.
+    """
 
     widths: tuple[int, ...] = (16, 32, 32, 32)
     context: int = 32
-    heads: int = 2
+    heads: int | None = 2
     groups: int = 8
     autoencoder: tuple[int, ...] = (8, 8, 8, 8)
     autoencoder_blocks: int = 1
     text_layers: int = 3
     text_heads: int = 4
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    attention: tuple[bool, ...] = (True, True, True, False)
+    latent: int = 4
 
 
 SMALL = Sizes()
@@ -89,12 +94,13 @@ def build(sizes: Sizes = SMALL, controls: int = 2, randomise=random_weights) -> 
         "block_out_channels": sizes.widths,
         "cross_attention_dim": sizes.context,
         "norm_num_groups": sizes.groups,
-        "attention_head_dim": sizes.heads,
+        "attention_head_dim": sizes.heads or tuple(width // 32 for width in sizes.widths),  # the number of heads
         "layers_per_block": 2,
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "in_channels": sizes.latent,
+        "down_block_types": tuple("CrossAttn" * has + "DownBlock2D" for has in sizes.attention),
     }
-    up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    theirs_unet = diffusers.UNet2DConditionModel(sample_size=8, up_block_types=up, **shared)
+    up = tuple("CrossAttn" * has + "UpBlock2D" for has in reversed(sizes.attention))
+    theirs_unet = diffusers.UNet2DConditionModel(sample_size=8, up_block_types=up, out_channels=sizes.latent, **shared)
     theirs_controls = [
         diffusers.ControlNetModel(conditioning_embedding_out_channels=sizes.hint_widths, **shared)
         for _ in range(controls)
@@ -105,7 +111,7 @@ def build(sizes: Sizes = SMALL, controls: int = 2, randomise=random_weights) -> 
         norm_num_groups=min(sizes.groups, *sizes.autoencoder),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
+        latent_channels=sizes.latent,
     )
     text = transformers.CLIPTextConfig(
         vocab_size=49408,
@@ -124,10 +130,14 @@ def build(sizes: Sizes = SMALL, controls: int = 2, randomise=random_weights) -> 
     with torch.device("meta"):  # the copies bring the memory
         unet = UNet(
             UNetConfig(
+                in_channels=sizes.latent,
+                out_channels=sizes.latent,
                 channels=first,
                 channel_mult=tuple(width // first for width in sizes.widths),
+                attention=sizes.attention,
                 context_channels=sizes.context,
                 heads=sizes.heads,
+                head_channels=32,
                 groups=sizes.groups,
             )
         )
@@ -135,6 +145,7 @@ def build(sizes: Sizes = SMALL, controls: int = 2, randomise=random_weights) -> 
             sizes.autoencoder[0],
             tuple(width // sizes.autoencoder[0] for width in sizes.autoencoder),
             res_blocks=sizes.autoencoder_blocks,
+            z_channels=sizes.latent,
             groups=min(sizes.groups, *sizes.autoencoder),
         )
         encoder = TextEncoder(width=sizes.context, layers=sizes.text_layers, heads=sizes.text_heads)

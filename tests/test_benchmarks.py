@@ -6,8 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from hydra.utils import instantiate
 
 from benchmarks import sampling, scaling, training
+from cldm.branches.controlnet import ControlNet
+from tests.pipelines import Sizes, build
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {module.__name__: module.options for module in (sampling, scaling, training)}
@@ -59,3 +63,20 @@ def test_a_failing_step_is_told_with_its_last_words_and_the_next_one_runs(tmp_pa
     table = done.stdout.partition("## All steps")[2]
     said = [(cells[1].strip(), cells[2].strip()) for line in table.splitlines() if len(cells := line.split("|")) > 3]
     assert {("tests", "**failed with 3**"), ("train", "done"), ("data", "**failed with 3**")} <= {*said}
+
+
+def test_the_small_size_is_that_of_the_model_that_train_py_trains(composed):
+    """The same shapes of U-Net and branch; and the same heads, which no shape tells."""
+
+    def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+        return {name: value.shape for name, value in module.state_dict().items()}
+
+    cfg, measured = composed(), build(Sizes(**training.MAIN_JOB), controls=1)
+    with torch.device("meta"):
+        unet = instantiate(cfg.model.unet)
+        branch = ControlNet.from_unet(unet, hint_widths=tuple(cfg.control.hint_widths))
+    assert shapes(measured.diffusion.unet) == shapes(unet)
+    assert shapes(measured.controls[0]) == shapes(branch)
+    assert measured.diffusion.unet.config.untold() == unet.config.untold()
+    assert training.PIXELS["small", "cpu"] == cfg.size
+    assert training.BATCH["small"] == cfg.batch_size
