@@ -61,7 +61,9 @@ def theirs(both: Both, size: int, steps: int, batch: int, compile: bool, device:
     )  # fmt: skip
     pipeline = both.pipeline("StableDiffusionControlNetPipeline", scheduler, both.controlnets)
     hint = hint_of(both, size, device)
-    noise = initial_noise(range(batch), (both.diffusion.autoencoder.z_channels, size // 8, size // 8), device, hint.dtype)
+    noise = initial_noise(
+        range(batch), (both.diffusion.autoencoder.z_channels, size // 8, size // 8), device, hint.dtype
+    )
     tokens = both.diffusion.conditioner.tokenize([PROMPT, NEGATIVE]).to(device)
     if compile:
         pipeline.unet = torch.compile(pipeline.unet, mode="reduce-overhead" if device == "cuda" else None)
