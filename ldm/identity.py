@@ -1,6 +1,7 @@
 """What decides a content decides its name: the one way in which keys are made. See docs/identity.md."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from ldm.autoencoder import AutoencoderKL
+from ldm.conditioner import Conditioner
 from ldm.files import FILES, content
 from ldm.weights import fingerprint
 
@@ -23,7 +26,8 @@ def decisive(value: Any) -> Any:
     """What decides a value, as plain JSON, the same on any day and in any place.
 
     Of an object of parameters (a dataclass) its name, version and parameters, of a file or folder among them the
-    content, of a module the weights, of a function its name. ValueError for what has no such name, such as a lambda.
+    content, of a module the weights, of a function its name (and the
+    arguments that a partial holds). ValueError for what has no such name, such as a lambda.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -33,6 +37,8 @@ def decisive(value: Any) -> Any:
         return {str(name): decisive(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [decisive(item) for item in value]
+    if isinstance(value, functools.partial):
+        return [decisive(value.func), decisive(value.args), decisive(value.keywords)]
     if isinstance(value, nn.Module):
         return fingerprint(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -41,6 +47,16 @@ def decisive(value: Any) -> Any:
     if callable(value) and "<" not in name:
         return f"{value.__module__}.{name}"
     raise ValueError(f"{value!r} has no name that outlives this process; give a function or class of a module")
+
+
+def encoder_key(autoencoder: AutoencoderKL) -> str:
+    """A name for the encoder: cached moments belong to it, whatever the decoder."""
+    return key(autoencoder.encoder, autoencoder.quant_conv, autoencoder.untold())
+
+
+def conditioner_key(conditioner: Conditioner) -> str:
+    """A name for the text encoder and its tokenizer: cached contexts belong to them."""
+    return key(conditioner, conditioner.text_encoder.untold(), conditioner.pad, conditioner.vocabulary)
 
 
 def _parameters(value: Any) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm import files
-from ldm.autoencoder import AutoencoderKL
 from ldm.sharding import whole, writes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -69,11 +68,6 @@ def state_fingerprint(state: Mapping[str, Tensor], dtype: torch.dtype | None = N
         tensor = whole(tensor.detach()).to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def encoder_fingerprint(autoencoder: AutoencoderKL) -> str:
-    """A name for the encoder's weights: cached moments belong to it, whatever the decoder."""
-    return fingerprint(autoencoder.encoder) + fingerprint(autoencoder.quant_conv)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -304,11 +304,13 @@ def test_a_typed_sampler_keeps_its_own_steps_where_a_stage_has_another(composed)
         ("data.val_count=1.5", "data.val_count must be a whole number from 0 to 4294967295, got 1.5"),
         ("stage.report_items=-1", "stage.report_items must be a whole number"),
         ("trainer.callbacks.watch.every=0", "trainer.callbacks.watch.every must be whole and at least 1"),
+        ("data=folder data.workers=-1", "data.workers must be a whole number"),
+        ("stage.module.warmup_steps=-5", "stage.module.warmup_steps must be a whole number"),
         ("run_dir=1", "run_dir must be a path, got the number 1"),
     ],
 )
 def test_numbers_that_a_key_does_not_take_are_refused(composed, override, message):
-    cfg = composed(override)
+    cfg = composed(*override.split())
     with initialize_config_dir(str(CONFIGS), version_base="1.3"), pytest.raises(SystemExit, match=message):
         refuse_mistakes(cfg)
 

@@ -413,6 +413,16 @@ def test_a_resumption_under_another_condition_is_refused_before_anything_changes
     assert (straight / "config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize(
+    "typed", ["model.schedule.prediction=v", "model.unet.config.heads=1", "control.hint_channels=1"]
+)
+def test_a_resumption_of_another_model_is_refused_before_anything_changes(run, straight, typed):
+    before = (straight / "config.yaml").read_text()
+    with pytest.raises(Refused, match=rf"another model \({typed.split('=')[0]}: .*start a new run from its weights"):
+        run(straight, "steps=6", typed, resume=True)
+    assert (straight / "config.yaml").read_text() == before
+
+
 @pytest.mark.slow
 def test_the_logged_curve_of_a_resumed_run_is_that_of_a_straight_one(run):
     often = [CONSTANT_RATE, "trainer.log_every_n_steps=1", "stage.report_items=0"]
@@ -698,6 +708,52 @@ def test_what_the_optimizer_does_not_take_is_refused_before_anything_is_drawn(sm
     with pytest.raises(Refused, match=said):
         train.train(composed(*small, typed, f"run_dir={tmp_path / 'run'}"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("+trainer.limit_train_batches=3", "trainer.limit_train_batches=3: data has no end here"),
+        ("+trainer.overfit_batches=1", "trainer.overfit_batches=1: data has no end here"),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run=True"),
+        ("trainer.precision=64-true", "trainer.precision must be one of 32-true, bf16-mixed, 16-mixed, got 64-true"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must be at least 0"),
+    ],
+)
+def test_what_lightning_takes_but_would_falsify_a_number_is_refused(small, composed, base, tmp_path, typed, said):
+    with pytest.raises(Refused, match=re.escape(said)):
+        train.train(composed(*small, f"base={base}", typed, f"run_dir={tmp_path / 'run'}"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_time_is_up_is_not_done_and_goes_on(run):
+    with pytest.raises(SystemExit, match=r"training stopped at step \d+ of 4000: trainer.max_time") as ended:
+        run("r", "steps=4000", "+trainer.max_time={seconds: 1}")
+    assert not (run.folder("r") / "DONE.json").exists()
+    more = int(str(ended.value).split()[4]) + 1
+    folder = run("r", f"steps={more}", "+trainer.max_time={hours: 1}", resume=True)
+    assert json.loads((folder / "results.json").read_text())["steps"] == more
+
+
+@pytest.mark.slow
+def test_callbacks_that_are_null_are_left_out(run):
+    folder = run("r", "steps=1", *(f"trainer.callbacks.{name}=null" for name in ("ema", "export", "watch", "hint_use")))
+    assert (folder / "DONE.json").exists()
+    assert not (folder / "control.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_looks_that_measure_otherwise_begin_a_curve_and_a_record_of_their_own(run):
+    """Else a figure of fewer, easier items would stay the best, and another measure would look like progress."""
+    run("r", "steps=2", "trainer.callbacks.watch.every=1", "trainer.callbacks.watch.count=1")
+    again = ["trainer.callbacks.watch.every=1", "trainer.callbacks.watch.count=2"]
+    folder = run("r", "steps=4", *again, "condition.low=5", "condition.high=10", resume=True)
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    [looks] = [state["history"] for name, state in saved.items() if name.startswith("Watch")]
+    [record] = [state["record"] for name, state in saved.items() if name.startswith("Checkpoints")]
+    assert looks["step"] == [3, 4]
+    assert record["value"] == max(looks[record["figure"]])
 
 
 def test_a_warning_is_told_once_whatever_libraries_do_to_its_memory(monkeypatch, capsys):

@@ -29,15 +29,15 @@ from cldm.data.transforms import check_size
 from ldm.batch import Batch
 from ldm.diffusion import LatentDiffusion
 from ldm.files import locked, remove_partial, write_json
-from ldm.identity import decisive, key
-from ldm.weights import encoder_fingerprint, fingerprint, write_tensors
+from ldm.identity import conditioner_key, decisive, encoder_key, key
+from ldm.weights import write_tensors
 
 INDEX, KEY, VALIDATION = "index.json", "key.json", "validation.safetensors"
 VERSION = 2  # of reading, cropping and resizing in cldm.data.folder; a cache of another version is refused
 
 REASONS = {
-    "vae": "the VAE's encoder has other weights (`base`, `model`)",
-    "text_encoder": "the text encoder has other weights (`base`, `model`)",
+    "vae": "the VAE's encoder has other weights or settings (`base`, `model`)",
+    "text_encoder": "the text encoder has other weights or settings (`base`, `model`)",
     "resolution": "the resolution or the buckets differ (`size`, `data.buckets`)",
     "condition": "the condition or its parameters differ (`condition`)",
     "preprocessing": "this version prepares images otherwise",
@@ -50,10 +50,9 @@ REASONS = {
 
 def model_key(model: LatentDiffusion, condition: Condition) -> dict[str, str]:
     """What a training run must agree on with the cache it reads."""
-    text = model.conditioner
     return {
-        "vae": encoder_fingerprint(model.autoencoder),
-        "text_encoder": f"{fingerprint(text)}-{text.pad}",
+        "vae": encoder_key(model.autoencoder),
+        "text_encoder": conditioner_key(model.conditioner),
         "condition": ", ".join(f"{name}={value}" for name, value in decisive(condition).items()),
         "preprocessing": str(VERSION),
     }

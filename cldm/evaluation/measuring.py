@@ -24,24 +24,26 @@ from cldm.runs.loggers.evaluation import log_evaluation
 from cldm.runs.recorded import FILE
 from cldm.runs.trained import device_and_precision
 from ldm.files import locked, whole, write_json
+from ldm.identity import key
 
 
 def reference(subject: Subject, batch_size: int) -> dict[str, Any]:
     """Ceilings, and the scores of the base without control: the same for all checkpoints of a base, made once."""
-    subject.load()
-    key = {
+    model, _ = subject.models
+    parts = {
         "protocol": protocol_hash(
             {key: value for key, value in subject.protocol.items() if key not in (*UNIT, "more")}
         ),
         "base": subject.fingerprint,
+        "model": key(model.untold(), model.conditioner.vocabulary),
         **{name: subject.key[name] for name in ("schedule", "conditions", "hints")},
         "baseline": subject.cfg.baseline,
         "code": code(),
     }
-    folder = Path(subject.cfg.cache) / protocol_hash(key)
+    folder = Path(subject.cfg.cache) / protocol_hash(parts)
     with locked(folder, wait=True):  # several evaluations at a time: one makes it, the others wait
         path = folder / "reference.json"
-        return json.loads(path.read_text()) if path.is_file() else _make_reference(subject, folder, key, batch_size)
+        return json.loads(path.read_text()) if path.is_file() else _make_reference(subject, folder, parts, batch_size)
 
 
 def _make_reference(subject: Subject, folder: Path, key: dict[str, Any], batch_size: int) -> dict[str, Any]:

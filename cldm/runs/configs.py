@@ -26,7 +26,8 @@ POSITIVE = ("steps", "size", "batch_size", "items", "count", "reference", "train
             "trainer.callbacks.hint_use.every", "trainer.callbacks.hint_use.count")  # fmt: skip
 """Keys, of whichever entry point, that hold whole numbers from 1 on, or null."""
 
-WHOLE = ("seed", "stage.report_items", "data.train_count", "data.val_count", "data.held_out")
+WHOLE = ("seed", "stage.report_items", "data.train_count", "data.val_count", "data.held_out", "data.workers",
+         "stage.module.warmup_steps")  # fmt: skip
 """Keys that hold whole numbers from 0 to MOST, or null."""
 MOST = 2**32 - 1  # that numpy's generators take as a seed
 

@@ -142,10 +142,10 @@ def _refuse_changes(cfg: DictConfig, folder: Path, changed: Sequence[str]) -> No
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). Choose another run_dir, delete "
             f"the folder, or go on from its last checkpoint under the new configuration with resume={folder}"
         )
-    if other := [line for line in changed if line.startswith("condition._target_: ")]:
+    if other := [line for line in changed if line.startswith("condition._target_: ") or _of_the_model(line)]:
         raise Refused(
-            f"{folder} holds a run of another condition ({other[0]}): resume= goes on with the same one; start a new "
-            "run from its weights with init_from="
+            f"{folder} holds a run of another {'model' if _of_the_model(other[0]) else 'condition'} ({other[0]}): "
+            "resume= goes on with the same one; start a new run from its weights with init_from="
         )
     recorded = folder / "config.yaml"
     if recorded.is_file() and (seed := OmegaConf.select(OmegaConf.load(recorded), "seed")) != cfg.seed:
@@ -155,6 +155,12 @@ def _refuse_changes(cfg: DictConfig, folder: Path, changed: Sequence[str]) -> No
             f"{folder} is finished at step {done}: under another configuration ({'; '.join(changed)}) nothing would be "
             "trained; ask for more steps, or start a new run from its weights with init_from="
         )
+
+
+def _of_the_model(change: str) -> bool:
+    """Whether a changed key decides what the model computes; its attention backend computes the same."""
+    name = change.partition(": ")[0]
+    return name.startswith(("model.", "control.")) and not name.endswith(".backend")
 
 
 def _steps_done(folder: Path) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,29 @@ from ldm.files import to_json, write_json
 from ldm.interop import PARTS, load_base
 from ldm.sharding import is_sharded, whole
 from ldm.training.stage import DoesNotFit, OptimizerFactory, Stage
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+ENDLESS = {"limit_train_batches": (None, 1.0), "overfit_batches": (None, 0.0), "fast_dev_run": (None, False)}
+"""Keys of Lightning's Trainer, each with the values that change nothing."""
+
+
+class TimeIsUp(SystemExit):
+    """trainer.max_time has passed before the last step; the message says at which."""
+
+
+def check_trainer(keywords: Mapping[str, Any]) -> None:
+    """ValueError for what Lightning's Trainer takes, but under which a number would not be what it says."""
+    for name, harmless in ENDLESS.items():
+        if keywords.get(name) not in harmless:
+            raise ValueError(
+                f"trainer.{name}={keywords[name]}: data has no end here, and Lightning would repeat its first batches; "
+                " set steps=, or data.train_count= for less data"
+            )
+    if keywords.get("precision") not in PRECISIONS:
+        raise ValueError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {keywords.get('precision')}")
+    clip = keywords.get("gradient_clip_val")
+    if clip is not None and clip < 0:
+        raise ValueError(f"trainer.gradient_clip_val must be at least 0, or null, got {clip}")
 
 
 def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
@@ -78,7 +101,9 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         condition = instantiate(cfg.condition, _convert_="all")
         data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
         settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
-        trainer = settings(logger=False, callbacks=[*settings.keywords["callbacks"].values()])
+        callbacks = {name: one for name, one in settings.keywords["callbacks"].items() if one is not None}
+        check_trainer(settings.keywords)
+        trainer = settings(logger=False, callbacks=[*callbacks.values()])
         data.check(trainer.world_size)
         if isinstance(module, ControlLDM):
             data.check_hints()
@@ -110,12 +135,18 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     except DoesNotFit as error:
         raise Refused(str(error)) from error
+    if trainer.global_step < trainer.max_steps and cfg.trainer.get("max_time"):
+        raise TimeIsUp(
+            f"training stopped at step {trainer.global_step} of {trainer.max_steps}: trainer.max_time, of all attempts, "
+            f"has passed. It goes on with resume={run.folder} and a longer one"
+        )
     if is_sharded(module):
         module = gathered(cfg, module)
     if not trainer.is_global_zero:
         return {}
     results = measured(cfg, trainer, module, data, distances)
-    settings.keywords["callbacks"]["export"].write(trainer, module)
+    if "export" in callbacks:
+        callbacks["export"].write(trainer, module)
     results["steps"] = trainer.global_step
     results["train_seconds"] = round(module.clock.seconds, 1)
     results["setup_seconds"] = round((module.clock.first or time.monotonic()) - began, 1)

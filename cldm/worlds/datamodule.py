@@ -8,7 +8,7 @@ from cldm.data.transforms import check_size
 from cldm.worlds import HELD_OUT_START, TEST_START, World, get_world
 from cldm.worlds.dataset import WorldDataset
 from ldm.diffusion import LatentDiffusion
-from ldm.weights import encoder_fingerprint
+from ldm.identity import encoder_key
 
 
 def world_data(
@@ -44,7 +44,7 @@ def world_data(
         keep=keep,
         condition=condition,
         encode=model.autoencoder.moments,
-        fingerprint=encoder_fingerprint(model.autoencoder) if "moments" in keep else "",
+        fingerprint=encoder_key(model.autoencoder) if "moments" in keep else "",
         cache=cache,
     )
     kept = ("image", "hint")

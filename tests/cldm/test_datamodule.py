@@ -16,7 +16,7 @@ from cldm.worlds import dataset, get_world
 from cldm.worlds.datamodule import world_data
 from cldm.worlds.dataset import WorldDataset
 from cldm.worlds.scenes.world import COLORS, HELD_OUT_KINDS, HELD_OUT_PAIRS, KINDS
-from ldm.weights import encoder_fingerprint
+from ldm.identity import conditioner_key, encoder_key
 
 
 def take(sampler: StepSampler, count: int) -> list[list[int]]:
@@ -195,14 +195,29 @@ def test_a_second_construction_reads_the_cache(tmp_path, monkeypatch):
 
 def test_the_fingerprint_names_the_encoder_and_nothing_else(make_diffusion):
     autoencoder = make_diffusion().autoencoder
-    name = encoder_fingerprint(autoencoder)
-    assert encoder_fingerprint(make_diffusion().autoencoder) == name
+    name = encoder_key(autoencoder)
+    assert encoder_key(make_diffusion().autoencoder) == name
     with torch.no_grad():
         autoencoder.decoder.conv_in.weight.add_(1)
-    assert encoder_fingerprint(autoencoder) == name
+    assert encoder_key(autoencoder) == name
     with torch.no_grad():
         autoencoder.encoder.conv_in.weight[0, 0, 0, 0] += 1e-3
-    assert encoder_fingerprint(autoencoder) != name
+    assert encoder_key(autoencoder) != name
+
+
+def test_what_no_shape_tells_of_a_network_is_part_of_its_key(make_diffusion):
+    model = make_diffusion()
+    latents, contexts = encoder_key(model.autoencoder), conditioner_key(model.conditioner)
+    model.autoencoder.encoder.norm_out.num_groups = 1
+    assert encoder_key(model.autoencoder) != latents
+    for name, value in (("skip_last", 1), ("heads", 1), ("causal", False), ("activation", "quick_gelu")):
+        encoder = make_diffusion().conditioner
+        before = getattr(encoder.text_encoder, name)
+        setattr(encoder.text_encoder, name, value)
+        assert (conditioner_key(encoder) == contexts) == (before == value), name
+    words = make_diffusion().conditioner
+    words.vocabulary = ("other", "words")
+    assert conditioner_key(words) != contexts
 
 
 @pytest.fixture(scope="module")

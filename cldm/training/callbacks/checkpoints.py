@@ -64,7 +64,9 @@ class Checkpoints(Checkpoint):
         better = False
         if figure is not None and history["step"][-1:] == [trainer.global_step]:
             value = history[figure][-1]
-            before = self.record["value"] if self.record.get("figure") == figure else None
+            # a look that the history has forgotten measured otherwise
+            same = self.record.get("figure") == figure and self.record["step"] in history["step"]
+            before = self.record["value"] if same else None
             better = math.isfinite(value) and (
                 before is None or (value > before if self.best[figure] == "max" else value < before)
             )

@@ -1,7 +1,8 @@
 """Pictures and figures along the way."""
 
+import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cldm.training.callbacks.average import averaged
 from cldm.training.callbacks.pace import log_figures
 from cldm.worlds import known
 from ldm.files import append_line
+from ldm.identity import key
 from ldm.sharding import is_sharded, unsharded
 from ldm.training.outcome import History
 
@@ -25,6 +27,15 @@ Metrics = Callable[..., dict[str, float]]
 
 Sampling = Callable[..., Tensor]
 """See cldm.sampling.generation.Sampling."""
+
+
+def batch_digest(batch: Mapping[str, Any]) -> str:
+    """16 hex digits that change with any pixel, caption or number of the items."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(batch.items()):
+        content = value.cpu().contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+        digest.update(name.encode() + content)
+    return digest.hexdigest()
 
 
 class Watch(Callback):
@@ -50,6 +61,7 @@ class Watch(Callback):
         self.keys = [key] if isinstance(key, str) else [*key]
         self.every, self.count, self.shown = every, count, shown
         self.history: History = {"step": []}
+        self.measure = ""  # what decides the figures beside the weights
         self.last_step = -1
         self.looked = False  # in this attempt: what never changes is handed to loggers once
 
@@ -95,8 +107,18 @@ class Watch(Callback):
             warnings.warn(f"step {trainer.global_step}: images ({', '.join(broken)}) are not finite; this look is left "
                           "out", stacklevel=2)  # fmt: skip
         elif trainer.is_global_zero:
+            self._begin_anew(key(batch_digest(batch), self.sampling, data.condition))
             found = self.metrics(pictures, batch, truth, data.condition)
             self._record(trainer, module, pictures, batch, found, losses)
+
+    def _begin_anew(self, measure: str) -> None:
+        """Forget looks that measured otherwise, of a run that goes on under another configuration."""
+        if self.measure not in ("", measure):
+            warnings.warn("the held-out items, the condition or the sampler differ from those of the looks "
+                          "so far: curve and best checkpoint begin anew", stacklevel=2)  # fmt: skip
+            self.history.clear()
+            self.history["step"] = []
+        self.measure = measure
 
     def _remember(self, look: dict[str, float]) -> None:
         """Add a look; a figure has nan for the looks that did not measure it, such as those before a resumption."""
@@ -133,8 +155,9 @@ class Watch(Callback):
         self.looked = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "measure": self.measure}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history.clear()  # the same dict: the module's outcome has it
         self.history |= {name: list(values) for name, values in state_dict["history"].items()}
+        self.measure = state_dict.get("measure", "")  # of a checkpoint of an older commit
