@@ -137,8 +137,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         raise Refused(str(error)) from error
     if trainer.global_step < trainer.max_steps and cfg.trainer.get("max_time"):
         raise TimeIsUp(
-            f"training stopped at step {trainer.global_step} of {trainer.max_steps}: trainer.max_time, of all attempts, "
-            f"has passed. It goes on with resume={run.folder} and a longer one"
+            f"training stopped at step {trainer.global_step} of {trainer.max_steps}: trainer.max_time "
+            f"(of all attempts) has passed. It goes on with resume={run.folder} and a longer one"
         )
     if is_sharded(module):
         module = gathered(cfg, module)
