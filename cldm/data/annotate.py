@@ -166,16 +166,21 @@ def read_journal(path: Path) -> dict[str, Record]:
 
 
 def _stamp(path: Path) -> list[Any] | None:
-    """Size, time and content of a file."""
+    """What tells a file from another one, without reading it (`_marks`), and its content."""
     try:
-        stat = path.stat()
-        return [stat.st_size, stat.st_mtime_ns, content(path)]
+        return [*_marks(path), content(path)]
     except OSError:
         return None
 
 
+def _marks(path: Path) -> list[int]:
+    """Size, time, and what also changes where another file of the same size and time takes its place (cp -p)."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
+
+
 def _stale(item: Item, record: Record, out: Path) -> bool:
-    """Whether the picture is another one than that of the record, whose content is read where size or time differ, or
+    """Whether the picture is another one than that of the record, whose content is read where its marks differ, or
     what was made of it is gone. A picture that is gone leaves the record as it is."""
     known = record.get("file")
     if not item.image.is_file():
@@ -185,8 +190,7 @@ def _stale(item: Item, record: Record, out: Path) -> bool:
         return True
     if known is None:  # of a version that did not tell
         return False
-    stat = item.image.stat()
-    return [stat.st_size, stat.st_mtime_ns] != known[:2] and content(item.image) != known[2]
+    return _marks(item.image) != known[:-1] and content(item.image) != known[-1]
 
 
 def _check_settings(job: Annotation) -> None:

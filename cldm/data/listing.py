@@ -159,7 +159,7 @@ def _tell_of_lost_captions(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _from_folder(folder: Path) -> list[Item]:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and _shown(p, folder))
+    paths = sorted(p for p in folder.rglob("*") if is_picture(p, folder))
     places = {path: path.resolve() for path in paths}  # lists may name a picture by any way to it
     told = _told(folder, {*places.values()})
     used_as_hint = {hint.resolve() for lines in told.values() for _, hint in lines if hint}
@@ -167,6 +167,7 @@ def _from_folder(folder: Path) -> list[Item]:
     for path in (path for path in paths if places[path] not in used_as_hint):
         for caption, hint in told.get(places[path]) or [(_sidecar(path), None)]:
             items.append(Item(names(path.relative_to(folder).as_posix()), path, caption, hint))
+    _tell_of_other_sidecars(items)
     return items
 
 
@@ -195,6 +196,11 @@ def _metadata_files(folder: Path) -> list[Path]:
         if file.name in METADATA and found.setdefault(file.parent, file) != file:
             raise ValueError(f"{file.parent} has both {' and '.join(METADATA)}; remove one of them")
     return [*found.values()]
+
+
+def is_picture(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is a picture to be read, by its name."""
+    return path.suffix.lower() in SUFFIXES and _shown(path, folder) and path.is_file()
 
 
 def _shown(path: Path, folder: Path) -> bool:
@@ -230,6 +236,23 @@ def _plain(path: str) -> str:
     return "/".join(part.replace(":", "_") for part in parts) or "image"
 
 
+def text_beside(path: Path) -> Path | None:
+    """NAME.txt, or NAME.TXT, beside NAME.png."""
+    found = (path.with_suffix(ending) for ending in (".txt", ".TXT"))
+    return next((text for text in found if text.is_file()), None)
+
+
 def _sidecar(path: Path) -> str:
-    text = path.with_suffix(".txt")
-    return one_line(read_text(text)) if text.is_file() else ""
+    text = text_beside(path)
+    return one_line(read_text(text)) if text else ""
+
+
+def _tell_of_other_sidecars(items: list[Item]) -> None:
+    """Captions in files that are not read, as other tools write them, must not be lost without a word."""
+    if any(item.caption for item in items):
+        return
+    for ending in (".caption", ".json", ".cap"):
+        if beside := [text for item in items if (text := item.image.with_suffix(ending)).is_file()]:
+            warnings.warn(f"no picture has a caption, and {len(beside)} have a {ending} file beside them ({beside[0]}, "
+                          "...), which is not read: write NAME.txt or metadata.jsonl", stacklevel=2)  # fmt: skip
+            return

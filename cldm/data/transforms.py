@@ -20,9 +20,13 @@ MULTIPLE = 8  # an autoencoder halves three times
 SIDES = re.compile(
     r"(?<![^\W_])(?:"
     r"(?:left|right)(?:most|wards?|hand(?:ed)?)?|(?:anti|counter)?clockwise"
+    r"|(?:north|south)?(?:east|west)(?:wards?)?|o['\u2019]?clock|clocks?|watch ?faces?"
+    r"|says?|saying|reads|titled|entitled|label(?:l?ed|s)?|numbers?|numbered|numerals?|digits?"
+    r"|(?:licen[cs]e|number)[ -]?plates?|alphabets?|typography|typographic|fonts?|calligraphy"
     r"|texts?|words?|wording|wordmarks?|letters?|lettering|lettered|(?:hand)?writings?|(?:hand)?written|inscriptions?"
     r"|signs?|signage|signposts?|signboards?|signatures?|logos?|captions?|captioned|subtitles?|watermarks?"
-    r")(?![^\W_])",
+    r")(?![^\W_])"
+    r"|[\"\u201c\u201d\u201e\u00ab\u00bb]|(?<!\w)['\u2018\u2019](?=\w)[^'\u2018\u2019]*['\u2018\u2019](?!\w)",  # quoted
     re.IGNORECASE,
 )
 """Captions that a mirror image would make wrong: whole words, also in compounds with - and _."""

@@ -36,6 +36,7 @@ from cldm.runs.trained import (
     to_work,
     trained_size,
 )
+from cldm.sampling.control import check_window
 from cldm.sampling.generation import Sampling
 from cldm.worlds import REFERENCE_START, Known, world_of
 from ldm.diffusion import LatentDiffusion
@@ -68,6 +69,9 @@ class Subject:
         self.first = self.branches[0]
         self.cfg = guidance_filled_in(self.cfg, self.first.training)
         self.sampling: Sampling = instantiate(self.cfg.sampler, _convert_="all")
+        self.sampling.check_numbers()
+        for branch in self.branches:
+            check_window(self.sampling.steps, branch.settings["start"], branch.settings["end"])
         self.size = trained_size(self.cfg) or trained_size(self.first.training)
         for branch in self.branches:
             refuse_another_world(self.cfg.data.get("world"), branch.path.parent)
@@ -84,6 +88,8 @@ class Subject:
         clip = self.cfg.clip
         self.clip = ClipScore(clip.arch, clip.weights, self.device) if clip.weights else None
         self.inception = Inception(self.cfg.inception, self.device) if self.cfg.inception else None
+        if (self.judge or self.inception) and self.cfg.reference == 1:
+            raise ValueError("reference=1: a distance between sets of images needs at least 2 real ones")
 
     def _hints_of(self, condition: Condition) -> Tensor:
         """The hints of the items for a further branch: the first one's where it has the same condition; ready ones
@@ -128,8 +134,8 @@ class Subject:
     def _hints_digest(self) -> str:
         """Of ready-made hints the files may change; what is drawn and measured is decided by what they hold."""
         digest = hashlib.blake2b(digest_size=8)
-        for hints in self.hints:
-            digest.update((hints * 255).round().to(torch.uint8).numpy().tobytes())
+        for hints in self.hints:  # of maps with 16 bits too, and of holes, which are -1
+            digest.update((hints * 65535).round().to(torch.int32).numpy().tobytes())
         return digest.hexdigest()
 
     def load(self) -> None:

@@ -40,13 +40,27 @@ def check_settings(start: float = 0.0, end: float = 1.0, mode: str = "balanced",
         raise ValueError(f"a control acts from start to end, 0 <= start < end <= 1; got {start} to {end}")
 
 
+def within(step: int, steps: int, start: float, end: float) -> bool:
+    """Whether step `step` of 0..steps-1 lies in a control's window: all of it, as in diffusers."""
+    return step / steps >= start and (step + 1) / steps <= end
+
+
+def check_window(steps: int, start: float, end: float) -> None:
+    """ValueError for a window without a single step: its control would never act."""
+    if not any(within(step, steps, start, end) for step in range(steps)):
+        raise ValueError(
+            f"no step lies between start={start:g} and end={end:g}: each of {steps} is {1 / steps:.2g} of the way. "
+            "Widen the window, or take more steps (sampler.steps)"
+        )
+
+
 @dataclass(frozen=True)
 class ControlUnit:
     """A branch with the hints of the images to draw, and how it is applied. Several units add their residuals.
 
     hint: (b, 3, h, w) in [0, 1], or (1, 3, h, w) for a batch that shares it.
     scale: multiplies every residual; `scales` has a factor for each, the shallowest first, the middle's last.
-    start, end: shares of the steps; step i of n is controlled if start <= i / n and (i + 1) / n <= end.
+    start, end: shares of the steps, see `within`.
     mode: a key of MODES. weighting: replaces the mode's. "decay" is 0.825^(12 - i) for residual i of 0..12.
         "64/h" and "8/h" are the two readings of the paper's resolution weighting, with h the side of a residual in
         a 64 x 64 latent: 1 (64 px) to 8 (8 px) as printed, and 1/8 to 1, which weakens as the text says.
@@ -105,7 +119,7 @@ class ControlUnit:
 
     def active(self, step: int, steps: int) -> bool:
         """Whether the branch runs at step `step` of 0..steps-1."""
-        return step / steps >= self.start and (step + 1) / steps <= self.end and any(self.weights())
+        return within(step, steps, self.start, self.end) and any(self.weights())
 
 
 class PreparedUnit:

@@ -19,7 +19,7 @@ from cldm.runs.building import instantiate
 from cldm.runs.checkout import REPOSITORY
 from cldm.runs.configs import expand_home
 from cldm.runs.trained import base_content, base_of, device_and_precision, guidance_filled_in, trained_size
-from cldm.sampling.control import ControlUnit
+from cldm.sampling.control import ControlUnit, check_window
 from cldm.sampling.generation import Sampling
 from cldm.sampling.jobs import Job, UnitSettings, check_pictures, load_image, load_mask, make_job, read_jobs
 from cldm.sampling.ledger import Ledger, Shot, draw_in_batches, free_folder
@@ -90,8 +90,10 @@ def check_job(job: Job, skeleton: LatentDiffusion, nets: list[Branch]) -> None:
     """ValueError where sizes and steps of a job do not suit the model and its branches, which have no weights yet."""
     check_size([*job.size], "size")
     skeleton.latent_shape(*job.size)
-    instantiate(job.sampler, _convert_="all").check(skeleton, job.strength if job.image else 1.0)
+    sampling, strength = instantiate(job.sampler, _convert_="all"), job.strength if job.image else 1.0
+    sampling.check(skeleton, strength)
     for net, unit in zip(nets, job.units, strict=True):
+        check_window(len(sampling.timesteps(skeleton, strength)), unit.start, unit.end)
         if unit.scales:  # as many as the branch has residuals
             ControlUnit(net, torch.empty(1, net.hint_channels, 8, 8, device="meta"), scales=unit.scales)
 

@@ -119,13 +119,16 @@ class Sampling:
         count = {text: chunk_count(diffusion.conditioner, text) for text in {*prompts, *negatives}}
         return [(count[prompt], count[other]) for prompt, other in zip(prompts, negatives, strict=True)]
 
-    def _refuse_other_kinds(self) -> None:
+    def check_numbers(self) -> None:
+        """ValueError for settings that are no numbers, or no whole ones where they must be, and for no steps."""
         own = {f"sampler.{name}": getattr(self, name) for name in ("steps", "clip_skip", "guidance", "rescale")}
         given = own | {f"sampler.sampler.{k}": v for k, v in getattr(self.sampler, "keywords", {}).items()}
         for name, value in given.items():
             whole = name in ("sampler.steps", "sampler.clip_skip")
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not isfinite(value):
                 raise ValueError(f"{name} must be a {'whole ' * whole}number, got {value!r}")
+        if self.steps < 1:
+            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
 
     def check(self, diffusion: LatentDiffusion, strength: float = 1.0) -> None:
         """ValueError for settings that this model, which needs no weights for that, cannot be drawn with."""
@@ -139,9 +142,7 @@ class Sampling:
 
     def timesteps(self, diffusion: LatentDiffusion, strength: float) -> Tensor:
         """The grid, or its last int(steps * strength) entries."""
-        self._refuse_other_kinds()
-        if self.steps < 1:
-            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
+        self.check_numbers()
         kept = int(self.steps * strength)
         if not 0 < strength <= 1 or kept < 1:
             raise ValueError(f"strength must be in (0, 1] and leave a step of {self.steps}, got {strength}")

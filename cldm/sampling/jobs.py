@@ -16,14 +16,13 @@ from cldm.conditions import Condition, HintWarning
 from cldm.conditions.inpaint import with_mask
 from cldm.data.decoding import PictureError, as_mask, decode, picture_size
 from cldm.data.hints import image_tensor, load_hint, load_photo, made_hint, map_tensor
+from cldm.data.listing import SUFFIXES, is_picture, text_beside
 from cldm.data.text import has_half_characters, numbered_lines, read_text
 from cldm.data.transforms import Size, check_alike, cover
 from cldm.sampling.control import check_settings
 
 MANIFEST = "manifest.jsonl"
 """In a folder of samples: a line for each image."""
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
     source = Path(source).expanduser()
     if source.is_dir():
         kind = "photo" if defaults.get("photo") else "hint"
-        pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
+        pictures = sorted(path for path in source.iterdir() if is_picture(path, source))
         lines = [{"name": path.stem, kind: str(path)} | _prompt_beside(path) for path in pictures]
         places = [str(path) for path in pictures]
     elif source.is_file():
@@ -162,7 +161,7 @@ def read_jobs(source: str | Path, defaults: Mapping[str, Any], extra: Sequence[M
     else:
         raise ValueError(f"jobs={source}: there is no such file or folder")
     if not lines:
-        raise ValueError(f"jobs={source}: nothing to draw; expected lines of JSON, or pictures ({' '.join(PICTURES)})")
+        raise ValueError(f"jobs={source}: nothing to draw; expected lines of JSON, or pictures ({' '.join(SUFFIXES)})")
     jobs = []
     for line, place in zip(lines, places, strict=True):
         try:
@@ -291,8 +290,8 @@ def _object(line: str, place: str) -> dict[str, Any]:
 
 
 def _prompt_beside(path: Path) -> dict[str, str]:
-    text = path.with_suffix(".txt")
-    return {"prompt": read_text(text).strip()} if text.is_file() else {}
+    text = text_beside(path)
+    return {"prompt": read_text(text).strip()} if text else {}
 
 
 def _named_apart(jobs: list[Job]) -> list[Job]:

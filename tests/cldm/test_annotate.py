@@ -1,6 +1,7 @@
 """Promises of `python -m cldm annotate`: what is usable is annotated once, the rest is named, kills are safe."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -128,6 +129,23 @@ def test_a_picture_that_was_edited_is_done_again_and_a_new_caption_is_taken(tmp_
     assert after["0.png"][0] != before["0.png"][0]
     assert (after["1.png"], after["2.png"]) == (before["1.png"], before["2.png"])
     assert [line["prompt"] for line in lines(out / "prompt.json")] == ["", "", "a caption"]
+
+
+def test_a_picture_that_took_the_place_of_one_of_equal_size_and_time_is_done_again(tmp_path):
+    """As cp -p and rsync -t leave it."""
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    picture = folder / "0.bmp"
+    photo(0).save(picture)
+    assert annotate(folder, out) == 0
+    [drawn] = (out / "source").iterdir()
+    before, stat = drawn.read_bytes(), picture.stat()
+    photo(7).save(tmp_path / "other.bmp")
+    os.utime(tmp_path / "other.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.replace(tmp_path / "other.bmp", picture)
+    assert (picture.stat().st_size, picture.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert annotate(folder, out) == 0
+    assert drawn.read_bytes() != before
 
 
 def test_two_processes_do_not_annotate_into_one_folder(tmp_path, capsys):

@@ -7,7 +7,7 @@ import torch
 
 from cldm.branches.controlnet import ControlNet
 from cldm.conditions import get_condition
-from cldm.sampling.control import ControlUnit, PreparedUnit, covered, inpaint_hint
+from cldm.sampling.control import ControlUnit, PreparedUnit, check_window, covered, inpaint_hint
 from cldm.sampling.generation import Sampling
 from ldm.samplers import ddim
 
@@ -92,6 +92,12 @@ def test_a_branch_runs_in_its_window_only_by_diffusers_rule(diffusion, net, star
         diffusion, ControlUnit(net, HINT, start=start, end=end), steps, callback=lambda i, z: now.__setitem__(0, i + 1)
     )
     assert ran == [*expected]
+
+
+def test_a_window_without_a_step_is_refused_and_told_with_its_steps():
+    check_window(4, 0.2, 0.8)
+    with pytest.raises(ValueError, match=r"no step lies between start=0.2 and end=0.8: each of 2 is 0.5 of the way"):
+        check_window(2, 0.2, 0.8)
 
 
 def test_outside_of_its_window_the_image_is_that_of_the_base(diffusion, net):

@@ -67,6 +67,19 @@ def test_a_plain_folder_is_listed_through_its_subfolders_with_sidecar_captions(p
     assert captions["part0/04.png"] == ""
 
 
+def test_captions_in_files_that_are_not_read_are_told(tmp_path, recwarn):
+    for i, (ending, text) in enumerate([(".TXT", "one"), (".caption", "two"), (".json", '{"caption": "three"}')]):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        Image.fromarray(photo(0)).save(folder / "a.png")
+        (folder / f"a{ending}").write_text(text)
+    assert [item.caption for item in list_items(tmp_path / "0")] == ["one"]
+    assert not recwarn
+    for i in (1, 2):
+        with pytest.warns(UserWarning, match=r"no picture has a caption, and 1 have a \.\w+ file beside"):
+            list_items(tmp_path / str(i))
+
+
 def test_hugging_face_image_folders_are_read_with_their_hints(tmp_path):
     for name in ("a.png", "b.png", "hint_a.png"):
         Image.fromarray(photo(0)).save(tmp_path / name)
@@ -220,10 +233,13 @@ def test_a_flip_mirrors_image_and_hint_together_and_only_where_it_may(fill):
 SIDED = """left Left leftmost leftward leftwards lefthand left-hand lefthanded left_of right rightmost rightward
     right-handed clockwise counterclockwise anticlockwise counter-clockwise text texts word words wording letter letters
     lettering writing writings handwriting handwritten written inscription sign signs signage signpost street-sign
-    holding_sign signature logo logos caption captions captioned subtitles watermark"""
+    holding_sign signature logo logos caption captions captioned subtitles watermark
+    says saying labeled labelled titled number digits numeral licence-plate license-plate number-plate alphabet
+    typography font calligraphy east westward o'clock o\u2019clock clock
+    'hello' \u2018hello\u2019 "hello" \u201chello\u201d"""
 UNSIDED = """bright brightly copyright upright upright-piano leftover leftovers cleft righteous fright design designs
     signal signals resigned swords sword password texture textile context letterbox lettuce captain writer logotherapy
-    wordless clock"""
+    wordless western beast yeast essays numb don't dogs' fontaine outnumber plate clockwork"""
 
 
 @pytest.mark.parametrize(("words", "flips"), [(SIDED, False), (UNSIDED, True)])

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from cldm.conditions import get_condition
+from cldm.data.listing import SUFFIXES, list_items
 from cldm.sampling.jobs import MANIFEST, load_image, load_mask, make_job, read_jobs
 from cldm.sampling.ledger import Ledger, batches, draw_in_batches
 from ldm.files import json_lines
@@ -58,11 +59,19 @@ def test_a_folder_is_a_list_of_hints_with_prompts_beside_them(tmp_path):
     picture(tmp_path / "b.jpg")
     (tmp_path / "b.txt").write_text("a ring\n")
     (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "._a.png").write_bytes(b"as macOS leaves them in archives")
     jobs = read_jobs(tmp_path, DEFAULTS)
     assert [(job.name, job.prompt) for job in jobs] == [("a", "a star"), ("b", "a ring")]
     photos = read_jobs(tmp_path, DEFAULTS | {"photo": "any"})
     assert [job.units[0].hint for job in photos] == [None, None]
     assert photos[1].units[0].photo.endswith("b.jpg")
+
+
+def test_a_folder_of_jobs_has_the_pictures_that_a_folder_of_training_has(tmp_path):
+    for ending in SUFFIXES:
+        picture(tmp_path / f"{ending[1:]}{ending}")
+    trained = {item.image.stem for item in list_items(tmp_path)}
+    assert {job.name for job in read_jobs(tmp_path, DEFAULTS)} == trained
 
 
 def test_the_same_hint_twice_gets_two_names(tmp_path):

@@ -1,5 +1,6 @@
 """Promises of identities: what decides a content changes its key, and nothing else does."""
 
+import functools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,8 @@ def test_the_version_of_a_condition_decides(monkeypatch):
 def test_functions_are_known_by_name_and_never_by_address():
     assert decisive(Extractor(network=nn.Identity))["network"] == "torch.nn.modules.linear.Identity"
     assert key(Extractor(network=key)) != key(Extractor(network=content))
+    narrow, wide = (Extractor(network=functools.partial(nn.Conv2d, 3, width)) for width in (1, 2))
+    assert key(narrow) == key(Extractor(network=functools.partial(nn.Conv2d, 3, 1))) != key(wide)
     with pytest.raises(ValueError, match="has no name that outlives this process"):
         key(Extractor(network=lambda: None))
 
