@@ -194,6 +194,34 @@ def test_the_file_of_a_run_asks_for_what_resources_say(capsys):
     assert 'set -- +resources=gpu trainer=ddp steps=3 "$@"' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        *((f"resources.minutes={given}", "resources.minutes must be a whole number from 1 on")
+          for given in ("90.0", "-5", "0", "null")),
+        ("resources.memory=1.5", "resources.memory must be a whole number from 1 on"),
+        ("launcher=slurm resources.memory=1.5", "resources.memory must be a whole number from 1 on"),
+        ("resources.gpus=null", "resources.gpus must be a whole number from 0 on"),
+        ("steps=abc", "steps must be a number"),
+        ("sweep=locking", "a sweep is submitted by launcher=slurm"),
+        ("-m optimizer.lr=1e-3,1e-4", "a sweep is submitted by launcher=slurm"),
+    ],
+)  # fmt: skip
+def test_a_file_that_makes_no_sense_is_not_printed(capsys, typed, said):
+    assert main(["batch", *typed.split()]) == 1
+    told = capsys.readouterr()
+    assert said in told.err
+    assert "#SBATCH" not in told.out
+
+
+@pytest.mark.parametrize("memory", [[], ["hydra.launcher.mem_gb=null"]])
+def test_the_file_of_a_sweep_has_a_job_for_each_run(capsys, memory):
+    main(["batch", "-m", "optimizer.lr=1e-3,1e-4", "launcher=slurm", *memory])
+    printed = capsys.readouterr().out
+    assert "#SBATCH --array=0-1" in printed
+    assert ("--mem=" in printed) != bool(memory)
+
+
 @pytest.mark.parametrize("name", RESOURCES)
 def test_the_trainer_takes_what_the_cluster_gives(name):
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):

@@ -17,17 +17,22 @@ EXAMPLES = """\
   python -m cldm batch sweep=locking trainer=gpu launcher=slurm               what train.py with these would submit
 What a job asks the cluster for: resources=gpu, node or cpu (configs/resources), and single values of it."""
 
+NO_SWEEP = "a sweep is submitted by launcher=slurm, one job for each of its runs: add it, or leave out what sweeps"
+
 SCRIPT = REPOSITORY / "cluster" / "train.sbatch"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
+    parser.add_argument("-m", "--multirun", action="store_true", help="as train.py has it")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of train.py")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the file."""
     is_sweep = "launcher=slurm" in args.overrides
+    if args.multirun and not is_sweep:
+        raise ValueError(NO_SWEEP)
     print(of_sweep(args.overrides) if is_sweep else of_run(args.overrides), end="")
 
 
@@ -36,12 +41,10 @@ def of_run(overrides: Sequence[str]) -> str:
     chosen = [item for item in overrides if item.startswith("resources=")]
     others = [item for item in overrides if item not in chosen]
     appended = [f"+{item}" for item in chosen or ["resources=gpu"]]
-    from cldm.runs.configs import with_hydra
-
-    cfg: Any = with_hydra([*appended, *others])
+    cfg = checked([*appended, *others])
+    if cfg.hydra.sweeper.params:
+        raise ValueError(NO_SWEEP)
     wanted = cfg.resources
-    if wanted.minutes != int(wanted.minutes):
-        raise ValueError(f"resources.minutes must be a whole number, got {wanted.minutes}")
     asked = {
         "nodes": wanted.nodes,
         "ntasks-per-node": wanted.tasks,
@@ -57,25 +60,37 @@ def of_run(overrides: Sequence[str]) -> str:
     return text.replace("\nsrun ", f'\nset -- {typed} "$@"\nsrun ', 1) if typed else text
 
 
+def checked(overrides: Sequence[str]) -> Any:
+    """The configuration of train.py and of its launcher. ValueError for what train.py would refuse."""
+    from cldm.runs.configs import configs_at_hand, refuse_mistakes, with_hydra
+
+    cfg = with_hydra(overrides)
+    try:
+        with configs_at_hand():
+            refuse_mistakes(cfg)
+    except SystemExit as error:
+        raise ValueError(str(error)) from None
+    return cfg
+
+
 def of_sweep(overrides: Sequence[str]) -> str:
     """What submitit would hand to sbatch for `python train.py OVERRIDES`."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    from cldm.runs.configs import with_hydra
-
     try:
         from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
     except ImportError as error:
         raise ValueError(f"launcher=slurm needs submitit (pip install -e '.[submitit]'): {error}") from None
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    cfg: Any = with_hydra([item for item, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()])
+    cfg = checked([item for item, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()])
     launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     own = ("_target_", "submitit_folder", "max_num_timeout")
     names: Any = SlurmExecutor._equivalence_dict()  # submitit has no public way to print the file
     asked = {names.get(key, key): value for key, value in launcher.items() if key not in own and value is not None}
-    asked["mem"] = f"{asked['mem']}GB"
+    if "mem" in asked:
+        asked["mem"] = f"{asked['mem']}GB"
     swept = [*overrides, *(f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items())]
     jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)[0]
     folder = Path(launcher["submitit_folder"]).expanduser().absolute()

@@ -69,8 +69,8 @@ def refuse_mistakes(cfg: DictConfig) -> None:
     """SystemExit for what Hydra lets pass of the command's overrides, but nothing can work with.
 
     That is `+key=value` of a key that nothing reads (Hydra's answer to a misspelt key invites it), words where a
-    number or true and false are due, numbers that do not exist (nan), and numbers that POSITIVE, WHOLE
-    and PATHS do not take.
+    number or true and false are due, numbers that do not exist (nan), and values that POSITIVE, WHOLE, PATHS and
+    `resources` do not take.
     """
     typed = HydraConfig.get().overrides.task
     allow(typed)
@@ -96,6 +96,10 @@ def refuse_mistakes(cfg: DictConfig) -> None:
         value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and (value != int(value) or not 0 <= value <= MOST):
             raise SystemExit(f"{key} must be a whole number from 0 to {MOST}, got {value}")
+    for name, value in (plain.get("resources") or {}).items():
+        least = 0 if name == "gpus" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SystemExit(f"resources.{name} must be a whole number from {least} on, got {value}")
     for key in PATHS:
         value = plain.get(key)
         if isinstance(value, int | float):
