@@ -2,11 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -70,9 +72,19 @@ def state_fingerprint(state: Mapping[str, Tensor], dtype: torch.dtype | None = N
     return digest.hexdigest()
 
 
+@contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file; ValueError that names it where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is a damaged safetensors file, perhaps cut short ({error})") from error
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file, without the format that every file of PyTorch names."""
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         return {name: value for name, value in (file.metadata() or {}).items() if name != "format"}
 
 
@@ -95,7 +107,7 @@ def load_weights(
     if parts is not None and (not parts or not children.keys() >= set(parts)):
         raise ValueError(f"parts to load must be among {[*children]}, got {[*parts]}")
     prefixes = None if parts is None else tuple(f"{part}." for part in parts)
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         names = [name for name in file.keys() if prefixes is None or name.startswith(prefixes)]  # noqa: SIM118
         state = {name: file.get_tensor(name) for name in names}
     state = adapt(state) if adapt else state

@@ -1,5 +1,6 @@
 """What the page answers: each method belongs to a button or a field. Whatever is refused is said in one sentence."""
 
+import hashlib
 import tempfile
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
-from cldm.app.canvas import blank, canvas_size, flat_map, inverted
+from cldm.app.canvas import blank, drawing_of, inverted
 from cldm.app.form import FURTHER, editor
 from cldm.app.said import for_html, said
 from cldm.app.studio import Drawn, Studio
@@ -59,9 +60,8 @@ class Answers:
             return tuple(gr.skip() for _ in range(6))
         asked = Asked(source, paper, canvas, picture, prompt, negative, 1, seed, sampler, min(steps, LIVE_STEPS),
                       guidance, scale, start, end, mode, image, strength, others)  # fmt: skip
-        visitor = str(request.session_hash)
-        desk = self.desks[visitor] = Desk()
-        return self._drawn(asked, desk, lambda *_: None, f"live/{''.join(filter(str.isalnum, visitor))}")
+        desk = self.desks[str(request.session_hash)] = Desk()
+        return self._drawn(asked, desk, lambda *_: None, f"live/{own_name(str(request.session_hash))}")
 
     def _drawn(self, asked: Asked, desk: Desk, report: Callable[[int, int], Any], place: str | None) -> tuple[Any, ...]:
         try:
@@ -99,7 +99,7 @@ class Answers:
 
     def again(self, files: list[str], number: int) -> list[Any]:
         """The fields, filled with what the chosen image was drawn with."""
-        if not files:
+        if number >= len(files):
             raise gr.Error("there is no image yet whose settings could be taken", print_exception=False)
         return fields_of(wish_of(settings_of(files[number])))
 
@@ -113,9 +113,7 @@ class Answers:
 
     def edit(self, seen: Any, paper: str) -> tuple[str, Any]:
         """Put a map on the canvas."""
-        picture = flat_map(Image.fromarray(seen), paper, self.studio.condition)
-        ground = picture.resize(canvas_size(self.studio.size), Image.Resampling.NEAREST)
-        return CANVAS, {**blank(paper, self.studio.size), "background": ground}
+        return CANVAS, drawing_of(Image.fromarray(seen), paper, self.studio.size, self.studio.condition)
 
     def offers(self, text: str) -> Any:
         """The words that the last one of the prompt may become."""
@@ -132,6 +130,11 @@ class Answers:
     def sheet(self, paper: str) -> Any:
         """What lies on an empty canvas."""
         return blank(paper, self.studio.size)
+
+
+def own_name(visitor: str) -> str:
+    """The name of a visitor's folder: whatever a client calls itself, it is one folder, and no other visitor's."""
+    return hashlib.sha256(visitor.encode()).hexdigest()[:16]
 
 
 def settings_of(file: str) -> dict[str, Any]:

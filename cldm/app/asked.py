@@ -83,7 +83,7 @@ def within(given: Any, name: str, low: float, high: float | None, whole: bool) -
     counts = isinstance(given, int | float) and not isinstance(given, bool) and given != math.inf
     if counts and low <= given <= (math.inf if high is None else high) and (not whole or given == int(given)):
         return int(given) if whole else given
-    kind, to = "whole number" if whole else "number", "" if high is None else f" to {high:g}"
+    kind, to = "whole number" if whole else "number", "" if high is None else f" to {high if whole else f'{high:g}'}"
     raise Refused(f"{name} must be a {kind} from {low:g}{to}, got {'nothing' if given is None else f'{given!r:.40}'}")
 
 

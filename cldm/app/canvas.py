@@ -58,12 +58,19 @@ def blank(paper: str, size: Size) -> Editor:
     return {"background": Image.new("RGB", canvas_size(size), paper), "layers": [], "composite": None}
 
 
+def lying(drawn: Editor | None, paper: str) -> str:
+    """The paper that the drawing lies on. The one that is chosen, `paper`, may be ahead of it: the browser has the
+    other paper only when the page's answer has come."""
+    ground = (drawn or {}).get("background")
+    colors = None if ground is None else ground.convert("RGB").getcolors(1)
+    return {(255, 255, 255): WHITE, (0, 0, 0): BLACK}.get(colors[0][1], paper) if colors else paper
+
+
 def inverted(drawn: Editor | None, paper: str, size: Size) -> Editor:
     """The drawing in the other ink on `paper`, where the eraser finds it as before."""
-    ground, layers = ((drawn or {}).get(part) for part in ("background", "layers"))
-    strokes = [_inverted(layer) for layer in layers or [] if layer is not None]
-    under = {} if ground is None else {"background": _inverted(ground)}
-    return {**blank(paper, size), **under, "layers": strokes}
+    layers = [layer for layer in (drawn or {}).get("layers") or [] if layer is not None]
+    turned = lying(drawn, "") != paper
+    return {**blank(paper, size), "layers": [_inverted(layer) if turned else layer for layer in layers]}
 
 
 def _inverted(picture: Image.Image) -> Image.Image:
@@ -75,6 +82,7 @@ def _inverted(picture: Image.Image) -> Image.Image:
 def save_map(drawn: Editor | None, paper: str, size: Size, condition: Condition, path: Path) -> Path:
     """Write the drawing as a map of the condition's kind: lines are white on black, whatever they were drawn on, and
     however much ink there is. The file says that it is a map, so that nothing inverts it again."""
+    paper = lying(drawn, paper)
     picture = Picture("the drawing", np.asarray(flat(drawn, paper, size)))
     pixels = ready_map(picture, condition, invert=_inked(paper, condition))
     made = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
@@ -82,9 +90,16 @@ def save_map(drawn: Editor | None, paper: str, size: Size, condition: Condition,
     return path
 
 
-def flat_map(picture: Image.Image, paper: str, condition: Condition) -> Image.Image:
-    """A drawing as the map that it stands for, and a map as the drawing: ink on white paper is light on black."""
-    return ImageOps.invert(picture) if _inked(paper, condition) else picture
+def drawing_of(picture: Image.Image, paper: str, size: Size, condition: Condition) -> Editor:
+    """A map as strokes on the canvas, which the eraser takes away: lines in ink, as dense as they are light; of other
+    maps whatever is not black."""
+    given = picture.convert("RGB").resize(canvas_size(size), Image.Resampling.NEAREST)
+    if condition.polarity == "white_on_black":
+        strokes, dense = Image.new("RGB", given.size, BLACK if paper == WHITE else WHITE), given.convert("L")
+    else:
+        strokes, dense = given, Image.fromarray(np.where(np.asarray(given).any(2), np.uint8(255), np.uint8(0)))
+    strokes.putalpha(dense)
+    return {**blank(paper, size), "layers": [strokes]}
 
 
 def _inked(paper: str, condition: Condition) -> bool:

@@ -9,6 +9,9 @@ from cldm.app.asked import CANVAS, MAP, PHOTO, within
 from cldm.app.canvas import BLACK, PENS, WHITE, canvas_size, paper_of
 from cldm.app.said import said
 from cldm.app.studio import Studio
+from cldm.data.decoding import PictureError, picture_size
+from cldm.runs.configs import MOST as LAST_SEED
+from cldm.runs.folder import Refused
 from cldm.sampling.control import MODES
 from cldm.sampling.drawing import SAMPLERS
 
@@ -21,6 +24,24 @@ def upload(label: str, **options: Any) -> gr.Image:
     """A picture that is handed on as the file that it is: cldm.data.decoding is the one reader of pictures."""
     field = gr.Image(label=label, sources=["upload", "clipboard"], type="filepath", min_width=160, **options)
     field.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    return field
+
+
+def pictures_checked(field: gr.ImageEditor) -> gr.ImageEditor:
+    """An editor whose files are refused in one sentence where they are no pictures, before they are decoded."""
+    read = field.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        with said():
+            files = [] if payload is None else [payload.background, *(payload.layers or []), payload.composite]
+            try:
+                for file in filter(None, files):
+                    picture_size(file.path, "picture", file.orig_name or "")
+                return read(payload)
+            except (PictureError, OSError, SyntaxError) as error:  # as PIL complains of a broken file
+                raise Refused(str(error)) from error
+
+    field.preprocess = preprocess  # type: ignore[method-assign]
     return field
 
 
@@ -86,10 +107,11 @@ def _hint(form: Form, studio: Studio) -> None:
     form.fields["source"] = gr.Radio([CANVAS, PHOTO, MAP], value=CANVAS, label="The hint is", elem_id="source")
     with gr.Column() as form.fields["drawing"]:
         paper = paper_of(studio.condition)
-        form.fields["canvas"] = gr.ImageEditor(
+        canvas = gr.ImageEditor(
             label="Draw here", type="pil", sources=(), transforms=(), layers=False, format="png", elem_id="canvas",
             canvas_size=canvas_size(studio.size), fixed_canvas=True, height=430, buttons=[], **editor(studio, paper),
         )  # fmt: skip
+        form.fields["canvas"] = pictures_checked(canvas)
         form.fields["paper"] = gr.Radio(
             [("black on white", WHITE), ("white on black", BLACK)], value=paper, label="Pen and paper",
             visible=studio.condition.polarity == "white_on_black",
@@ -124,7 +146,9 @@ def _settings(form: Form, studio: Studio) -> None:
     with gr.Row():
         count = gr.Slider(1, MOST, min(cfg.count, MOST), step=1, precision=0, label="Images")
         fields["count"] = number(count, "Images")
-        fields["seed"] = number(gr.Number(cfg.seed, precision=0, minimum=0, label="First seed"), "First seed")
+        fields["seed"] = number(
+            gr.Number(cfg.seed, precision=0, minimum=0, maximum=LAST_SEED, label="First seed"), "First seed"
+        )
         scale = gr.Slider(0, max(2, cfg.scale), cfg.scale, step=0.05, label="Scale")
         fields["scale"] = number(scale, "Scale")
     with gr.Accordion("More settings", open=False):
@@ -146,11 +170,12 @@ def _settings(form: Form, studio: Studio) -> None:
 def _over(form: Form, studio: Studio) -> None:
     gr.Markdown("Image to image: the drawing starts from this picture. Paint the part to be redrawn (inpainting); "
                 "without paint, all of it changes. An empty hint takes the map of this picture.")  # fmt: skip
-    form.fields["image"] = gr.ImageEditor(
+    image = gr.ImageEditor(
         label="Picture", type="pil", sources=("upload", "clipboard"), transforms=(), layers=False, format="png",
-        canvas_size=canvas_size(studio.size), fixed_canvas=True, height=430, buttons=[], elem_id="image",
+        canvas_size=canvas_size(studio.size), fixed_canvas=False, height=430, buttons=[], elem_id="image",
         brush=gr.Brush(24, colors=["#e03131"], color_mode="fixed"),
     )  # fmt: skip
+    form.fields["image"] = pictures_checked(image)
     strength = gr.Slider(0.05, 1, studio.cfg.strength, step=0.05, label="Strength: how much changes")
     form.fields["strength"] = number(strength, "Strength")
 

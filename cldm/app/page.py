@@ -1,7 +1,6 @@
 """The page: the fields on the left, what was drawn on the right, and which answer belongs to which button."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,6 +9,7 @@ from cldm.app.answers import Answers
 from cldm.app.asked import CANVAS
 from cldm.app.form import AWAY, Form, ask
 from cldm.app.studio import Studio
+from cldm.app.wish import called
 
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
 DROP_PEN = """() => { delete document.querySelector('#canvas [aria-label="Brush"]')?.dataset.taken }"""
@@ -59,10 +59,9 @@ def page(studio: Studio) -> gr.Blocks:
 
 def heading(studio: Studio) -> str:
     """What the page is for, and with what it draws."""
-    name = studio.path.parent if studio.path.name == "control.safetensors" else studio.path
     return (
         "### Draw a hint, say what the picture shows, press Draw\n"
-        f"ControlNet `{Path(name)}`: {studio.condition.name} maps, {studio.size[1]} x {studio.size[0]} pixels"
+        f"ControlNet `{called(studio.path)}`: {studio.condition.name} maps, {studio.size[1]} x {studio.size[0]} pixels"
     )
 
 
@@ -89,7 +88,7 @@ def wire(form: Form, results: Results, answers: Answers, blocks: gr.Blocks) -> N
     drawing = form.draw.click(
         answers.draw, form.asked, results.all, api_name="draw", show_progress_on=[results.gallery], **ONE_AT_A_TIME
     )
-    drawing.then(lambda: 0, None, number, **AT_ONCE)
+    results.files.change(lambda: 0, None, number, **AT_ONCE)
     form.stop.click(answers.stop, None, results.all, cancels=[drawing], **AT_ONCE)
     gr.on(
         [form.canvas.input, form.canvas.clear, form.prompt.submit, form.scale.release], answers.live,

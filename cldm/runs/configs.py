@@ -207,7 +207,10 @@ def mistakes_refused() -> Iterator[None]:
         yield
     except MissingMandatoryValue as error:
         raise Refused(f"{error.full_key} must be given; its file in configs/ says what it is") from error
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        named = error.filename and error.strerror
+        raise Refused(f"{error.filename}: {error.strerror}" if named else str(error)) from error
+    except ValueError as error:
         raise Refused(str(error)) from error
     except InstantiationException as error:
         if not isinstance(error.__cause__, ValueError | OSError):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ldm.weights import opened
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")  # stems of the weights in diffusers' folders
 
@@ -47,11 +48,8 @@ def _kind(start: bytes) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is a damaged safetensors file, perhaps cut short ({error})") from error
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

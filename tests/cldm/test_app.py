@@ -4,6 +4,7 @@ import math
 import re
 import shlex
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageColor, ImageDraw
 
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, drawn_on, within
-from cldm.app.canvas import BLACK, WHITE, blank, inverted, painted, save_map
+from cldm.app.canvas import BLACK, WHITE, blank, drawing_of, inverted, painted, save_map
 from cldm.app.studio import Drawn, Studio, noted
-from cldm.app.wish import Control, Wish, summary, wish_of
+from cldm.app.wish import Control, Wish, called, summary, wish_of
 from cldm.app.words import completed, offers
 from cldm.commands import cli
+from cldm.commands.app import check_address
 from cldm.conditions import get_condition
 from cldm.data.hints import load_hint
 from cldm.runs.configs import composed, configs_at_hand
@@ -188,6 +190,59 @@ def test_a_drawing_keeps_its_map_and_its_strokes_on_the_other_paper(paper: str, 
     assert turned["background"].convert("RGB").getcolors() == [(512 * 512, ImageColor.getrgb(other))]
 
 
+def test_a_drawing_is_read_from_the_paper_that_it_lies_on_whatever_paper_has_been_chosen_since(tmp_path: Path) -> None:
+    canny, size = get_condition("canny"), (64, 64)
+    stroke = Image.new("RGBA", (512, 512))
+    ImageDraw.Draw(stroke).line((100, 100, 400, 300), fill=BLACK, width=4)
+    canvas = {**blank(WHITE, size), "layers": [stroke]}
+    right, early = (pixels(save_map(canvas, paper, size, canny, tmp_path / "map.png")) for paper in (WHITE, BLACK))
+    assert np.array_equal(right, early)
+    again = inverted(canvas, WHITE, size)  # a second answer to the same change
+    assert np.array_equal(pixels(save_map(again, WHITE, size, canny, tmp_path / "map.png")), right)
+
+
+@pytest.mark.parametrize("paper", [WHITE, BLACK])
+@pytest.mark.parametrize("name", ["canny", "sobel", "color_grid"])
+def test_a_map_on_the_canvas_is_the_map_again_and_can_be_erased(name: str, paper: str, tmp_path: Path) -> None:
+    condition, size = get_condition(name), (64, 64)
+    plain = condition.polarity == "white_on_black"
+    values = np.random.default_rng(0).integers(0, 256, (*size, 1 if plain else 3), dtype=np.uint8)
+    values = values // 128 * 255 if name == "canny" else values
+    given = np.broadcast_to(values, (*size, 3))
+    on = paper if plain else BLACK
+    canvas = drawing_of(Image.fromarray(given), on, size, condition)
+    assert canvas["background"].getcolors(1)
+    made = pixels(save_map(canvas, on, size, condition, tmp_path / "map.png"))
+    assert np.array_equal(made, np.asarray(Image.fromarray(given).resize((512, 512), Image.Resampling.NEAREST)))
+    canvas["layers"][0].putalpha(0)
+    assert not pixels(save_map(canvas, on, size, condition, tmp_path / "map.png")).any()
+
+
+def test_checkpoints_are_told_apart_by_their_names() -> None:
+    assert called("runs/a/seed-0/control.safetensors") == "runs/a/seed-0"
+    assert called("pose.safetensors") == "pose.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "said"),
+    [
+        ("127.0.0.1", 99999, "--port must be from 1 to 65535, got 99999"),
+        ("10.255.255.1", None, "--host 10.255.255.1: this machine cannot listen there"),
+        ("127.0.0.1", 0, "--port must be from 1 to 65535"),
+    ],
+)
+def test_where_nothing_can_listen_is_said_before_anything_is_read(host: str, port: int | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_address(host, port)
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"--port {port} is taken"):
+            check_address("127.0.0.1", port)
+
+
 def test_what_is_painted_is_the_mask() -> None:
     layer = Image.new("RGBA", (64, 64))
     assert painted({"layers": [layer]}) is None
@@ -233,14 +288,14 @@ def test_pictures_masks_and_further_controlnets_are_in_the_line_too(
 def test_the_settings_of_an_image_are_the_wish_for_it(studio: Studio, strokes: Path) -> None:
     control = Control(strokes, None, 0.8, 0.1, 0.9, "prompt")
     other = Control(None, strokes, 0.5, checkpoint="runs/b/control.safetensors")
-    wish = Wish(control, "a star", "a cat", 1, 3, "unipc", 3, 2.0, (other,), strokes, 0.5, strokes)
+    wish = Wish(control, "a star", "a cat", 1, 3, "unipc", 6, 2.0, (other,), strokes, 0.5, strokes)
     done = drawn(studio, wish)
     found = wish_of(done.settings[0])
     copies = {"control": replace(control, hint=done.folder / "hint.png"), "image": done.folder / "image.png",
               "mask": done.folder / "mask.png",
               "more": (replace(other, photo=done.folder / "photo-2.png"),)}  # fmt: skip
     assert found == replace(wish, **copies)
-    assert "seed 3 · unipc, 3 steps, guidance 2 · scale 0.8, prompt" in summary(found)
+    assert "seed 3 · unipc, 6 steps, guidance 2 · scale 0.8, prompt" in summary(found)
 
 
 def test_a_blank_canvas_is_drawn_and_told_of(studio: Studio, tmp_path: Path) -> None:

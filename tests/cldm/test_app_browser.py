@@ -122,7 +122,6 @@ def test_a_map_is_drawn_on_and_refusals_are_read_on_the_page(
         page.locator("#canvas").wait_for()
         hint = hint_drawn(page, studio)
         page.get_by_label("white on black").check()
-        page.wait_for_timeout(1000)
         turned = hint_drawn(page, studio)
         stroke(page)
         added = hint_drawn(page, studio)

@@ -23,7 +23,7 @@ import gradio as gr
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from cldm.app.answers import Answers, fields_of, settings_of
+from cldm.app.answers import Answers, fields_of, own_name, settings_of
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
 from cldm.app.canvas import WHITE
 from cldm.app.server import LARGEST, MOST_BYTES, serving
@@ -187,8 +187,9 @@ def test_any_other_request_has_a_limit_too(opened: Open, kind: str, pieces: int)
         ({"scale": None}, "Scale must be a number from 0 to 2, got nothing"),
         ({"scale": "abc"}, "Scale must be a number from 0 to 2, got 'abc'"),
         ({"scale": "<b>"}, "Scale must be a number from 0 to 2, got '&lt;b>'"),
-        ({"seed": 1.5}, "First seed must be a whole number from 0, got 1.5"),
-        ({"seed": -1}, "First seed must be a whole number from 0, got -1"),
+        ({"seed": 1.5}, "First seed must be a whole number from 0 to 4294967295, got 1.5"),
+        ({"seed": -1}, "First seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"seed": 2**53}, "First seed must be a whole number from 0 to 4294967295, got 9007199254740992"),
         ({"count": None}, "Images must be a whole number from 1 to 16, got nothing"),
         ({"steps": True}, "Steps must be a whole number from 1 to 100, got True"),
         ({"strength": 0}, "Strength must be a number from 0.05 to 1, got 0"),
@@ -269,3 +270,9 @@ def test_live_mode_draws_one_image_of_few_steps_and_only_when_asked(opened: Open
     Path(files[0]).parent.joinpath("manifest.jsonl").unlink()
     with pytest.raises(gr.Error, match="a later drawing has replaced this image"):
         answers.again(files, 0)
+
+
+def test_no_name_of_a_visitor_is_the_folder_of_another() -> None:
+    names = {own_name(visitor) for visitor in ("--", "", "..", "a/b", "ab", "a-b")}
+    assert len(names) == 6
+    assert all(name.isalnum() for name in names)
