@@ -454,6 +454,14 @@ def test_where_a_run_lies_is_no_part_of_what_it_is(composed):
     assert one == other
 
 
+@pytest.mark.parametrize("place", [ROOT / "runs" / "r", "runs/r", "/elsewhere/r"])
+@pytest.mark.parametrize("again", ["run_dir={}", "resume={}"])
+def test_a_run_goes_on_without_a_difference_however_its_folder_was_written(composed, place, again):
+    recorded = OmegaConf.create(OmegaConf.to_yaml(composed("model=tiny", f"run_dir={place}"), resolve=True))
+    for written in {str(place), os.path.relpath(place, ROOT)}:
+        assert differences(stable(recorded), stable(composed("model=tiny", again.format(written)))) == []
+
+
 @pytest.mark.slow
 def test_a_resumption_that_fails_before_it_trains_leaves_the_finished_run_as_it_was(run, straight, capsys):
     names = ("config.yaml", "overrides.yaml", "DONE.json", "checkpoints/last.ckpt")
