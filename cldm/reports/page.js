@@ -191,8 +191,11 @@ function hover(root, lines, x0, x1, px) {
     const rows = lines.map(([group, line]) => {
       let best = 0;
       line.x.forEach((place, i) => { if (Math.abs(place - x) < Math.abs(line.x[best] - x)) best = i; });
+      const gap = (x1 - x0) / 100; /* beyond its end a line says nothing */
+      if (x < line.x[0] - gap || x > line.x[line.x.length - 1] + gap) return el("div", {}, el("span", {}, ...named(group)), el("span", {}, "–"));
       const band = line.low ? ` ${span([line.low[best], line.high[best]])}` : "";
-      return el("div", {}, el("span", {}, ...named(group)), el("span", {}, short(line.mean[best]) + band));
+      const count = several ? ` n = ${line.n[best]}` : "";
+      return el("div", {}, el("span", {}, ...named(group)), el("span", {}, short(line.mean[best]) + band + count));
     });
     $("tip").replaceChildren(el("div", {}, el("b", {}, `${AXES[axis]}: ${short(x)}`)), ...rows.slice(0, 14));
     $("tip").hidden = false;
@@ -214,7 +217,7 @@ function momentsTable() {
   const mine = D.moments.filter((one) => shown.has(one.group));
   const end = Math.max(1, ...D.groups.flatMap((group) => group.steps.filter((x) => x)), ...mine.map((one) => one.step || 0));
   const rows = mine.map((one) => {
-    const track = el("div", { class: "track", style: color(one.group) });
+    const track = el("div", { class: "track", style: `${color(one.group)}; --end: ${(one.end / end) * 100}%` });
     if (one.step !== null) {
       const first = one.step - (one.resolution || 0);
       track.append(el("i", { class: one.early ? "early" : null, style: `left: ${(first / end) * 98}%; width: ${((one.step - first) / end) * 98}%` }));

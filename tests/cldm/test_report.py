@@ -19,7 +19,7 @@ from cldm.reports.content import content
 from cldm.reports.page import page
 from cldm.reports.spec import ReportSpec, read_spec
 from cldm.tables.statistics import bootstrap_intervals
-from tests.run_folders import compared, evaluation, quality_at, run_folder, scene
+from tests.run_folders import compared, ended, evaluation, quality_at, run_folder, scene
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -117,15 +117,57 @@ def test_a_line_is_the_mean_of_the_seeds_within_its_band_on_all_three_axes(told)
     assert line["low"] == pytest.approx(np.min(seeds, 0), rel=1e-4, abs=1e-5)
     assert line["high"] == pytest.approx(np.max(seeds, 0), rel=1e-4, abs=1e-5)
     assert curve["axes"]["samples"]["0"]["x"] == [8 * step for step in line["x"]]
-    seconds = curve["axes"]["seconds"]["0"]  # seed 1 is slower: between the ends that both have
-    assert seconds["x"][-1] == pytest.approx(0.4 * 200)
-    assert seconds["n"] == 2
+    seconds = curve["axes"]["seconds"]["0"]  # seed 1 is slower, and alone at its end
+    assert seconds["x"][-1] == pytest.approx(0.42 * 200)
+    assert seconds["n"] == [2] * (len(seconds["x"]) - 1) + [1]
+
+
+def line_of(told: dict[str, Any], name: str) -> dict[str, Any]:
+    """The line of the first group in the plot of a curve against steps."""
+    (curve,) = (one for one in told["curves"] if one["name"] == name)
+    return curve["axes"]["steps"]["0"]
+
+
+@pytest.mark.parametrize("step", [0, 60])
+def test_a_seed_that_failed_counts_up_to_its_own_end_and_the_others_go_on(tmp_path, step):
+    for seed in (0, 1, 2):
+        run_folder(tmp_path / str(seed), seed, pictures=False)
+    whole = line_of(content([tmp_path], ReportSpec()), "hint_use")
+    ended(tmp_path / "1", step, "RuntimeError: out of memory")
+    line = line_of(content([tmp_path], ReportSpec()), "hint_use")
+    assert line["x"] == whole["x"] == [*range(0, 201, 10)]
+    assert line["n"] == [3 if x <= step else 2 for x in line["x"]]
+    assert line["mean"] == pytest.approx(whole["mean"])  # the seeds of this curve are alike
+    assert all(low <= mean <= high for low, mean, high in zip(line["low"], line["mean"], line["high"], strict=True))
+
+
+def test_numbers_that_do_not_exist_end_the_curve_of_their_own_seed_alone(tmp_path):
+    for seed in (0, 1):
+        run_folder(tmp_path / str(seed), seed, pictures=False)
+    path = tmp_path / "0" / "metrics.csv"
+    head, *rows = path.read_text().splitlines()
+    lost = [re.sub(r"^[^,]+", "nan", row) for row in rows[7:]]
+    path.write_text("\n".join([head, *rows[:7], *lost]))
+    line = line_of(content([tmp_path], ReportSpec()), "hint_use")
+    assert (line["x"][-1], line["n"]) == (200, [2] * 7 + [1] * 14)
 
 
 def test_the_moment_of_sudden_convergence_is_told_for_each_run(told):
     steps = [(one["group"], one["seed"], one["step"]) for one in told["moments"]]
     assert steps == [(0, 0, 100), (0, 1, 110), (1, 0, 140), (1, 1, 150)]
     assert told["moments"][0]["at"] == {"steps": 100, "samples": 800.0, "seconds": 40.0}
+
+
+def test_a_run_that_came_too_short_for_a_moment_is_told_up_to_which_step_and_why(tmp_path):
+    ended(run_folder(tmp_path / "failed", 0, pictures=False), 20, "RuntimeError: out of memory")
+    ended(run_folder(tmp_path / "cut", 1, pictures=False), 40)
+    run_folder(tmp_path / "never", 2, jump=900, pictures=False)
+    moments = sorted(content([tmp_path], ReportSpec())["moments"], key=lambda one: one["seed"])
+    assert [(one["text"], one["end"]) for one in moments] == [
+        ("not by step 20, where it failed (hint_use)", 20),
+        ("not by step 40, where it was cut off (hint_use)", 40),
+        ("no sudden convergence (hint_use)", 200),
+    ]
 
 
 def test_the_grid_shows_the_same_item_of_every_run_at_the_same_steps(told):
