@@ -8,7 +8,7 @@ from typing import Any
 
 from cldm.reports.bands import moments, panel, read_curves
 from cldm.reports.figures import by_protocol, samples, table
-from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings, unlike_inputs
+from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings, switched, unlike_inputs
 from cldm.reports.pictures import Album, grid, pictured
 from cldm.reports.spec import CURVES, ReportSpec
 from cldm.reports.words import words
@@ -40,6 +40,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         "groups": [described(group) for group in groups],
         "settings": settings(groups),
         "trouble": [*(told for run in runs if (told := complaint(run))), *repeated, *trouble,
+                    *(told for run in once if (told := switched(run))),
                     *(told for group in groups if (told := unlike_inputs(group)))],
         "curves": [panel(name, groups, logged) for name in names],
         "moments": moments(groups, logged),
@@ -58,7 +59,8 @@ def ordered(groups: Sequence[Group], spec: ReportSpec) -> list[Group]:
             "none of these run folders has a configuration that can be read; `python -m cldm runs` says why"
         )
     keys = differing([group.runs[0] for group in groups])
-    groups = sorted(groups, key=lambda group: [_order(group.runs[0].says(key)) for key in keys])
+    groups = sorted(groups, key=lambda group: [*(_order(group.runs[0].says(key)) for key in keys),
+                                               _order(len(group.runs[0].switches))])  # fmt: skip
     first = next((group for group in groups if spec.reference in group.name), None)
     if first is None:
         names = "; ".join(group.name for group in groups)

@@ -28,8 +28,9 @@ class Group:
 
 
 def digest(run: RunFolder) -> str:
-    """16 hex digits of a run's configuration without its seed."""
-    text = json.dumps(run.telling, sort_keys=True, default=str)
+    """16 hex digits of a run's configuration without its seed, and of those that it was trained under before."""
+    told = {**run.telling, **({"switches": run.switches} if run.switches else {})}
+    text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -84,17 +85,40 @@ def unlike_inputs(group: Group) -> dict[str, str] | None:
     return None
 
 
+def switched(run: RunFolder) -> dict[str, str] | None:
+    """Where a run went on under another configuration, and under which; None for one that did not."""
+    told = [f"{_at(step)}: {'; '.join(changed)}" for step, changed in run.switches]
+    return (
+        {"run": str(run.folder), "reason": f"went on under another configuration {', then '.join(told)}"}
+        if told
+        else None
+    )
+
+
+def _at(step: int | None) -> str:
+    return "from a step that it did not note" if step is None else f"from step {step}"
+
+
+def _suffix(run: RunFolder) -> str:
+    """What the name of a run's group says of its switches."""
+    told = []
+    for step, (first, *more) in run.switches:
+        (key, _, values) = first.partition(": ")
+        told.append(f", {_at(step)} {key.split('.')[-1]} {values}" + (f" and {len(more)} more" if more else ""))
+    return "".join(told)
+
+
 def _names(runs: Sequence[RunFolder]) -> list[str]:
     """What was typed for these runs and not for all of them; where that is not enough, or too long, the values that
     tell them apart."""
     if len(runs) == 1:
-        return [str(runs[0].config.get("name") or runs[0].folder.name)]
+        return [str(runs[0].config.get("name") or runs[0].folder.name) + _suffix(runs[0])]
     shared = set.intersection(*({*run.overrides} for run in runs)) if runs else set()
     names = [_short([item for item in run.overrides if item not in shared]) for run in runs]
     if len({*names}) < len(names) or any(len(name) > LONGEST for name in names):
         keys = _telling(runs)
         names = [_short([f"{key}={_told(run.says(key))}" for key in keys if run.says(key) is not None]) for run in runs]
-    plain = [name or "default" for name in names]
+    plain = [(name or "default") + _suffix(run) for name, run in zip(names, runs, strict=True)]
     return [name if plain.count(name) == 1 else f"{name} ({digest(run)[:6]})"
             for name, run in zip(plain, runs, strict=True)]  # fmt: skip
 

@@ -103,7 +103,7 @@ function differs() {
   if (commits.size > 1) notes.push(el("p", {}, `These runs were made by ${commits.size} states of the code: a difference between them may be of the code.`));
   else notes.push(el("p", { class: "quiet" }, `All runs were made by commit ${[...commits][0]}.`));
   if (D.trouble.length) {
-    notes.push(el("details", { open: D.trouble.length <= 5 ? "" : null }, el("summary", {}, `${D.trouble.length} that tell less than others`),
+    notes.push(el("details", { open: D.trouble.length <= 5 ? "" : null }, el("summary", {}, `${D.trouble.length} to know before comparing`),
       el("ul", { class: "trouble" }, ...D.trouble.map((one) => el("li", {}, `${one.run}: ${one.reason}`)))));
   }
   $("trouble").replaceChildren(...notes);

@@ -91,6 +91,39 @@ def test_a_run_that_was_made_again_is_no_further_seed(tmp_path):
     assert [row["n"] for row in table["rows"]["perfect"]] == [2]
 
 
+def resumed(run: Path, changed: list[str], step: int | None = 150, **more: Any) -> Path:
+    """A run folder whose last attempt went on from a step with these differences."""
+    with open(run / "attempts.jsonl", "a") as file:
+        start = {"event": "start", "commit": "c", "resumed": True, "changed": changed}
+        file.write(json.dumps({**start, **({} if step is None else {"step": step}), **more}) + "\n")
+    return run
+
+
+def test_a_run_that_went_on_under_another_configuration_is_a_group_of_its_own_and_told(tmp_path):
+    for seed in (0, 1, 2):
+        run_folder(tmp_path / str(seed), seed, steps=40, pictures=False)
+    resumed(tmp_path / "0", ["steps: 150 -> 200", "trainer.max_steps: 150 -> 200"])  # that is no change of method
+    assert len(content([tmp_path], ReportSpec())["groups"]) == 1
+    resumed(tmp_path / "1", ["optimizer.lr: 1.0 -> 0.001", "steps: 150 -> 200"])
+    told = content([tmp_path], ReportSpec())
+    assert [(group["name"], group["seeds"]) for group in told["groups"]] == [
+        ("default", [0, 2]), ("default, from step 150 lr 1.0 -> 0.001", [1])
+    ]  # fmt: skip
+    reason = "went on under another configuration from step 150: optimizer.lr: 1.0 -> 0.001"
+    assert told["trouble"] == [{"run": str(tmp_path / "1"), "reason": reason}]
+
+
+def test_a_change_that_was_undone_or_only_of_how_the_folder_is_written_is_none(tmp_path):
+    folder = resumed(run_folder(tmp_path / "0", steps=40), ["trainer.callbacks.checkpoint.folder: R/x -> /x"], None)
+    resumed(folder, ["optimizer.lr: 0.001 -> 1.0"])
+    with open(folder / "attempts.jsonl", "a") as file:
+        file.write('{"event": "stopped", "reason": "ValueError: no", "undone": true}\n')
+    assert content([tmp_path], ReportSpec())["trouble"] == []
+    resumed(folder, ["optimizer.lr: 0.001 -> 1.0"], None)  # as runs before December 2026 noted it
+    (told,) = content([tmp_path], ReportSpec())["trouble"]
+    assert "configuration from a step that it did not note: optimizer.lr: 0.001 -> 1.0" in told["reason"]
+
+
 def test_a_group_whose_runs_have_read_other_pictures_is_told(tmp_path):
     folders = [run_folder(tmp_path / f"seed-{seed}", seed) for seed in (0, 1)]
     for folder in folders:
