@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cldm.reports.bands import moments, panel, read_curves
-from cldm.reports.figures import by_protocol, samples, table
+from cldm.reports.figures import samples, table
 from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings, switched, unlike_inputs
 from cldm.reports.pictures import Album, grid, pictured
+from cldm.reports.protocols import by_protocol, unlike
 from cldm.reports.spec import CURVES, ReportSpec
 from cldm.reports.words import words
 from cldm.runs.checkout import commit
@@ -25,12 +26,12 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
     names = [name for name in spec.curves or CURVES if any(name in own for own in logged.values())]
     shown, album = pictured(groups, spec.lines), Album()
     measured, trouble = by_protocol(groups)
-    tables = [table(label, chosen, spec.scores, 0) for (label, _), chosen in measured.items()]
+    tables = [table(protocol, spec.scores, 0) for protocol in measured]
     lists = [
-        samples(label, chosen, shown, [score["name"] for score in made["scores"]], spec.samples, album)
-        for ((label, _), chosen), made in zip(measured.items(), tables, strict=True)
+        samples(protocol, shown, [score["name"] for score in made["scores"]], spec.samples, album)
+        for protocol, made in zip(measured, tables, strict=True)
     ]
-    worlds = {str(chosen[0].evaluation.results["protocol"].get("world")) for chosen in measured.values()}
+    worlds = {str(protocol.measured[0].evaluation.results["protocol"].get("world")) for protocol in measured}
     return {
         "title": spec.title,
         "question": spec.question,
@@ -40,6 +41,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         "groups": [described(group) for group in groups],
         "settings": settings(groups),
         "trouble": [*(told for run in runs if (told := complaint(run))), *repeated, *trouble,
+                    *(told for protocol in measured for told in unlike(protocol, groups)),
                     *(told for run in once if (told := switched(run))),
                     *(told for group in groups if (told := unlike_inputs(group)))],
         "curves": [panel(name, groups, logged) for name in names],

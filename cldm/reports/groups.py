@@ -115,10 +115,13 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
         return [str(runs[0].config.get("name") or runs[0].folder.name) + _suffix(runs[0])]
     shared = set.intersection(*({*run.overrides} for run in runs)) if runs else set()
     names = [_short([item for item in run.overrides if item not in shared]) for run in runs]
-    if len({*names}) < len(names) or any(len(name) > LONGEST for name in names):
+    suffixes = [_suffix(run) for run in runs]
+    if len({*zip(names, suffixes, strict=True)}) < len(names) or any(len(name) > LONGEST for name in names):
         keys = _telling(runs)
-        names = [_short([f"{key}={_told(run.says(key))}" for key in keys if run.says(key) is not None]) for run in runs]
-    plain = [(name or "default") + _suffix(run) for name, run in zip(names, runs, strict=True)]
+        names = [
+            _short([f"{key}={written(run.says(key))}" for key in keys if run.says(key) is not None]) for run in runs
+        ]
+    plain = [(name or "default") + suffix for name, suffix in zip(names, suffixes, strict=True)]
     return [name if plain.count(name) == 1 else f"{name} ({digest(run)[:6]})"
             for name, run in zip(plain, runs, strict=True)]  # fmt: skip
 
@@ -126,7 +129,7 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
 def _telling(runs: Sequence[RunFolder]) -> list[str]:
     """A few of the keys in which runs differ, with which all can be told apart: those with the most values first."""
     keys = differing(runs)
-    values = {key: [_told(run.says(key)) for run in runs] for key in keys}
+    values = {key: [written(run.says(key)) for run in runs] for key in keys}
     chosen: list[str] = []
     apart = 1
 
@@ -153,10 +156,11 @@ def _short(items: Sequence[str]) -> str:
 def settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """What differs: for each key of the configuration in which groups differ its value in each of them."""
     keys = differing([group.runs[0] for group in groups])
-    return [{"key": key, "values": [_told(group.runs[0].says(key)) for group in groups]} for key in keys]
+    return [{"key": key, "values": [written(group.runs[0].says(key)) for group in groups]} for key in keys]
 
 
-def _told(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value in a few characters; of a long text its end."""
     text = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     if len(text) <= VALUE:
         return text

@@ -14,12 +14,13 @@ from PIL import Image
 from scipy import stats
 
 from cldm.commands.cli import main
-from cldm.reports import figures
+from cldm.reports import protocols
 from cldm.reports.content import content
 from cldm.reports.page import page
 from cldm.reports.spec import ReportSpec, read_spec
+from cldm.reports.workspace import markdown
 from cldm.tables.statistics import bootstrap_intervals
-from tests.run_folders import compared, ended, evaluation, quality_at, run_folder, scene
+from tests.run_folders import PROTOCOL, compared, ended, evaluation, quality_at, run_folder, scene
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -531,12 +532,95 @@ def test_figures_of_different_protocols_are_never_in_one_table(tmp_path):
     assert [len(table["rows"]["perfect"]) for table in tables] == [1, 1]
 
 
+def two_runs(place: Path) -> list[Path]:
+    """Two runs of two configurations, of one seed."""
+    return [run_folder(place / name, steps=40, pictures=False, config={"control": {"_target_": name}})
+            for name in ("p", "q")]  # fmt: skip
+
+
+def test_evaluations_of_one_protocol_are_one_table_whatever_their_folders_are_called(tmp_path):
+    for run, name in zip(two_runs(tmp_path), ("scenes", "scenes-2"), strict=True):
+        evaluation(run, 0.8, items=2, name=name)
+    (table,) = content([tmp_path], ReportSpec())["tables"]
+    assert (table["label"], table["labels"]) == ("scenes, scenes-2", ["scenes", "scenes-2"])
+    assert [row["group"] for row in table["rows"]["perfect"]] == [0, 1]
+    evaluation(tmp_path / "p", 0.7, items=2, name="scenes-2")  # a run that has both: they are two
+    tables = content([tmp_path], ReportSpec())["tables"]
+    assert [(one["label"], [row["group"] for row in one["rows"]["perfect"]]) for one in tables] == [
+        ("scenes", [0]), ("scenes-2", [0, 1])
+    ]  # fmt: skip
+
+
+def test_protocols_that_read_alike_are_told_apart_by_all_in_which_they_differ(tmp_path):
+    own = [{"size": 64, "more": [], "judge": "p"}, {"size": 128, "more": [{"checkpoint": "x", "scale": 0.5}]}]
+    for run, keys, hash_ in zip(two_runs(tmp_path), own, ("aaaa", "bbbb"), strict=True):
+        path = evaluation(run, 0.8, items=2, hash_=hash_) / "results.json"
+        changed(path, lambda told, keys=keys: told["protocol"].update(keys))
+    first, second = (table["protocol"] for table in content([tmp_path], ReportSpec())["tables"])
+    plain = protocols.told({"protocol": PROTOCOL | {"items": 2}})
+    assert first == f"{plain}; judge p; more []; more.0.checkpoint –; more.0.scale –; size 64"
+    assert second == f"{plain}; judge –; more –; more.0.checkpoint x; more.0.scale 0.5; size 128"
+
+
+def test_evaluations_by_other_code_or_on_another_base_are_told(tmp_path):
+    for run in two_runs(tmp_path):
+        path = evaluation(run, 0.8, items=2) / "results.json"
+    assert content([tmp_path], ReportSpec())["trouble"] == []
+    changed(path, lambda told: told.update(evaluated_at_commit="f" * 40, base_sha256="other"))
+    told = content([tmp_path], ReportSpec())
+    names = [group["name"] for group in told["groups"]]
+    assert told["trouble"] == [
+        {"run": "figures of scenes (aaaa)", "reason": f"made by different code: 0123456789ab for {names[0]}; "
+                                                      f"ffffffffffff for {names[1]}"},
+        {"run": "figures of scenes (aaaa)", "reason": f"made on different bases: b for {names[0]}; "
+                                                      f"other for {names[1]}"},
+    ]  # fmt: skip
+
+
+def with_score(evaluated: Path, score: str, value: float | None) -> None:
+    """Give every image of an evaluation, and its means, this value of a score."""
+    path = evaluated / "per_sample.npz"
+    rows = dict(np.load(path))
+    np.savez_compressed(path, **rows, **{score: np.full(len(rows["item"]), np.nan if value is None else value)})
+    changed(
+        evaluated / "results.json", lambda told: [means.update({score: value}) for means in told["metrics"].values()]
+    )
+
+
+def test_no_group_is_better_by_a_score_without_a_direction(tmp_path):
+    for lr, value in ((1e-3, 0.3), (2e-3, 0.02)):
+        for seed in (0, 1):
+            run = run_folder(tmp_path / f"{lr}-{seed}", seed, steps=20, pictures=False,
+                             config={"optimizer": {"lr": lr}})  # fmt: skip
+            with_score(evaluation(run, 0.8, items=2), "nearest_training", value + 0.001 * seed)
+    made = content([tmp_path], ReportSpec(scores=("nearest_training", "hint_error")))
+    (table,) = made["tables"]
+    assert [score["lower"] for score in table["scores"]] == [None, True]
+    assert [score["lower"] for score in made["samples"][0]["scores"]] == [None, True]
+    assert table["best"]["perfect"][0] is None
+    assert table["rows"]["perfect"][1]["cells"][0]["difference"] == pytest.approx(-0.28)
+    assert "| nearest_training | hint_error ↓ |" in markdown(made, table)
+
+
+def test_a_value_that_fewer_seeds_have_says_how_many(tmp_path):
+    for seed, value in ((0, 0.5), (1, None)):
+        with_score(
+            evaluation(run_folder(tmp_path / str(seed), seed, steps=20, pictures=False), 0.8), "circle_iou", value
+        )
+    made = content([tmp_path], ReportSpec(scores=("circle_iou", "hint_error")))
+    (row,) = made["tables"][0]["rows"]["perfect"]
+    assert (row["n"], [cell["n"] for cell in row["cells"]]) == (2, [1, 2])
+    assert "| default | 0.500 [0.500, 0.500] (n = 1) |" in markdown(made, made["tables"][0]).replace(
+        "control-canny", "default"
+    )
+
+
 def test_a_protocol_is_told_by_what_is_unusual_in_it():
     protocol = {"items": 6, "noise_seeds": [0, 1], "steps": 10, "guidance": 3.0, "scale": 1.0, "end": 1.0}
-    plain = figures.told({"protocol": protocol})
+    plain = protocols.told({"protocol": protocol})
     assert plain.endswith("steps, guidance 3.0, scale 1.0")
     own = {"end": 0.5, "mode": "control", "data": {"family": "unseen"}}
-    assert figures.told({"protocol": protocol | own}) == f"{plain}, family unseen, end 0.5, mode control"
+    assert protocols.told({"protocol": protocol | own}) == f"{plain}, family unseen, end 0.5, mode control"
 
 
 def test_a_single_seed_has_an_interval_over_items_only(tmp_path):
