@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cldm.reports.bands import moments, panel, read_curves
+from cldm.reports.bands import Logged, moments, panel, read_curves
 from cldm.reports.figures import samples, table
 from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings, switched, unlike_inputs
 from cldm.reports.pictures import Album, grid, pictured
-from cldm.reports.protocols import by_protocol, unlike
+from cldm.reports.protocols import Protocol, by_protocol, unlike
 from cldm.reports.spec import CURVES, ReportSpec
 from cldm.reports.words import words
 from cldm.runs.checkout import commit
-from cldm.runs.listing import RunFolder, differing
+from cldm.runs.listing import RunFolder, differing, refuse_unknown
+from cldm.runs.metrics import curves
 
 
 def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
     names = [name for name in spec.curves or CURVES if any(name in own for own in logged.values())]
     shown, album = pictured(groups, spec.lines), Album()
     measured, trouble = by_protocol(groups)
+    _refuse_unknown_names(spec, logged, measured)
     tables = [table(protocol, spec.scores, 0) for protocol in measured]
     lists = [
         samples(protocol, shown, [score["name"] for score in made["scores"]], spec.samples, album)
@@ -52,6 +54,18 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         "words": words([*names, *(score["name"] for made in tables for score in made["scores"])], worlds),
         "pictures": album.pictures,
     }  # fmt: skip
+
+
+def _refuse_unknown_names(spec: ReportSpec, logged: Logged, measured: Sequence[Protocol]) -> None:
+    """ValueError for a curve that no run has logged, or a score that no evaluation has."""
+    if not {*spec.curves} <= {name for own in logged.values() for name in own}:
+        every = {name for run in logged for name in curves(run.folder)}
+        for name in spec.curves:
+            refuse_unknown(name, every, "curves: ")
+    results = [one.evaluation.results["metrics"] for protocol in measured for one in protocol.measured]
+    scores = {score for metrics in results for means in metrics.values() for score in means}
+    for name in spec.scores:
+        refuse_unknown(name, scores, "scores: ")
 
 
 def ordered(groups: Sequence[Group], spec: ReportSpec) -> list[Group]:

@@ -1,9 +1,10 @@
 """Run folders read back side by side: their states, figures and settings. Nothing that lies in them is an error."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -211,6 +212,16 @@ def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
     for key, value in config.items():
         found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return found
+
+
+def refuse_unknown(name: str, known: Collection[str], where: str = "") -> None:
+    """ValueError, with near names, for a name that no run has; where nothing is known every name is taken.
+
+    where: the key or option that asks for it, with a colon.
+    """
+    if known and name not in known:
+        near = get_close_matches(name, known, n=2)
+        raise ValueError(f"{where}no run has {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
 
 def figures(found: Sequence[RunFolder]) -> list[str]:

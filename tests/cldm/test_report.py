@@ -643,17 +643,46 @@ def test_a_specification_chooses_what_is_shown(place, tmp_path):
     ("text", "message"),
     [
         ("colour: red", "a report takes title, question, curves.*got colour"),
-        ("items: [a]", "items is a list of int, got"),
+        ("items: [a]", "items is a list of numbers from 0, got"),
+        ("items: [-1]", "items is a list of numbers from 0, got"),
+        ("items: [true]", "items is a list of numbers from 0, got"),
+        ("scores: [3]", "scores is a list of texts, got"),
         ("looks: 0", "looks is a number from 1, got 0"),
         ("title: 3", "title is a text, got 3"),
         ("[1, 2]", "a report takes .*got list"),
-        ("a: [", "is no YAML file"),
+        ("a: [", "--spec .*spec.yaml is no YAML file"),
+        ("title: 2026-13-45", "--spec .*spec.yaml is no YAML file: month"),
+        ("\udcff", "--spec .*spec.yaml is no text file"),
     ],
 )
 def test_a_mistake_in_a_specification_is_said_in_one_sentence(tmp_path, text, message):
-    (tmp_path / "spec.yaml").write_text(text)
+    (tmp_path / "spec.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_spec(tmp_path / "spec.yaml")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"curves": ("val/los",)}, r"curves: no run has 'val/los'; did you mean val/loss"),
+        ({"scores": ("hint_eror",)}, r"scores: no run has 'hint_eror'; did you mean hint_error\?"),
+        ({"items": (0, 99)}, "items: no run's previews have 99; they have 0 to 3"),
+    ],
+)
+def test_what_no_run_has_is_refused_with_near_names(place, asked, message):
+    with pytest.raises(ValueError, match=message):
+        content([place], ReportSpec(**asked))
+
+
+def test_files_that_cannot_be_read_or_written_are_said_with_their_option(place, tmp_path, capsys):
+    for options, message in (
+        (["--spec", f"{tmp_path}/nope.yaml"], f"--spec {tmp_path}/nope.yaml cannot be read: No such file or directory"),
+        (["--spec", f"{tmp_path}"], f"--spec {tmp_path} cannot be read: Is a directory"),
+        (["--out", f"{tmp_path}"], f"--out {tmp_path} is a folder; it takes the name of a file"),
+        (["--out", f"{__file__}/a"], f"--out {__file__}/a lies in {__file__}, which is a file"),
+    ):
+        assert main(["report", str(place), *options]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_place_without_runs_and_an_unknown_reference_are_refused(place, tmp_path, capsys):
