@@ -96,7 +96,8 @@ def switched(run: RunFolder) -> dict[str, str] | None:
 
 
 def _at(step: int | None) -> str:
-    return "from a step that it did not note" if step is None else f"from step {step}"
+    """Where a configuration changed; attempts before December 2026 did not note it."""
+    return "later" if step is None else f"from step {step}"
 
 
 def _suffix(run: RunFolder) -> str:

@@ -99,12 +99,12 @@ function differs() {
       el("td", {}, group.seeds.join(", ")), el("td", { class: "text" }, states.join(", ")),
       commits.size > 1 ? el("td", { class: "text" }, group.commits.join(", ")) : null);
   });
-  $("differs-table").replaceChildren(el("thead", {}, el("tr", {}, ...head.map((text) => el("th", {}, text)))), el("tbody", {}, ...rows));
+  $("differs-table").replaceChildren(el("thead", {}, el("tr", {}, ...head.map((text, i) => el("th", { class: i > keys.length + 1 ? "text" : i && i <= keys.length ? "key" : null }, text)))), el("tbody", {}, ...rows));
   const notes = [];
   if (commits.size > 1) notes.push(el("p", {}, `These runs were made by ${commits.size} states of the code: a difference between them may be of the code.`));
   else notes.push(el("p", { class: "quiet" }, `All runs were made by commit ${[...commits][0]}.`));
   if (D.trouble.length) {
-    notes.push(el("details", { open: D.trouble.length <= 5 ? "" : null }, el("summary", {}, `${D.trouble.length} to know before comparing`),
+    notes.push(el("details", { open: D.trouble.length <= 5 ? "" : null }, el("summary", {}, `To know before comparing (${D.trouble.length})`),
       el("ul", { class: "trouble" }, ...D.trouble.map((one) => el("li", {}, `${one.run}: ${one.reason}`)))));
   }
   $("trouble").replaceChildren(...notes);

@@ -122,7 +122,7 @@ def test_a_change_that_was_undone_or_only_of_how_the_folder_is_written_is_none(t
     assert content([tmp_path], ReportSpec())["trouble"] == []
     resumed(folder, ["optimizer.lr: 0.001 -> 1.0"], None)  # as runs before December 2026 noted it
     (told,) = content([tmp_path], ReportSpec())["trouble"]
-    assert "configuration from a step that it did not note: optimizer.lr: 0.001 -> 1.0" in told["reason"]
+    assert "configuration later: optimizer.lr: 0.001 -> 1.0" in told["reason"]
 
 
 def test_a_group_whose_runs_have_read_other_pictures_is_told(tmp_path):
