@@ -79,6 +79,18 @@ def run_folder(
     return folder
 
 
+def ended(run: Path, step: int, reason: str | None = None) -> Path:
+    """A finished run's folder as if it had come no further than `step`: failed for a reason, or cut off."""
+    for name in ("DONE.json", "results.json"):
+        (run / name).unlink()
+    if reason is not None:
+        (run / "FAILED.json").write_text(json.dumps({"reason": reason}))
+    head, *rows = (run / "metrics.csv").read_text().splitlines()
+    kept = [row for row in rows if int(row.split(",")[head.split(",").index("step")]) <= step]
+    (run / "metrics.csv").write_text("\n".join([head, *kept]) + "\n")
+    return run
+
+
 def metrics(path: Path, quality: dict[int, float], looks: Sequence[int], seed: int, axes: bool) -> None:
     """metrics.csv as Lightning's logger writes it: a row for each time that something was logged."""
     names = ["hint_use", *(["samples_seen", "train_seconds"] if axes else []), "step", "train/loss", "val/loss",

@@ -321,6 +321,8 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (1e-5, 1e-5, 0.5)
     assert checkpoint(folder)["lr_schedulers"][0]["base_lrs"] == [1e-5]
     assert OmegaConf.load(folder / "config.yaml").optimizer.lr == 1e-5
+    changed = ("optimizer.lr: 0.004 -> 1e-05", "optimizer.weight_decay: 0.01 -> 0.5")
+    assert read(folder).switches == [(2, changed)]
     results = json.loads((folder / "results.json").read_text())
     assert checkpoint(folder)["seconds"] > first > 0
     assert results["train_seconds"] >= round(checkpoint(folder)["seconds"], 1)
@@ -464,6 +466,14 @@ def test_where_a_run_lies_is_no_part_of_what_it_is(composed):
     assert one == other
 
 
+@pytest.mark.parametrize("place", [ROOT / "runs" / "r", "runs/r", "/elsewhere/r"])
+@pytest.mark.parametrize("again", ["run_dir={}", "resume={}"])
+def test_a_run_goes_on_without_a_difference_however_its_folder_was_written(composed, place, again):
+    recorded = OmegaConf.create(OmegaConf.to_yaml(composed("model=tiny", f"run_dir={place}"), resolve=True))
+    for written in {str(place), os.path.relpath(place, ROOT)}:
+        assert differences(stable(recorded), stable(composed("model=tiny", again.format(written)))) == []
+
+
 @pytest.mark.slow
 def test_a_resumption_that_fails_before_it_trains_leaves_the_finished_run_as_it_was(run, straight, capsys):
     names = ("config.yaml", "overrides.yaml", "DONE.json", "checkpoints/last.ckpt")
@@ -499,6 +509,28 @@ def test_a_folder_in_use_is_refused(composed, small, base, tmp_path):
     cfg = composed(*small, f"base={base}", "steps=1", f"run_dir={tmp_path}")
     with attempt(cfg), pytest.raises(ValueError, match=rf"in use by another job \(process {os.getpid()} on "):
         train.train(cfg)
+
+
+def test_an_attempt_notes_the_step_that_it_goes_on_from_its_file_of_metrics_and_a_change_undone(
+    composed, small, base, tmp_path
+):
+    options = [*small, f"base={base}", f"run_dir={tmp_path}"]
+    with attempt(composed(*options)):
+        (tmp_path / "checkpoints").mkdir()
+        torch.save({"global_step": 10}, tmp_path / "checkpoints" / "last.ckpt")
+        (tmp_path / "metrics.csv").write_text("step,train/loss\n20,1\n")
+    with (
+        pytest.raises(ValueError, match="no data"),
+        attempt(composed(*options, f"resume={tmp_path}", "optimizer.lr=9")),
+    ):
+        raise ValueError("no data")
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"half a checkpoi")
+    with attempt(composed(*options)):
+        pass
+    starts = [line for line in attempts(tmp_path) if line["event"] == "start"]
+    assert [(line["step"], line["metrics"]) for line in starts] == [(0, 0), (10, 1), (None, 1)]
+    assert [line.get("undone") for line in attempts(tmp_path) if line["event"] == "stopped"] == [True]
+    assert read(tmp_path).switches == []
 
 
 @pytest.mark.slow

@@ -26,6 +26,10 @@ def run(args: argparse.Namespace) -> None:
     from cldm.reports.spec import read_spec
     from ldm.files import write_text
 
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a folder; it takes the name of a file")
+    if file := next((parent for parent in args.out.parents if parent.is_file()), None):
+        raise ValueError(f"--out {args.out} lies in {file}, which is a file")
     spec = read_spec(args.spec)
     if args.wandb:
         from cldm.reports.workspace import save
@@ -33,5 +37,8 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(save(args.runs, spec, args.wandb)))
         return
     text = page(content(args.runs, spec))
-    write_text(args.out, text)
+    try:
+        write_text(args.out, text)
+    except OSError as error:
+        raise ValueError(f"--out {args.out} cannot be written: {error.strerror}") from error
     print(f"{args.out} ({len(text) / 1e6:.1f} MB)")

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from cldm.runs.listing import EVALUATED, RunFolder, differing, figures, read, run_folders
+from cldm.runs.listing import EVALUATED, RunFolder, differing, figures, read, refuse_unknown, run_folders
 from ldm.files import to_json
 
 REASON = 60  # letters of a reason that are shown
@@ -40,11 +39,11 @@ def run(args: argparse.Namespace) -> None:
         key, is_given, value = condition.partition("=")
         if not is_given:
             raise ValueError(f"--where takes KEY=VALUE, got {condition!r}")
-        _refuse_unknown(key, known)
+        refuse_unknown(key, known)
         found = [one for one in found if _is(one.value(key), value, as_typed(value), key == "state")]
     columns = args.columns.split(",") if args.columns else [*figures(found)[:5], *differing(found)[:4]]
     for column in [*(columns if args.columns else ()), *([args.sort] if args.sort else ())]:
-        _refuse_unknown(column, known)
+        refuse_unknown(column, known)
     if args.sort:
         found.sort(key=lambda one: _order(one.value(args.sort)))
     rows = [
@@ -82,12 +81,6 @@ def _is(found: Any, typed: str, wanted: Any, is_state: bool) -> bool:
     if is_state and found.partition(":")[0] == typed:
         return True
     return str(found) == typed or (found == wanted and isinstance(found, bool) == isinstance(wanted, bool))
-
-
-def _refuse_unknown(key: str, known: Collection[str]) -> None:
-    if known and key not in known:
-        near = get_close_matches(key, known, n=2)
-        raise ValueError(f"no run has {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
 
 def _order(value: Any) -> tuple[int, float, str]:

@@ -1,6 +1,7 @@
 """Curves of groups: the mean over seeds in a band from the lowest to the highest, and the moments of convergence."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from cldm.reports.groups import Group
 from cldm.runs.listing import RunFolder
 from cldm.runs.metrics import Curve, curves
-from cldm.tables.convergence import JUMPS, moment
+from cldm.tables.convergence import JUMPS, Moment, moment
 
 AXES = ("steps", "samples", "seconds")
 POINTS = 120  # of a line
@@ -48,21 +49,18 @@ def _line(curve: Curve | None, axis: str) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """Mean, lowest and highest of curves at common places: their own if they share them, else between all their ends.
+    """Mean, lowest and highest of curves wherever any of them is, and `n`, how many are there.
 
-    Of more than POINTS places evenly chosen ones are kept.
+    A curve counts between its own ends, which differ where a run failed or is slower. Of more than POINTS places
+    evenly chosen ones are kept.
     """
-    first = lines[0][0]
-    if all(len(x) == len(first) and np.allclose(x, first) for x, _ in lines):
-        x = first
-    else:
-        low, high = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
-        x = np.linspace(low, max(low, high), POINTS)
+    x = np.unique(np.concatenate([own for own, _ in lines]))
     if len(x) > POINTS:
         x = x[np.linspace(0, len(x) - 1, POINTS).round().astype(int)]
-    y = np.stack([np.interp(x, own, values) for own, values in lines])
-    parts = {"x": x, "mean": y.mean(0)} | ({"low": y.min(0), "high": y.max(0)} if len(lines) > 1 else {})
-    return {name: rounded(values) for name, values in parts.items()} | {"n": len(lines)}
+    y = np.stack([np.interp(x, own, values, left=np.nan, right=np.nan) for own, values in lines])
+    parts = {"x": x, "mean": np.nanmean(y, 0)}
+    parts |= {"low": np.nanmin(y, 0), "high": np.nanmax(y, 0)} if len(lines) > 1 else {}
+    return {name: rounded(values) for name, values in parts.items()} | {"n": np.isfinite(y).sum(0).tolist()}
 
 
 def rounded(values: np.ndarray) -> list[float]:
@@ -79,10 +77,31 @@ def moments(groups: Sequence[Group], logged: Logged) -> list[dict[str, Any]]:
             watched = {name: own[column] for name, column in WATCHED.items() if column in own}
             one = moment({name: (curve.steps, curve.values) for name, curve in watched.items()})
             if one is not None:
-                told = {"group": i, "seed": run.config.get("seed"), "text": str(one), "measure": one.measure}
-                found.append(told | {"step": one.step, "resolution": one.resolution, "early": one.early,
-                                     "at": _places(watched[one.measure], one.step)})  # fmt: skip
+                curve = watched[one.measure]
+                told = {"group": i, "seed": run.config.get("seed"), "text": _moment_told(one, curve, run.state)}
+                told |= {"measure": one.measure, "step": one.step, "resolution": one.resolution, "early": one.early}
+                found.append(told | {"end": _end(curve), "at": _places(curve, one.step)})
     return found
+
+
+ENDS = {
+    "failed": "where it failed",
+    "stopped": "where it was stopped",
+    "cut off": "where it was cut off",
+    "running": "where it is now",
+}
+"""How to speak of the last step of a run that is not done, by the first words of its state."""
+
+
+def _moment_told(one: Moment, curve: Curve, state: str) -> str:
+    """A moment in words; of a run that is not done, and has none yet, up to which step."""
+    end = ENDS.get(state.partition(":")[0])
+    return str(one) if one.step is not None or end is None else f"not by step {_end(curve)}, {end} ({one.measure})"
+
+
+def _end(curve: Curve) -> int:
+    """The last step of which a curve has a number."""
+    return max((step for step, value in zip(curve.steps, curve.values, strict=True) if isfinite(value)), default=0)
 
 
 def _places(curve: Curve, step: int | None) -> dict[str, float | None]:

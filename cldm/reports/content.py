@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cldm.reports.bands import moments, panel, read_curves
-from cldm.reports.figures import by_protocol, samples, table
-from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings, unlike_inputs
+from cldm.reports.bands import Logged, moments, panel, read_curves
+from cldm.reports.figures import samples, table
+from cldm.reports.groups import Group, found_below, grouped, one_for_each_seed, settings, switched, unlike_inputs
 from cldm.reports.pictures import Album, grid, pictured
+from cldm.reports.protocols import Protocol, by_protocol, unlike
 from cldm.reports.spec import CURVES, ReportSpec
 from cldm.reports.words import words
 from cldm.runs.checkout import commit
-from cldm.runs.listing import RunFolder, differing
+from cldm.runs.listing import RunFolder, differing, refuse_unknown
+from cldm.runs.metrics import curves
 
 
 def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
@@ -25,12 +27,13 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
     names = [name for name in spec.curves or CURVES if any(name in own for own in logged.values())]
     shown, album = pictured(groups, spec.lines), Album()
     measured, trouble = by_protocol(groups)
-    tables = [table(label, chosen, spec.scores, 0) for (label, _), chosen in measured.items()]
+    _refuse_unknown_names(spec, logged, measured)
+    tables = [table(protocol, spec.scores, 0) for protocol in measured]
     lists = [
-        samples(label, chosen, shown, [score["name"] for score in made["scores"]], spec.samples, album)
-        for ((label, _), chosen), made in zip(measured.items(), tables, strict=True)
+        samples(protocol, shown, [score["name"] for score in made["scores"]], spec.samples, album)
+        for protocol, made in zip(measured, tables, strict=True)
     ]
-    worlds = {str(chosen[0].evaluation.results["protocol"].get("world")) for chosen in measured.values()}
+    worlds = {str(protocol.measured[0].evaluation.results["protocol"].get("world")) for protocol in measured}
     return {
         "title": spec.title,
         "question": spec.question,
@@ -40,6 +43,8 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         "groups": [described(group) for group in groups],
         "settings": settings(groups),
         "trouble": [*(told for run in runs if (told := complaint(run))), *repeated, *trouble,
+                    *(told for protocol in measured for told in unlike(protocol, groups)),
+                    *(told for run in once if (told := switched(run))),
                     *(told for group in groups if (told := unlike_inputs(group)))],
         "curves": [panel(name, groups, logged) for name in names],
         "moments": moments(groups, logged),
@@ -51,6 +56,18 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _refuse_unknown_names(spec: ReportSpec, logged: Logged, measured: Sequence[Protocol]) -> None:
+    """ValueError for a curve that no run has logged, or a score that no evaluation has."""
+    if not {*spec.curves} <= {name for own in logged.values() for name in own}:
+        every = {name for run in logged for name in curves(run.folder)}
+        for name in spec.curves:
+            refuse_unknown(name, every, "curves: ")
+    results = [one.evaluation.results["metrics"] for protocol in measured for one in protocol.measured]
+    scores = {score for metrics in results for means in metrics.values() for score in means}
+    for name in spec.scores:
+        refuse_unknown(name, scores, "scores: ")
+
+
 def ordered(groups: Sequence[Group], spec: ReportSpec) -> list[Group]:
     """The reference first, then by what differs, numbers by size; ValueError if `reference` is in no group's name."""
     if not groups:
@@ -58,7 +75,8 @@ def ordered(groups: Sequence[Group], spec: ReportSpec) -> list[Group]:
             "none of these run folders has a configuration that can be read; `python -m cldm runs` says why"
         )
     keys = differing([group.runs[0] for group in groups])
-    groups = sorted(groups, key=lambda group: [_order(group.runs[0].says(key)) for key in keys])
+    groups = sorted(groups, key=lambda group: [*(_order(group.runs[0].says(key)) for key in keys),
+                                               _order(len(group.runs[0].switches))])  # fmt: skip
     first = next((group for group in groups if spec.reference in group.name), None)
     if first is None:
         names = "; ".join(group.name for group in groups)

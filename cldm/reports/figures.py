@@ -2,13 +2,11 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from cldm.reports.groups import Group
+from cldm.reports.protocols import Measured, Protocol
 from cldm.reports.spec import SCORES
 from cldm.runs.evaluations import KEYS, Evaluation
 from cldm.runs.listing import RunFolder
@@ -17,57 +15,25 @@ from cldm.tables.statistics import bootstrap_intervals, clearly_best, mean_and_s
 LOWER = ("error", "rmse", "absrel", "angle", "fid", "kid", "loss", "hint_color", "distance")
 """Parts of the names of scores of which less is better."""
 
+NEITHER = ("nearest_training", "diversity")
+"""Parts of the names of scores of which neither less nor more is better."""
+
+ARROWS = {True: " ↓", False: " ↑", None: ""}
+"""Which way is better, by `lower_is_better`."""
+
 SHOWN = 8  # scores of a table
 
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile)
-"""What reading files raises that were cut short, or written by another version."""
 
-
-@dataclass(frozen=True)
-class Measured:
-    """The evaluation of a run, with the number of the run's group."""
-
-    group: int
-    run: RunFolder
-    evaluation: Evaluation
-
-
-def lower_is_better(score: str) -> bool:
-    """Whether less of a score is better."""
+def lower_is_better(score: str) -> bool | None:
+    """Whether less of a score is better; None where neither less nor more is."""
+    if any(part in score for part in NEITHER):
+        return None
     return any(part in score for part in LOWER)
 
 
-def by_protocol(groups: Sequence[Group]) -> tuple[dict[tuple[str, str], list[Measured]], list[dict[str, str]]]:
-    """({(label, protocol hash): evaluations}, [{run, reason}] of those that cannot be read)."""
-    found: dict[tuple[str, str], list[Measured]] = {}
-    trouble = []
-    for i, group in enumerate(groups):
-        for run in group.runs:
-            for path in sorted(run.folder.glob("evaluation/*/results.json")):
-                one = Evaluation(path.parent)
-                if reason := _unusable(one, run):
-                    trouble.append({"run": str(path.parent), "reason": reason})
-                    continue
-                key = (one.label, str(one.results["protocol_hash"]))
-                found.setdefault(key, []).append(Measured(i, run, one))
-    return found, trouble
-
-
-def _unusable(evaluation: Evaluation, run: RunFolder) -> str | None:
-    """Why an evaluation says nothing of its run as it is; None where it does."""
-    try:
-        evaluation.check()
-        told(evaluation.results)
-        measured, trained = evaluation.results.get("steps"), run.figures.get("steps")
-    except BROKEN as error:
-        return f"an evaluation that cannot be read: {type(error).__name__}: {error}"
-    if measured is not None and trained is not None and measured != trained:
-        return f"left out: an evaluation of step {measured}, and the run is at step {trained}; run evaluate.py again"
-    return None
-
-
-def table(label: str, chosen: Sequence[Measured], scores: Sequence[str], reference: int) -> dict[str, Any]:
-    """The table of one protocol: by prompt setting a row for each group; bounds below; see `_cell`."""
+def table(protocol: Protocol, scores: Sequence[str], reference: int) -> dict[str, Any]:
+    """The table of one protocol: by prompt setting a row for each group; bounds below; see `_cells`."""
+    chosen = protocol.measured
     results = chosen[0].evaluation.results
     settings = [*results["metrics"]]
     columns = [*scores] or [name for name in SCORES if name in results["metrics"][settings[-1]]][:SHOWN]
@@ -83,24 +49,9 @@ def table(label: str, chosen: Sequence[Measured], scores: Sequence[str], referen
     }  # fmt: skip
     scores_told = [{"name": name, "lower": lower_is_better(name)} for name in columns]
     best = {setting: [_best(members, setting, name) for name in columns] for setting in settings}
-    return {"label": label, "hash": results["protocol_hash"], "protocol": told(results), "settings": settings,
-            "scores": scores_told, "reference": base, "rows": rows, "best": best,
+    return {"label": protocol.label, "labels": protocol.labels, "hash": protocol.hash, "protocol": protocol.heading,
+            "settings": settings, "scores": scores_told, "reference": base, "rows": rows, "best": best,
             "bounds": {setting: _bounds(members, setting, columns) for setting in settings}}  # fmt: skip
-
-
-USUAL = {"start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None, "negative": ""}
-"""Values of a protocol that need no word."""
-
-
-def told(results: Mapping[str, Any]) -> str:
-    """A protocol in a line: of the usual values only those that are not."""
-    p = results["protocol"]
-    sampler = str((p.get("sampler") or {}).get("sampler", {}).get("_target_", "")).rsplit(".", 1)[-1]
-    data = {name: (p.get("data") or {}).get(name) for name in ("family", "path")}
-    own = {**data, **{name: p.get(name, usual) for name, usual in USUAL.items() if p.get(name, usual) != usual}}
-    rest = "".join(f", {name} {value}" for name, value in own.items() if value is not None)
-    return (f"{p.get('items')} items × noise seeds {', '.join(map(str, p.get('noise_seeds', ())))}; {sampler} "
-            f"{p.get('steps')} steps, guidance {p.get('guidance')}, scale {p.get('scale')}{rest}")  # fmt: skip
 
 
 def _cells(
@@ -120,7 +71,7 @@ def _cells(
         if not values:
             found.append(None)
             continue
-        cell = {"mean": mean_and_std(values)[0], "values": values, "seeds": _span(t_interval(values)),
+        cell = {"mean": mean_and_std(values)[0], "values": values, "n": len(values), "seeds": _span(t_interval(values)),
                 "items": _span(items[:, i])}  # fmt: skip
         differences = [d for (one, two), items in zip(pairs, by_item_apart, strict=True)
                        if (d := _apart(one, two, items, setting, score, i)) is not None]  # fmt: skip
@@ -132,7 +83,9 @@ def _cells(
 
 
 def _best(members: Mapping[int, Sequence[Measured]], setting: str, score: str) -> int | None:
-    """The number of the group to print in bold, see `clearly_best`."""
+    """The number of the group to print in bold, see `clearly_best`; of a score without a direction none is."""
+    if (lower := lower_is_better(score)) is None:
+        return None
     values = {
         number: {
             int(one.run.config.get("seed", 0)): value
@@ -141,7 +94,7 @@ def _best(members: Mapping[int, Sequence[Measured]], setting: str, score: str) -
         }
         for number, own in members.items()
     }
-    return clearly_best({number: found for number, found in values.items() if found}, lower_is_better(score))
+    return clearly_best({number: found for number, found in values.items() if found}, lower)
 
 
 def _value(one: Measured, setting: str, score: str) -> float | None:
@@ -228,15 +181,14 @@ OF_A_RUN = ("hint", "image", "hint_of_image")
 
 
 def samples(
-    label: str,
-    chosen: Sequence[Measured],
+    protocol: Protocol,
     shown: Sequence[tuple[int, RunFolder]],
     scores: Sequence[str],
     most: int,
     album: Any,
 ) -> dict[str, Any] | None:
     """The list of samples of one protocol: the first `most` items, for runs with room for pictures; None without."""
-    there = [one for one in chosen if (one.group, one.run) in shown and one.evaluation.has_samples]
+    there = [one for one in protocol.measured if (one.group, one.run) in shown and one.evaluation.has_samples]
     # a distance of sets, such as FID, is no score of an image
     own_scores = [
         name for name in scores if any(np.isfinite(one.evaluation.scores.get(name, np.nan)).any() for one in there)
@@ -255,7 +207,7 @@ def samples(
     if not rows:
         return None
     items = there[0].evaluation.results["protocol"].get("items")
-    return {"label": label, "hash": there[0].evaluation.results["protocol_hash"], "items": items, "most": most,
+    return {"label": protocol.label, "hash": protocol.hash, "items": items, "most": most,
             "scores": [{"name": name, "lower": lower_is_better(name)} for name in own_scores],
             "runs": [{"group": one.group, "seed": one.run.config.get("seed")} for one in there],
             "rows": [rows[key] for key in sorted(rows)]}  # fmt: skip

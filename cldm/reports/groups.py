@@ -28,8 +28,9 @@ class Group:
 
 
 def digest(run: RunFolder) -> str:
-    """16 hex digits of a run's configuration without its seed."""
-    text = json.dumps(run.telling, sort_keys=True, default=str)
+    """16 hex digits of a run's configuration without its seed, and of those that it was trained under before."""
+    told = {**run.telling, **({"switches": run.switches} if run.switches else {})}
+    text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -84,17 +85,44 @@ def unlike_inputs(group: Group) -> dict[str, str] | None:
     return None
 
 
+def switched(run: RunFolder) -> dict[str, str] | None:
+    """Where a run went on under another configuration, and under which; None for one that did not."""
+    told = [f"{_at(step)}: {'; '.join(changed)}" for step, changed in run.switches]
+    return (
+        {"run": str(run.folder), "reason": f"went on under another configuration {', then '.join(told)}"}
+        if told
+        else None
+    )
+
+
+def _at(step: int | None) -> str:
+    """Where a configuration changed; attempts before December 2026 did not note it."""
+    return "later" if step is None else f"from step {step}"
+
+
+def _suffix(run: RunFolder) -> str:
+    """What the name of a run's group says of its switches."""
+    told = []
+    for step, (first, *more) in run.switches:
+        (key, _, values) = first.partition(": ")
+        told.append(f", {_at(step)} {key.split('.')[-1]} {values}" + (f" and {len(more)} more" if more else ""))
+    return "".join(told)
+
+
 def _names(runs: Sequence[RunFolder]) -> list[str]:
     """What was typed for these runs and not for all of them; where that is not enough, or too long, the values that
     tell them apart."""
     if len(runs) == 1:
-        return [str(runs[0].config.get("name") or runs[0].folder.name)]
+        return [str(runs[0].config.get("name") or runs[0].folder.name) + _suffix(runs[0])]
     shared = set.intersection(*({*run.overrides} for run in runs)) if runs else set()
     names = [_short([item for item in run.overrides if item not in shared]) for run in runs]
-    if len({*names}) < len(names) or any(len(name) > LONGEST for name in names):
+    suffixes = [_suffix(run) for run in runs]
+    if len({*zip(names, suffixes, strict=True)}) < len(names) or any(len(name) > LONGEST for name in names):
         keys = _telling(runs)
-        names = [_short([f"{key}={_told(run.says(key))}" for key in keys if run.says(key) is not None]) for run in runs]
-    plain = [name or "default" for name in names]
+        names = [
+            _short([f"{key}={written(run.says(key))}" for key in keys if run.says(key) is not None]) for run in runs
+        ]
+    plain = [(name or "default") + suffix for name, suffix in zip(names, suffixes, strict=True)]
     return [name if plain.count(name) == 1 else f"{name} ({digest(run)[:6]})"
             for name, run in zip(plain, runs, strict=True)]  # fmt: skip
 
@@ -102,7 +130,7 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
 def _telling(runs: Sequence[RunFolder]) -> list[str]:
     """A few of the keys in which runs differ, with which all can be told apart: those with the most values first."""
     keys = differing(runs)
-    values = {key: [_told(run.says(key)) for run in runs] for key in keys}
+    values = {key: [written(run.says(key)) for run in runs] for key in keys}
     chosen: list[str] = []
     apart = 1
 
@@ -129,10 +157,11 @@ def _short(items: Sequence[str]) -> str:
 def settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """What differs: for each key of the configuration in which groups differ its value in each of them."""
     keys = differing([group.runs[0] for group in groups])
-    return [{"key": key, "values": [_told(group.runs[0].says(key)) for group in groups]} for key in keys]
+    return [{"key": key, "values": [written(group.runs[0].says(key)) for group in groups]} for key in keys]
 
 
-def _told(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value in a few characters; of a long text its end."""
     text = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     if len(text) <= VALUE:
         return text

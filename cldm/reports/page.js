@@ -34,6 +34,7 @@ function short(value, digits = 3) {
   return size >= 100 || Number.isInteger(value) ? `${+value.toPrecision(4)}` : size >= 0.001 ? value.toFixed(digits) : value.toExponential(1);
 }
 const signed = (value) => (value > 0 ? "+" : "") + short(value);
+const arrow = (score) => (score.lower === null ? "" : score.lower ? " ↓" : " ↑"); /* of some scores neither is better */
 const span = (pair, write = short) => (pair ? `[${write(pair[0])}, ${write(pair[1])}]` : "");
 const picture = (key, alt) => (key ? el("img", { class: "item", src: D.pictures[key], alt }) : el("div", { class: "none" }, "none"));
 
@@ -98,12 +99,12 @@ function differs() {
       el("td", {}, group.seeds.join(", ")), el("td", { class: "text" }, states.join(", ")),
       commits.size > 1 ? el("td", { class: "text" }, group.commits.join(", ")) : null);
   });
-  $("differs-table").replaceChildren(el("thead", {}, el("tr", {}, ...head.map((text) => el("th", {}, text)))), el("tbody", {}, ...rows));
+  $("differs-table").replaceChildren(el("thead", {}, el("tr", {}, ...head.map((text, i) => el("th", { class: i > keys.length + 1 ? "text" : i && i <= keys.length ? "key" : null }, text)))), el("tbody", {}, ...rows));
   const notes = [];
   if (commits.size > 1) notes.push(el("p", {}, `These runs were made by ${commits.size} states of the code: a difference between them may be of the code.`));
   else notes.push(el("p", { class: "quiet" }, `All runs were made by commit ${[...commits][0]}.`));
   if (D.trouble.length) {
-    notes.push(el("details", { open: D.trouble.length <= 5 ? "" : null }, el("summary", {}, `${D.trouble.length} that tell less than others`),
+    notes.push(el("details", { open: D.trouble.length <= 5 ? "" : null }, el("summary", {}, `To know before comparing (${D.trouble.length})`),
       el("ul", { class: "trouble" }, ...D.trouble.map((one) => el("li", {}, `${one.run}: ${one.reason}`)))));
   }
   $("trouble").replaceChildren(...notes);
@@ -191,8 +192,11 @@ function hover(root, lines, x0, x1, px) {
     const rows = lines.map(([group, line]) => {
       let best = 0;
       line.x.forEach((place, i) => { if (Math.abs(place - x) < Math.abs(line.x[best] - x)) best = i; });
+      const gap = (x1 - x0) / 100; /* beyond its end a line says nothing */
+      if (x < line.x[0] - gap || x > line.x[line.x.length - 1] + gap) return el("div", {}, el("span", {}, ...named(group)), el("span", {}, "–"));
       const band = line.low ? ` ${span([line.low[best], line.high[best]])}` : "";
-      return el("div", {}, el("span", {}, ...named(group)), el("span", {}, short(line.mean[best]) + band));
+      const count = several ? ` n = ${line.n[best]}` : "";
+      return el("div", {}, el("span", {}, ...named(group)), el("span", {}, short(line.mean[best]) + band + count));
     });
     $("tip").replaceChildren(el("div", {}, el("b", {}, `${AXES[axis]}: ${short(x)}`)), ...rows.slice(0, 14));
     $("tip").hidden = false;
@@ -214,7 +218,7 @@ function momentsTable() {
   const mine = D.moments.filter((one) => shown.has(one.group));
   const end = Math.max(1, ...D.groups.flatMap((group) => group.steps.filter((x) => x)), ...mine.map((one) => one.step || 0));
   const rows = mine.map((one) => {
-    const track = el("div", { class: "track", style: color(one.group) });
+    const track = el("div", { class: "track", style: `${color(one.group)}; --end: ${(one.end / end) * 100}%` });
     if (one.step !== null) {
       const first = one.step - (one.resolution || 0);
       track.append(el("i", { class: one.early ? "early" : null, style: `left: ${(first / end) * 98}%; width: ${((one.step - first) / end) * 98}%` }));
@@ -245,7 +249,7 @@ const views = D.tables.map((one) => ({ setting: one.settings[one.settings.length
 function figures() {
   $("scores-body").replaceChildren(
     el("p", {}, "One table for each protocol: figures of different protocols must not be compared. A value is the mean over the seeds of a group. Below it: Student's 95 % interval over seeds, " +
-      "or with a single seed (marked “items”) a bootstrap over items, which says nothing of other seeds. Arrows say which way is better. Bold: better than every other group beyond the 95 % interval of the differences paired by seed. " +
+      "or with a single seed (marked “items”) a bootstrap over items, which says nothing of other seeds; n where some seeds have no such score. Arrows say which way is better; a score without one has no better. Bold: better than every other group beyond the 95 % interval of the differences paired by seed. " +
       "A difference is the mean over pairs of runs with the same seed; “1 of 2 seeds” marks one for which the reference lacks a seed, so that it need not be the difference of the values."),
     ...D.tables.map(figureTable));
 }
@@ -257,17 +261,18 @@ function figureTable(one, number) {
   choice(kind, [[false, "values"], [true, `minus ${D.groups[one.reference].name}`]], view.apart, (value) => { view.apart = value; figures(); });
   const best = one.best[view.setting];
   const rows = one.rows[view.setting].filter((row) => shown.has(row.group)).map((row) => el("tr", {}, el("td", { class: "group" }, ...named(row.group), el("small", {}, `n = ${row.n} seed${row.n > 1 ? "s" : ""}`)),
-    ...row.cells.map((cell, i) => (view.apart && row.group !== one.reference ? difference(cell, one.scores[i], row.n) : value(cell, best[i] === row.group)))));
+    ...row.cells.map((cell, i) => (view.apart && row.group !== one.reference ? difference(cell, one.scores[i], row.n) : value(cell, best[i] === row.group, row.n)))));
   const bounds = view.apart ? [] : one.bounds[view.setting].map((row) => el("tr", { class: "bound" }, el("td", { class: "group" }, row.title, row.groups ? el("small", {}, `of ${row.groups.map((group) => D.groups[group].name).join("; ")}`) : null), ...row.cells.map((x) => el("td", {}, short(x)))));
   return el("div", { class: "protocol" },
     el("p", {}, el("b", {}, one.label), ` — ${one.protocol} `, el("span", { class: "quiet" }, `(protocol ${one.hash})`)),
     el("div", { class: "controls" }, el("label", {}, "prompts", place), one.rows[view.setting].length > 1 ? kind : null),
-    el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "group"), ...one.scores.map((score) => el("th", { title: D.words[score.name] }, `${score.name} ${score.lower ? "↓" : "↑"}`)))),
+    el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "group"), ...one.scores.map((score) => el("th", { title: D.words[score.name] }, score.name + arrow(score))))),
       el("tbody", {}, ...rows, ...bounds))));
 }
-function value(cell, best) {
+function value(cell, best, seeds) {
   if (!cell) return el("td", {}, "–");
-  const interval = cell.seeds ? span(cell.seeds) : cell.items ? `${span(cell.items)} items` : "";
+  const count = cell.n < seeds ? ` n = ${cell.n}` : "";
+  const interval = (cell.seeds ? span(cell.seeds) : cell.items ? `${span(cell.items)} items` : "") + count;
   return el("td", { title: `seeds: ${cell.values.map((x) => short(x)).join(", ")}` }, best ? el("b", {}, short(cell.mean)) : short(cell.mean), el("small", {}, interval));
 }
 const intervalOf = (cell) => cell.difference_seeds || cell.difference_items;
@@ -277,7 +282,7 @@ function difference(cell, score, seeds) {
   const part = cell.pairs < seeds ? ` ${cell.pairs} of ${seeds} seeds` : "";
   const pair = intervalOf(cell);
   const good = (cell.difference < 0) === score.lower;
-  return el("td", {}, el("span", { class: clear(cell) ? (good ? "better" : "worse") : null }, signed(cell.difference)), el("small", {}, span(pair, signed) + (cell.difference_seeds || !pair ? "" : " items") + part));
+  return el("td", {}, el("span", { class: clear(cell) && score.lower !== null ? (good ? "better" : "worse") : null }, signed(cell.difference)), el("small", {}, span(pair, signed) + (cell.difference_seeds || !pair ? "" : " items") + part));
 }
 
 /* ---------------------------------------------------------------- samples */
@@ -293,11 +298,11 @@ function samplesSection() {
   if (!settings.includes(look.setting)) look.setting = settings[settings.length - 1];
   if (look.b === null) look.b = String(Math.max(list.runs.findIndex((run) => run.group !== list.runs[0].group), 0) || (runs.length > 1 ? 1 : ""));
   const controls = [
-    D.samples.length > 1 ? select("protocol", D.samples.map((one, i) => [i, one.label]), whole("list")) : null,
+    D.samples.length > 1 ? select("protocol", D.samples.map((one, i) => [i, D.samples.filter((other) => other.label === one.label).length > 1 ? `${one.label} (${one.hash})` : one.label]), whole("list")) : null,
     select("run A", runs, again("a")), select("run B", [["", "none"], ...runs], again("b")),
     select("prompts", [["", "all"], ...settings.map((name) => [name, name])], again("setting")),
-    scores.length ? select("score", scores.map((score, i) => [i, `${score.name} ${score.lower ? "↓" : "↑"}`]), again("score")) : null,
-    select("order", [["worst", "worst of A first"], ["best", "best of A first"], ["apart", "largest difference between A and B first"], ["lost", "A worse than B first"], ["won", "A better than B first"], ["item", "by item"]], again("order")),
+    scores.length ? select("score", scores.map((score, i) => [i, score.name + arrow(score)]), again("score")) : null,
+    select("order", Object.entries(orders(scores[0])), again("order")),
     el("label", {}, "caption has", el("input", { type: "search", size: 14, oninput: (event) => again("text")(event.target.value) })),
     el("label", {}, "A's score at most", el("input", { type: "number", step: "any", style: "width: 6em", oninput: (event) => again("limit")(event.target.value) })),
   ].filter((node) => node);
@@ -311,7 +316,13 @@ function samplesSection() {
   if (scores.length) set("score", look.score);
   cards(list, scores);
 }
+function orders(score) {
+  const [low, high, less, more] = score && score.lower === null ? ["lowest", "highest", "lower", "higher"] : ["worst", "best", "worse", "better"];
+  return { worst: `${low} of A first`, best: `${high} of A first`, apart: "largest difference between A and B first", lost: `A ${less} than B first`, won: `A ${more} than B first`, item: "by item" };
+}
 function cards(list, scores) {
+  const words = orders(scores[look.score]);
+  for (const option of $("samples-body").querySelectorAll("option")) if (words[option.value]) option.textContent = words[option.value];
   const score = (row, run) => { const own = run === "" ? null : row.runs[run]; const x = own ? own[PICTURES + +look.score] : null; return Number.isFinite(x) ? x : null; };
   const sign = scores.length && scores[look.score].lower ? -1 : 1;
   const rows = list.rows.filter((row) => (!look.setting || row.setting === look.setting) && row.runs[look.a]

@@ -15,6 +15,9 @@ from cldm.reports.groups import Group
 from cldm.runs.listing import RunFolder
 from cldm.tables.sheets import MADE, cut, history
 
+ITEMS = (0, 1, 2, 3)
+"""The items of a grid whose report names none."""
+
 LARGEST = 192  # pixels of the longer side
 
 
@@ -45,14 +48,17 @@ class Album:
 
 def grid(runs: Sequence[tuple[int, RunFolder]], items: Sequence[int], looks: int, album: Album) -> dict[str, Any]:
     """Samples of fixed held-out items over the steps of runs (each with its group's number); runs without previews are
-    left out. Steps: evenly chosen, at most `looks`, from those that any run has."""
+    left out. Steps: evenly chosen, at most `looks`, from those that any run has. ValueError: no run has an item."""
     looked = {one: lines for one in runs if (lines := _history(one[1].folder))}
+    count = max((len(line["ids"]) for lines in looked.values() for line in lines.values()), default=0)
+    if count and (unknown := [item for item in items if item >= count]):
+        raise ValueError(f"items: no run's previews have {', '.join(map(str, unknown))}; they have 0 to {count - 1}")
     steps = sorted({step for lines in looked.values() for step in lines})
     if not steps:
         return {"steps": [], "items": []}
     chosen = [steps[i] for i in sorted({*np.linspace(len(steps) - 1, 0, looks).round().astype(int).tolist()})]
     pages = []
-    for item in items:
+    for item in items or ITEMS:
         rows = []
         for (group, run), lines in looked.items():
             cells = [_cell(run, lines.get(step), item, MADE, album) for step in chosen]

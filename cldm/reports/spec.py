@@ -23,7 +23,8 @@ class ReportSpec:
 
     title, question: above the page: what is compared, and what is asked.
     curves: names in metrics.csv. items: numbers of the held-out items of the grid runs x steps, of those in the run's
-    previews. looks: steps in that grid. scores: of evaluations, in the table and in the list of samples.
+    previews, from 0; the first four if none are named. looks: steps in that grid.
+    scores: of evaluations, in the table and in the list of samples.
     samples: items of each evaluation in that list. lines: groups that are shown at first, and have pictures.
     reference: the group that others are compared with, a part of its name; the first without it.
     """
@@ -31,7 +32,7 @@ class ReportSpec:
     title: str = "Runs compared"
     question: str = ""
     curves: tuple[str, ...] = ()
-    items: tuple[int, ...] = (0, 1, 2, 3)
+    items: tuple[int, ...] = ()
     looks: int = 8
     scores: tuple[str, ...] = ()
     samples: int = 48
@@ -44,9 +45,13 @@ def read_spec(path: Path | None) -> ReportSpec:
     if path is None:
         return ReportSpec()
     try:
-        given = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
+        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"--spec {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--spec {path} is no text file; it takes a YAML file") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError for a date that does not exist
+        raise ValueError(f"--spec {path} is no YAML file: {error}") from error
     usual = {field.name: field.default for field in fields(ReportSpec)}
     if not isinstance(given, dict) or {*given} - {*usual}:
         unknown = ", ".join(map(str, {*given} - {*usual})) if isinstance(given, dict) else type(given).__name__
@@ -56,12 +61,20 @@ def read_spec(path: Path | None) -> ReportSpec:
 
 def _checked(path: Path, key: str, value: Any, usual: Any) -> Any:
     """The value of a key, of the type of the usual one; `curves`, `items` and `scores` are lists."""
-    member = int if key == "items" else str
     if isinstance(usual, tuple):
-        if isinstance(value, list) and all(isinstance(item, member) for item in value):
+        member, fits = ("numbers from 0", _is_item) if key == "items" else ("texts", _is_text)
+        if isinstance(value, list) and all(map(fits, value)):
             return tuple(value)
-        raise ValueError(f"{path}: {key} is a list of {member.__name__}, got {value!r}")
+        raise ValueError(f"{path}: {key} is a list of {member}, got {value!r}")
     least = 1 if isinstance(usual, int) else None
     if not isinstance(value, type(usual)) or isinstance(value, bool) or (least and value < least):
         raise ValueError(f"{path}: {key} is {'a number from 1' if least else 'a text'}, got {value!r}")
     return value
+
+
+def _is_item(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cldm.reports.content import content
+from cldm.reports.figures import ARROWS
 from cldm.reports.groups import found_below
 from cldm.reports.spec import ReportSpec
 from cldm.runs.listing import CHOICES
@@ -99,15 +100,19 @@ def sections(wr: Any, made: Mapping[str, Any]) -> list[tuple[str, list[Any], str
         for item in items for names in (("hint", "sample"),)
     ]  # fmt: skip
     found += [("The same item, run by run and step by step", grids, "singly")] if grids else []
-    lists = [wr.WeavePanelSummaryTable(table_name=f"eval/{table['label']}/samples") for table in made["tables"]]
+    lists = [wr.WeavePanelSummaryTable(table_name=f"eval/{label}/samples")
+             for label in dict.fromkeys(label for table in made["tables"] for label in table["labels"])]  # fmt: skip
     return found + ([("Samples of evaluations", lists, "singly")] if lists else [])
 
 
 def markdown(made: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     """A table of figures with its intervals, for the setting with the fullest prompts."""
     setting = table["settings"][-1]
-    head = [f"prompts {setting}", *(f"{score['name']} {'↓' if score['lower'] else '↑'}" for score in table["scores"])]
-    rows = [[made["groups"][row["group"]]["name"], *map(_cell, row["cells"])] for row in table["rows"][setting]]
+    head = [f"prompts {setting}", *(f"{score['name']}{ARROWS[score['lower']]}" for score in table["scores"])]
+    rows = [
+        [made["groups"][row["group"]]["name"], *(_cell(cell, row["n"]) for cell in row["cells"])]
+        for row in table["rows"][setting]
+    ]
     rows += [[bound["title"], *("–" if x is None else f"{x:.3f}" for x in bound["cells"])]
              for bound in table["bounds"][setting]]  # fmt: skip
     lines = [head, ["---", *["---:"] * len(table["scores"])], *rows]
@@ -115,8 +120,10 @@ def markdown(made: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{told}"
 
 
-def _cell(cell: Mapping[str, Any] | None) -> str:
+def _cell(cell: Mapping[str, Any] | None, seeds: int) -> str:
+    """Mean and interval, and of how many seeds where some have no such score."""
     if cell is None:
         return "–"
     pair = cell["seeds"] or cell["items"]
-    return f"{cell['mean']:.3f}" + (f" [{pair[0]:.3f}, {pair[1]:.3f}]" if pair else "")
+    count = f" (n = {cell['n']})" if cell["n"] < seeds else ""
+    return f"{cell['mean']:.3f}" + (f" [{pair[0]:.3f}, {pair[1]:.3f}]" if pair else "") + count

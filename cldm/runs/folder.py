@@ -13,10 +13,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cldm.runs import metrics
 from cldm.runs.checkout import commit
 from cldm.runs.inputs import inputs
 from cldm.runs.naming import differences, stable
@@ -34,7 +36,7 @@ from ldm.files import (
 BASE_FILE = "base.safetensors"
 """Beside a branch that was trained with an unlocked base: that base, complete."""
 
-ATTEMPTS, INPUTS = "attempts.jsonl", "inputs.json"
+INPUTS = "inputs.json"
 ASKED = {"SIGTERMException": "asked to end", "Preempted": "queued again", "KeyboardInterrupt": "Ctrl-C"}
 """Ends of an attempt that are no failures, by the exception: the same command goes on."""
 
@@ -118,14 +120,16 @@ def attempt(cfg: DictConfig, overrides: Sequence[str] = ()) -> Iterator[Run]:
         write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
         if run.last_checkpoint:
             print("\n  ".join([f"going on from {last}" + (", with a difference:" if changed else ""), *changed]))
-        _note(folder, {"event": "start", **provenance(), "resumed": bool(run.last_checkpoint), "changed": changed})
+        told = {"resumed": bool(run.last_checkpoint), "step": step_saved(last), "changed": changed}
+        _note(folder, {"event": "start", **provenance(), **told, "metrics": len(metrics.attempts(folder))})
         try:
             yield run
         except BaseException as error:
-            if _written(last) == trained:
+            untrained = _written(last) == trained
+            if untrained:
                 for name, content in before.items():
                     write_text(folder / name, content)
-            _tell_end(folder, last, error)
+            _tell_end(folder, last, error, bool(changed) and untrained)
             if isinstance(error, Refused) and folder in made and not in_sweep():  # a sweep's summary names the folder
                 shutil.rmtree(folder, ignore_errors=True)
                 if folder.parent in made:
@@ -167,11 +171,11 @@ def _steps_done(folder: Path) -> int:
     return json.loads((folder / "results.json").read_text())["steps"]
 
 
-def _tell_end(folder: Path, last: Path, error: BaseException) -> None:
-    """Note why an attempt ended; FAILED.json, unless it was asked to."""
+def _tell_end(folder: Path, last: Path, error: BaseException, undone: bool) -> None:
+    """Note why an attempt ended, and whether its change was undone; FAILED.json, unless it was asked to."""
     asked = ASKED.get(type(error).__name__)
     reason = asked or f"{type(error).__name__}: {error}"
-    _note(folder, {"event": "stopped", "reason": reason})
+    _note(folder, {"event": "stopped", "reason": reason, **({"undone": True} if undone else {})})
     if asked:
         print(f"{asked}: {last if last.exists() else 'nothing'} is saved; the same command goes on", flush=True)
     elif not (folder / "DONE.json").exists():
@@ -195,6 +199,18 @@ def _written(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
+def step_saved(checkpoint: Path) -> int | None:
+    """The optimizer step at which a checkpoint was saved: 0 where there is none, None for one that cannot be read."""
+    import torch  # a refusal need not wait for it
+
+    if not checkpoint.is_file():
+        return 0
+    try:
+        return int(torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["global_step"])
+    except (OSError, RuntimeError, LookupError, EOFError, TypeError, ValueError, UnpicklingError):
+        return None  # whoever goes on from it says why
+
+
 def overrides_of(folder: Path) -> list[str]:
     """The overrides that the run in the folder was started with."""
     path = folder / "overrides.yaml"
@@ -215,11 +231,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
     """Every start and end of the run, oldest first (attempts.jsonl)."""
-    return read_lines(folder / ATTEMPTS)
+    return read_lines(folder / metrics.ATTEMPTS)
 
 
 def _note(folder: Path, line: dict[str, Any]) -> None:
-    append_line(folder / ATTEMPTS, {"when": _now(), **line})
+    append_line(folder / metrics.ATTEMPTS, {"when": _now(), **line})
 
 
 def _now() -> str:

@@ -1,18 +1,19 @@
 """Run folders read back side by side: their states, figures and settings. Nothing that lies in them is an error."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cldm.data.text import from_yaml
-from cldm.runs.folder import ATTEMPTS
-from cldm.runs.metrics import last_step
+from cldm.runs.metrics import ATTEMPTS, last_step
 from cldm.runs.naming import VOLATILE
 from ldm.files import InUse, locked, read_lines
 
@@ -94,6 +95,17 @@ class RunFolder:
         return [line for line in _attempts(self.folder) if line.get("event") == "start"]
 
     @cached_property
+    def switches(self) -> list[tuple[int | None, tuple[str, ...]]]:
+        """Where it went on under another configuration: the step, None if that was not noted, and what changed, as
+        `key: old -> new`. More steps, what changes no result, and a change under which nothing was trained are none.
+        """
+        lines = _attempts(self.folder)
+        undone = {i for i, (_, end) in enumerate(pairwise(lines)) if end.get("undone")}
+        found = [(line.get("step"), _telling_changes(line.get("changed"))) for i, line in enumerate(lines)
+                 if i not in undone]  # fmt: skip
+        return [(step if isinstance(step, int) else None, changed) for step, changed in found if changed]
+
+    @cached_property
     def commits(self) -> list[str]:
         """Of the code that its attempts ran, the last one's last; of a run without attempts what its results say."""
         results, _ = load(self.folder / "results.json")
@@ -111,6 +123,18 @@ class RunFolder:
 
 def _is_untelling(key: str) -> bool:
     return key == "seed" or any(f"{key}.".startswith(f"{name}.") for name in (*VOLATILE, *DERIVED))
+
+
+def _telling_changes(changed: Any) -> tuple[str, ...]:
+    told = [str(line).partition(": ") for line in changed] if isinstance(changed, list) else []
+    kept = [(key, values) for key, _, values in told if key != "steps" and not _is_untelling(key)]
+    return tuple(f"{key}: {values}" for key, values in kept if not _is_place(values))
+
+
+def _is_place(values: str) -> bool:
+    """Whether a change is of how the run folder was written, which attempts before December 2026 noted."""
+    old, _, new = values.partition(" -> ")
+    return new.startswith("/") and old.endswith(new)
 
 
 def _placeless(value: Any, place: str) -> Any:
@@ -188,6 +212,16 @@ def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
     for key, value in config.items():
         found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return found
+
+
+def refuse_unknown(name: str, known: Collection[str], where: str = "") -> None:
+    """ValueError, with near names, for a name that no run has; where nothing is known every name is taken.
+
+    where: the key or option that asks for it, with a colon.
+    """
+    if known and name not in known:
+        near = get_close_matches(name, known, n=2)
+        raise ValueError(f"{where}no run has {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
 
 def figures(found: Sequence[RunFolder]) -> list[str]:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
+from ldm.files import read_lines
+
+ATTEMPTS = "attempts.jsonl"
+
 AXES = {"samples": "samples_seen", "seconds": "train_seconds"}
 """What a curve may be drawn against beside steps, and the column that says it."""
 
@@ -36,19 +40,34 @@ class Curve:
 def curves(folder: Path, names: Iterable[str] | None = None) -> dict[str, Curve]:
     """The curves of these names that a run has logged, or all; of steps that were done again the last attempt counts.
 
-    Lines that a kill cut short are left out.
+    What came after the checkpoint that an attempt went on from was given up; of an attempt that did not note its step
+    (attempts.jsonl), what came after its own first row. Lines that a kill cut short are left out.
     """
+    began = _began(folder)
     rows: dict[str, dict[int, tuple[float | None, ...]]] = {}
     wanted = None if names is None else {*names}
-    for path in attempts(folder):
+    for number, path in enumerate(attempts(folder)):
         logged = [*_logged(path, wanted)]
-        began = min((step for step, *_ in logged), default=None)
-        for name, found in rows.items():  # what the attempts before logged from there on was given up
-            rows[name] = {step: row for step, row in found.items() if began is None or step <= began}
+        last = began.get(number, min((step for step, *_ in logged), default=None))
+        for name, found in rows.items():
+            rows[name] = {step: row for step, row in found.items() if last is None or step <= last}
         for step, places, values in logged:
             for name, value in values.items():
                 rows.setdefault(name, {})[step] = (value, *places)
     return {name: _curve(found) for name, found in rows.items() if found}
+
+
+def _began(folder: Path) -> dict[int, int]:
+    """{number of a file of metrics, from 0: the step of the checkpoint from which it was begun}.
+
+    Several attempts may have meant to write a file; the earliest checkpoint counts.
+    """
+    found: dict[int, int] = {}
+    for line in read_lines(folder / ATTEMPTS):
+        number, step = (line.get(name) if isinstance(line, dict) else None for name in ("metrics", "step"))
+        if isinstance(number, int) and isinstance(step, int):
+            found[number] = min(step, found.get(number, step))
+    return found
 
 
 def _curve(found: dict[int, tuple[float | None, ...]]) -> Curve:

@@ -57,8 +57,9 @@ def _without_places(value: Any, folder: str) -> Any:
         return [_without_places(item, folder) for item in value]
     if not isinstance(value, str):
         return value
-    value = value.replace(f"{REPOSITORY}/", "")
-    return re.sub(rf"(?<![\w.-]){re.escape(folder)}(?![\w.-])", "", value) if folder else value
+    if folder:  # first: it may lie in the repository
+        value = re.sub(rf"(?<![\w.-]){re.escape(folder)}(?![\w.-])", "", value)
+    return value.replace(f"{REPOSITORY}/", "")
 
 
 def _without_gaps(value: Any) -> Any:

@@ -14,12 +14,13 @@ from PIL import Image
 from scipy import stats
 
 from cldm.commands.cli import main
-from cldm.reports import figures
+from cldm.reports import protocols
 from cldm.reports.content import content
 from cldm.reports.page import page
 from cldm.reports.spec import ReportSpec, read_spec
+from cldm.reports.workspace import markdown
 from cldm.tables.statistics import bootstrap_intervals
-from tests.run_folders import compared, evaluation, quality_at, run_folder, scene
+from tests.run_folders import PROTOCOL, compared, ended, evaluation, quality_at, run_folder, scene
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -91,6 +92,39 @@ def test_a_run_that_was_made_again_is_no_further_seed(tmp_path):
     assert [row["n"] for row in table["rows"]["perfect"]] == [2]
 
 
+def resumed(run: Path, changed: list[str], step: int | None = 150, **more: Any) -> Path:
+    """A run folder whose last attempt went on from a step with these differences."""
+    with open(run / "attempts.jsonl", "a") as file:
+        start = {"event": "start", "commit": "c", "resumed": True, "changed": changed}
+        file.write(json.dumps({**start, **({} if step is None else {"step": step}), **more}) + "\n")
+    return run
+
+
+def test_a_run_that_went_on_under_another_configuration_is_a_group_of_its_own_and_told(tmp_path):
+    for seed in (0, 1, 2):
+        run_folder(tmp_path / str(seed), seed, steps=40, pictures=False)
+    resumed(tmp_path / "0", ["steps: 150 -> 200", "trainer.max_steps: 150 -> 200"])  # that is no change of method
+    assert len(content([tmp_path], ReportSpec())["groups"]) == 1
+    resumed(tmp_path / "1", ["optimizer.lr: 1.0 -> 0.001", "steps: 150 -> 200"])
+    told = content([tmp_path], ReportSpec())
+    assert [(group["name"], group["seeds"]) for group in told["groups"]] == [
+        ("default", [0, 2]), ("default, from step 150 lr 1.0 -> 0.001", [1])
+    ]  # fmt: skip
+    reason = "went on under another configuration from step 150: optimizer.lr: 1.0 -> 0.001"
+    assert told["trouble"] == [{"run": str(tmp_path / "1"), "reason": reason}]
+
+
+def test_a_change_that_was_undone_or_only_of_how_the_folder_is_written_is_none(tmp_path):
+    folder = resumed(run_folder(tmp_path / "0", steps=40), ["trainer.callbacks.checkpoint.folder: R/x -> /x"], None)
+    resumed(folder, ["optimizer.lr: 0.001 -> 1.0"])
+    with open(folder / "attempts.jsonl", "a") as file:
+        file.write('{"event": "stopped", "reason": "ValueError: no", "undone": true}\n')
+    assert content([tmp_path], ReportSpec())["trouble"] == []
+    resumed(folder, ["optimizer.lr: 0.001 -> 1.0"], None)  # as runs before December 2026 noted it
+    (told,) = content([tmp_path], ReportSpec())["trouble"]
+    assert "configuration later: optimizer.lr: 0.001 -> 1.0" in told["reason"]
+
+
 def test_a_group_whose_runs_have_read_other_pictures_is_told(tmp_path):
     folders = [run_folder(tmp_path / f"seed-{seed}", seed) for seed in (0, 1)]
     for folder in folders:
@@ -117,15 +151,57 @@ def test_a_line_is_the_mean_of_the_seeds_within_its_band_on_all_three_axes(told)
     assert line["low"] == pytest.approx(np.min(seeds, 0), rel=1e-4, abs=1e-5)
     assert line["high"] == pytest.approx(np.max(seeds, 0), rel=1e-4, abs=1e-5)
     assert curve["axes"]["samples"]["0"]["x"] == [8 * step for step in line["x"]]
-    seconds = curve["axes"]["seconds"]["0"]  # seed 1 is slower: between the ends that both have
-    assert seconds["x"][-1] == pytest.approx(0.4 * 200)
-    assert seconds["n"] == 2
+    seconds = curve["axes"]["seconds"]["0"]  # seed 1 is slower, and alone at its end
+    assert seconds["x"][-1] == pytest.approx(0.42 * 200)
+    assert seconds["n"] == [2] * (len(seconds["x"]) - 1) + [1]
+
+
+def line_of(told: dict[str, Any], name: str) -> dict[str, Any]:
+    """The line of the first group in the plot of a curve against steps."""
+    (curve,) = (one for one in told["curves"] if one["name"] == name)
+    return curve["axes"]["steps"]["0"]
+
+
+@pytest.mark.parametrize("step", [0, 60])
+def test_a_seed_that_failed_counts_up_to_its_own_end_and_the_others_go_on(tmp_path, step):
+    for seed in (0, 1, 2):
+        run_folder(tmp_path / str(seed), seed, pictures=False)
+    whole = line_of(content([tmp_path], ReportSpec()), "hint_use")
+    ended(tmp_path / "1", step, "RuntimeError: out of memory")
+    line = line_of(content([tmp_path], ReportSpec()), "hint_use")
+    assert line["x"] == whole["x"] == [*range(0, 201, 10)]
+    assert line["n"] == [3 if x <= step else 2 for x in line["x"]]
+    assert line["mean"] == pytest.approx(whole["mean"])  # the seeds of this curve are alike
+    assert all(low <= mean <= high for low, mean, high in zip(line["low"], line["mean"], line["high"], strict=True))
+
+
+def test_numbers_that_do_not_exist_end_the_curve_of_their_own_seed_alone(tmp_path):
+    for seed in (0, 1):
+        run_folder(tmp_path / str(seed), seed, pictures=False)
+    path = tmp_path / "0" / "metrics.csv"
+    head, *rows = path.read_text().splitlines()
+    lost = [re.sub(r"^[^,]+", "nan", row) for row in rows[7:]]
+    path.write_text("\n".join([head, *rows[:7], *lost]))
+    line = line_of(content([tmp_path], ReportSpec()), "hint_use")
+    assert (line["x"][-1], line["n"]) == (200, [2] * 7 + [1] * 14)
 
 
 def test_the_moment_of_sudden_convergence_is_told_for_each_run(told):
     steps = [(one["group"], one["seed"], one["step"]) for one in told["moments"]]
     assert steps == [(0, 0, 100), (0, 1, 110), (1, 0, 140), (1, 1, 150)]
     assert told["moments"][0]["at"] == {"steps": 100, "samples": 800.0, "seconds": 40.0}
+
+
+def test_a_run_that_came_too_short_for_a_moment_is_told_up_to_which_step_and_why(tmp_path):
+    ended(run_folder(tmp_path / "failed", 0, pictures=False), 20, "RuntimeError: out of memory")
+    ended(run_folder(tmp_path / "cut", 1, pictures=False), 40)
+    run_folder(tmp_path / "never", 2, jump=900, pictures=False)
+    moments = sorted(content([tmp_path], ReportSpec())["moments"], key=lambda one: one["seed"])
+    assert [(one["text"], one["end"]) for one in moments] == [
+        ("not by step 20, where it failed (hint_use)", 20),
+        ("not by step 40, where it was cut off (hint_use)", 40),
+        ("no sudden convergence (hint_use)", 200),
+    ]
 
 
 def test_the_grid_shows_the_same_item_of_every_run_at_the_same_steps(told):
@@ -456,12 +532,91 @@ def test_figures_of_different_protocols_are_never_in_one_table(tmp_path):
     assert [len(table["rows"]["perfect"]) for table in tables] == [1, 1]
 
 
+def two_runs(place: Path) -> list[Path]:
+    """Two runs of two configurations, of one seed."""
+    return [run_folder(place / name, steps=40, pictures=False, config={"control": {"_target_": name}})
+            for name in ("p", "q")]  # fmt: skip
+
+
+def test_evaluations_of_one_protocol_are_one_table_whatever_their_folders_are_called(tmp_path):
+    for run, name in zip(two_runs(tmp_path), ("scenes", "scenes-2"), strict=True):
+        evaluation(run, 0.8, items=2, name=name)
+    (table,) = content([tmp_path], ReportSpec())["tables"]
+    assert (table["label"], table["labels"]) == ("scenes, scenes-2", ["scenes", "scenes-2"])
+    assert [row["group"] for row in table["rows"]["perfect"]] == [0, 1]
+    evaluation(tmp_path / "p", 0.7, items=2, name="scenes-2")  # a run that has both: they are two
+    tables = content([tmp_path], ReportSpec())["tables"]
+    assert [(one["label"], [row["group"] for row in one["rows"]["perfect"]]) for one in tables] == [
+        ("scenes", [0]), ("scenes-2", [0, 1])
+    ]  # fmt: skip
+
+
+def test_protocols_that_read_alike_are_told_apart_by_all_in_which_they_differ(tmp_path):
+    own = [{"size": 64, "more": [], "judge": "p"}, {"size": 128, "more": [{"checkpoint": "x", "scale": 0.5}]}]
+    for run, keys, hash_ in zip(two_runs(tmp_path), own, ("aaaa", "bbbb"), strict=True):
+        path = evaluation(run, 0.8, items=2, hash_=hash_) / "results.json"
+        changed(path, lambda told, keys=keys: told["protocol"].update(keys))
+    first, second = (table["protocol"] for table in content([tmp_path], ReportSpec())["tables"])
+    plain = protocols.told({"protocol": PROTOCOL | {"items": 2}})
+    assert first == f"{plain}; judge p; more []; more.0.checkpoint –; more.0.scale –; size 64"
+    assert second == f"{plain}; judge –; more –; more.0.checkpoint x; more.0.scale 0.5; size 128"
+
+
+def test_evaluations_by_other_code_or_on_another_base_are_told(tmp_path):
+    for run in two_runs(tmp_path):
+        path = evaluation(run, 0.8, items=2) / "results.json"
+    assert content([tmp_path], ReportSpec())["trouble"] == []
+    changed(path, lambda told: told.update(evaluated_at_commit="f" * 40, base_sha256="other"))
+    told = content([tmp_path], ReportSpec())
+    names = [group["name"] for group in told["groups"]]
+    assert told["trouble"] == [
+        {"run": "figures of scenes (aaaa)", "reason": f"made by different code: 0123456789ab for {names[0]}; "
+                                                      f"ffffffffffff for {names[1]}"},
+        {"run": "figures of scenes (aaaa)", "reason": f"made on different bases: b for {names[0]}; "
+                                                      f"other for {names[1]}"},
+    ]  # fmt: skip
+
+
+def with_score(evaluated: Path, score: str, value: float | None) -> None:
+    """Give every image of an evaluation, and its means, this value of a score."""
+    path = evaluated / "per_sample.npz"
+    rows = dict(np.load(path))
+    np.savez_compressed(path, **rows, **{score: np.full(len(rows["item"]), np.nan if value is None else value)})
+    for setting in ("none", "perfect"):
+        changed(evaluated / "results.json", lambda told, own=setting: told["metrics"][own].update({score: value}))
+
+
+def test_no_group_is_better_by_a_score_without_a_direction(tmp_path):
+    for lr, value in ((1e-3, 0.3), (2e-3, 0.02)):
+        for seed in (0, 1):
+            run = run_folder(tmp_path / f"{lr}-{seed}", seed, steps=20, pictures=False,
+                             config={"optimizer": {"lr": lr}})  # fmt: skip
+            with_score(evaluation(run, 0.8, items=2), "nearest_training", value + 0.001 * seed)
+    made = content([tmp_path], ReportSpec(scores=("nearest_training", "hint_error")))
+    (table,) = made["tables"]
+    assert [score["lower"] for score in table["scores"]] == [None, True]
+    assert [score["lower"] for score in made["samples"][0]["scores"]] == [None, True]
+    assert table["best"]["perfect"][0] is None
+    assert table["rows"]["perfect"][1]["cells"][0]["difference"] == pytest.approx(-0.28)
+    assert "| nearest_training | hint_error ↓ |" in markdown(made, table)
+
+
+def test_a_value_that_fewer_seeds_have_says_how_many(tmp_path):
+    for seed, value in ((0, 0.5), (1, None)):
+        run = run_folder(tmp_path / str(seed), seed, steps=20, pictures=False)
+        with_score(evaluation(run, 0.8, items=2), "circle_iou", value)
+    made = content([tmp_path], ReportSpec(scores=("circle_iou", "hint_error")))
+    (row,) = made["tables"][0]["rows"]["perfect"]
+    assert (row["n"], [cell["n"] for cell in row["cells"]]) == (2, [1, 2])
+    assert "| control-canny | 0.500 [0.500, 0.500] (n = 1) |" in markdown(made, made["tables"][0])
+
+
 def test_a_protocol_is_told_by_what_is_unusual_in_it():
     protocol = {"items": 6, "noise_seeds": [0, 1], "steps": 10, "guidance": 3.0, "scale": 1.0, "end": 1.0}
-    plain = figures.told({"protocol": protocol})
+    plain = protocols.told({"protocol": protocol})
     assert plain.endswith("steps, guidance 3.0, scale 1.0")
     own = {"end": 0.5, "mode": "control", "data": {"family": "unseen"}}
-    assert figures.told({"protocol": protocol | own}) == f"{plain}, family unseen, end 0.5, mode control"
+    assert protocols.told({"protocol": protocol | own}) == f"{plain}, family unseen, end 0.5, mode control"
 
 
 def test_a_single_seed_has_an_interval_over_items_only(tmp_path):
@@ -488,17 +643,46 @@ def test_a_specification_chooses_what_is_shown(place, tmp_path):
     ("text", "message"),
     [
         ("colour: red", "a report takes title, question, curves.*got colour"),
-        ("items: [a]", "items is a list of int, got"),
+        ("items: [a]", "items is a list of numbers from 0, got"),
+        ("items: [-1]", "items is a list of numbers from 0, got"),
+        ("items: [true]", "items is a list of numbers from 0, got"),
+        ("scores: [3]", "scores is a list of texts, got"),
         ("looks: 0", "looks is a number from 1, got 0"),
         ("title: 3", "title is a text, got 3"),
         ("[1, 2]", "a report takes .*got list"),
-        ("a: [", "is no YAML file"),
+        ("a: [", "--spec .*spec.yaml is no YAML file"),
+        ("title: 2026-13-45", "--spec .*spec.yaml is no YAML file: month"),
+        ("\udcff", "--spec .*spec.yaml is no text file"),
     ],
 )
 def test_a_mistake_in_a_specification_is_said_in_one_sentence(tmp_path, text, message):
-    (tmp_path / "spec.yaml").write_text(text)
+    (tmp_path / "spec.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_spec(tmp_path / "spec.yaml")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"curves": ("val/los",)}, r"curves: no run has 'val/los'; did you mean val/loss"),
+        ({"scores": ("hint_eror",)}, r"scores: no run has 'hint_eror'; did you mean hint_error\?"),
+        ({"items": (0, 99)}, "items: no run's previews have 99; they have 0 to 3"),
+    ],
+)
+def test_what_no_run_has_is_refused_with_near_names(place, asked, message):
+    with pytest.raises(ValueError, match=message):
+        content([place], ReportSpec(**asked))
+
+
+def test_files_that_cannot_be_read_or_written_are_said_with_their_option(place, tmp_path, capsys):
+    for options, message in (
+        (["--spec", f"{tmp_path}/nope.yaml"], f"--spec {tmp_path}/nope.yaml cannot be read: No such file or directory"),
+        (["--spec", f"{tmp_path}"], f"--spec {tmp_path} cannot be read: Is a directory"),
+        (["--out", f"{tmp_path}"], f"--out {tmp_path} is a folder; it takes the name of a file"),
+        (["--out", f"{__file__}/a"], f"--out {__file__}/a lies in {__file__}, which is a file"),
+    ):
+        assert main(["report", str(place), *options]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_place_without_runs_and_an_unknown_reference_are_refused(place, tmp_path, capsys):

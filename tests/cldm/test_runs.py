@@ -211,3 +211,16 @@ def test_curves_leave_out_what_a_given_up_attempt_logged_and_nothing_else(tmp_pa
     (tmp_path / "metrics.csv").write_text("\n".join([head, *second]))
     loss = metrics.curves(tmp_path, ["train/loss"])["train/loss"]
     assert dict(zip(loss.steps, loss.values, strict=True)) == dict.fromkeys(range(5, 81, 5), 1) | {90: 2, 100: 2}
+
+
+def test_rows_after_the_checkpoint_that_an_attempt_went_on_from_are_given_up_whenever_it_logs_first(tmp_path):
+    (tmp_path / "metrics.1.csv").write_text("step,train/loss\n5,.5\n10,.4\n15,9\n20,9\n")
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n30,.3\n40,.2\n")
+    starts = [
+        {"step": 0, "metrics": 0},
+        {"step": 10, "metrics": 1},
+        {"step": 25, "metrics": 1},
+    ]  # the second logged none
+    (tmp_path / "attempts.jsonl").write_text("\n".join(json.dumps({"event": "start", **told}) for told in starts))
+    loss = metrics.curves(tmp_path)["train/loss"]
+    assert dict(zip(loss.steps, loss.values, strict=True)) == {5: 0.5, 10: 0.4, 30: 0.3, 40: 0.2}

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+
+from cldm.runs.folder import step_saved
 
 
 def tensorboard_logger(save_dir: str, **options: Any) -> TensorBoardLogger:
@@ -13,5 +14,5 @@ def tensorboard_logger(save_dir: str, **options: Any) -> TensorBoardLogger:
     What an earlier attempt logged after the checkpoint from which this one goes on is hidden: it is logged again.
     """
     last = Path(save_dir) / "checkpoints" / "last.ckpt"
-    done = torch.load(last, "cpu", weights_only=True, mmap=True)["global_step"] if last.is_file() else -1
-    return TensorBoardLogger(save_dir, name="tensorboard", version="", purge_step=done + 1, **options)
+    first = (step_saved(last) or 0) + 1 if last.is_file() else 0
+    return TensorBoardLogger(save_dir, name="tensorboard", version="", purge_step=first, **options)
