@@ -336,7 +336,7 @@ def test_what_is_typed_on_a_resumption_is_what_trains_and_its_seconds_are_summed
     [
         ("steps=1", "finished at step 2"),
         ("seed=3", "a run of seed 0, not 3"),
-        ("control=lite", "does not fit what this stage trains"),
+        ("control=lite", "holds a run of another model"),
         ("stage.module.middle_only=true", "does not fit what this stage trains"),
         ("stage.module.locking=decoder", "does not fit what this stage trains"),
         ("optimizer._target_=torch.optim.Adamax", "holds the moments of AdamW"),

@@ -22,6 +22,8 @@ from ldm.files import read_lines
 
 LIVE_STEPS = 10
 PROGRESS = gr.Progress()
+NOTHING = tuple(gr.skip() for _ in range(7))
+"""Leaves all results as they are."""
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Answers:
         count: int, seed: int, sampler: str, steps: int, guidance: float, scale: float, start: float, end: float,
         mode: str, image: Any, strength: float, progress: gr.Progress = PROGRESS, *others: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
-        """Gallery, slider, settings, command line, what there is to say, and the files."""
+        """Gallery, slider, settings, command line, what there is to say, the files, and which of them is shown."""
         asked = Asked(source, paper, canvas, picture, prompt, negative, count, seed, sampler, steps, guidance, scale,
                       start, end, mode, image, strength, others)  # fmt: skip
         desk = self.desks[str(request.session_hash)] = Desk()
@@ -57,7 +59,7 @@ class Answers:
     ) -> tuple[Any, ...]:  # fmt: skip
         """As `draw`, for one image of few steps; nothing while live mode is off."""
         if not on:
-            return tuple(gr.skip() for _ in range(6))
+            return NOTHING
         asked = Asked(source, paper, canvas, picture, prompt, negative, 1, seed, sampler, min(steps, LIVE_STEPS),
                       guidance, scale, start, end, mode, image, strength, others)  # fmt: skip
         desk = self.desks[str(request.session_hash)] = Desk()
@@ -76,16 +78,16 @@ class Answers:
         """End the visitor's drawing at its next step; shows what there is of it."""
         desk = self.desks.get(str(request.session_hash))
         if desk is None or desk.over.is_set():
-            return (*(gr.skip() for _ in range(4)), "Nothing is being drawn.", gr.skip())
+            return (*NOTHING[:4], "Nothing is being drawn.", *NOTHING[5:])
         desk.stop.set()
         desk.over.wait()
-        return self._results(desk.drawn) if desk.drawn else tuple(gr.skip() for _ in range(6))
+        return self._results(desk.drawn) if desk.drawn else NOTHING
 
     def _results(self, drawn: Drawn) -> tuple[Any, ...]:
         files = [str(path) for path in drawn.images]
         shown = [(path, f"seed {told['seed']}") for path, told in zip(files, drawn.settings, strict=True)]
         first = (*self.chosen(files, 0),) if files else (None, "")
-        return shown, *first, drawn.line, told(drawn), files
+        return shown, *first, drawn.line, told(drawn), files, 0
 
     def chosen(self, files: list[str], number: int) -> tuple[Any, str]:
         """Slider and settings of an image."""

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from cldm.conditions import Condition
 from cldm.data.decoding import Picture
 from cldm.data.hints import Origin, ready_map
 from cldm.data.transforms import Size
 
-SIDE = 512  # pixels of the canvas's longer side: maps are small, hands are not
+SIDE = 512  # pixels of the canvas's longer side, about: maps are small, hands are not
 WHITE, BLACK = "#ffffff", "#000000"
 PENS: dict[str, list[str | tuple[str, float]]] = {
     "white_on_black": [BLACK],
@@ -25,9 +25,9 @@ Editor = dict[str, Any]
 
 
 def canvas_size(size: Size) -> tuple[int, int]:
-    """Width and height of the canvas for drawings of `size` (h, w)."""
-    scale = SIDE / max(size)
-    return round(size[1] * scale), round(size[0] * scale)
+    """Width and height of the canvas for drawings of `size` (h, w): a whole number of its pixels for each of theirs."""
+    scale = max(round(SIDE / max(size)), 1)
+    return size[1] * scale, size[0] * scale
 
 
 def paper_of(condition: Condition) -> str:
@@ -91,14 +91,12 @@ def save_map(drawn: Editor | None, paper: str, size: Size, condition: Condition,
 
 
 def drawing_of(picture: Image.Image, paper: str, size: Size, condition: Condition) -> Editor:
-    """A map as strokes on the canvas, which the eraser takes away: lines in ink, as dense as they are light; of other
-    maps whatever is not black."""
-    given = picture.convert("RGB").resize(canvas_size(size), Image.Resampling.NEAREST)
-    if condition.polarity == "white_on_black":
-        strokes, dense = Image.new("RGB", given.size, BLACK if paper == WHITE else WHITE), given.convert("L")
-    else:
-        strokes, dense = given, Image.fromarray(np.where(np.asarray(given).any(2), np.uint8(255), np.uint8(0)))
-    strokes.putalpha(dense)
+    """A map as strokes on the canvas: opaque where it differs from the paper, so that the eraser takes it away and what
+    is left alone keeps its values. Ink on white paper is light on black."""
+    map_ = picture.convert("RGB").resize(canvas_size(size), Image.Resampling.NEAREST)
+    strokes = ImageOps.invert(map_) if _inked(paper, condition) else map_
+    dense = np.any(np.asarray(strokes) != ImageColor.getrgb(paper), axis=2)
+    strokes.putalpha(Image.fromarray(np.where(dense, np.uint8(255), np.uint8(0))))
     return {**blank(paper, size), "layers": [strokes]}
 
 

@@ -36,12 +36,13 @@ class Results:
     line: gr.Code
     told: gr.Markdown
     files: gr.State
+    number: gr.State  # of the image that is shown
     again: gr.Button
 
     @property
     def all(self) -> list[Any]:
         """What a drawing fills."""
-        return [self.gallery, self.slider, self.settings, self.line, self.told, self.files]
+        return [self.gallery, self.slider, self.settings, self.line, self.told, self.files, self.number]
 
 
 def page(studio: Studio) -> gr.Blocks:
@@ -79,25 +80,23 @@ def show() -> Results:
         label="The same images from the command line", language="shell", interactive=False, wrap_lines=True,
         lines=3, max_lines=8, elem_id="line",
     )  # fmt: skip
-    return Results(gallery, slider, settings, line, told, gr.State([]), again)
+    return Results(gallery, slider, settings, line, told, gr.State([]), gr.State(0), again)
 
 
 def wire(form: Form, results: Results, answers: Answers, blocks: gr.Blocks) -> None:
     """Every field and button gets its answer."""
-    number = gr.State(0)
     drawing = form.draw.click(
         answers.draw, form.asked, results.all, api_name="draw", show_progress_on=[results.gallery], **ONE_AT_A_TIME
     )
-    results.files.change(lambda: 0, None, number, **AT_ONCE)
     form.stop.click(answers.stop, None, results.all, cancels=[drawing], **AT_ONCE)
     gr.on(
         [form.canvas.input, form.canvas.clear, form.prompt.submit, form.scale.release], answers.live,
         [form.live, *form.asked], results.all, trigger_mode="always_last", show_progress="hidden",
         api_visibility="private", **ONE_AT_A_TIME,
     )  # fmt: skip
-    chosen = [results.slider, results.settings, number]
+    chosen = [results.slider, results.settings, results.number]
     results.gallery.select(answers.select, results.files, chosen, trigger_mode="always_last", **ASIDE)
-    results.again.click(answers.again, [results.files, number], form.asked, **ASIDE)
+    results.again.click(answers.again, [results.files, results.number], form.asked, **ASIDE)
     _wire_hint(form, answers, blocks)
     form.prompt.input(answers.offers, form.prompt, form.words, trigger_mode="always_last", **AT_ONCE)
     completed = form.words.click(answers.complete, [form.prompt, form.words], [form.prompt, form.words], **AT_ONCE)

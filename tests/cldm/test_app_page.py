@@ -246,10 +246,11 @@ def test_stop_ends_the_visitors_drawing_and_shows_what_there_is(opened: Open) ->
     thread = threading.Thread(target=work)
     thread.start()
     assert begun.wait(60)
-    *_, told, files = answers.stop(request)
+    *_, told, files, number = answers.stop(request)
     thread.join(60)
     assert told.startswith("Stopped: 0 images")
-    assert files == results[0][-1] == []
+    assert files == results[0][-2] == []
+    assert number == 0
     assert "Nothing is being drawn" in answers.stop(gr.Request(session_hash="somebody else"))[4]
 
 
@@ -263,13 +264,16 @@ def test_live_mode_draws_one_image_of_few_steps_and_only_when_asked(opened: Open
     (line,) = read_lines(next(opened.studio.folder.glob("live/*/manifest.jsonl")))
     assert len(shown) == 1
     assert (line["seed"], line["sampler"]["steps"]) == (100, 10)
-    *_, files = answers.live(gr.Request(session_hash="you"), True, *values)
+    *_, files, number = answers.live(gr.Request(session_hash="you"), True, *values)
+    assert number == 0  # whichever of an earlier drawing was chosen
     (mine, _), *_ = shown
     assert Path(mine).is_file()  # another visitor's stroke leaves it
     assert files[0] != mine
     Path(files[0]).parent.joinpath("manifest.jsonl").unlink()
     with pytest.raises(gr.Error, match="a later drawing has replaced this image"):
         answers.again(files, 0)
+    with pytest.raises(gr.Error, match="there is no image yet"):
+        answers.again(files, 2)
 
 
 def test_no_name_of_a_visitor_is_the_folder_of_another() -> None:
