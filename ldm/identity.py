@@ -26,8 +26,8 @@ def decisive(value: Any) -> Any:
     """What decides a value, as plain JSON, the same on any day and in any place.
 
     Of an object of parameters (a dataclass) its name, version and parameters, of a file or folder among them the
-    content, of a module the weights, of a function its name (and the
-    arguments that a partial holds). ValueError for what has no such name, such as a lambda.
+    content, of a module the weights, of a function its name, and of a partial its arguments too. ValueError for what
+    has no such name, such as a lambda.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

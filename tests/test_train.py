@@ -745,11 +745,14 @@ def test_what_the_optimizer_does_not_take_is_refused_before_anything_is_drawn(sm
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("+trainer.limit_train_batches=3", "trainer.limit_train_batches=3: data has no end here"),
-        ("+trainer.overfit_batches=1", "trainer.overfit_batches=1: data has no end here"),
+        ("+trainer.limit_train_batches=3", "trainer.limit_train_batches=3: Lightning would repeat the first batches"),
+        ("+trainer.limit_train_batches=1", "trainer.limit_train_batches=1: Lightning would repeat"),
+        ("+trainer.limit_train_batches=0", "trainer.limit_train_batches=0: Lightning would repeat"),
+        ("+trainer.overfit_batches=1", "trainer.overfit_batches=1: Lightning would repeat"),
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run=True"),
         ("trainer.precision=64-true", "trainer.precision must be one of 32-true, bf16-mixed, 16-mixed, got 64-true"),
-        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must be at least 0"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must be a number from 0 on"),
+        ("trainer.gradient_clip_val=abc", "trainer.gradient_clip_val must be a number from 0 on, or null, got 'abc'"),
     ],
 )
 def test_what_lightning_takes_but_would_falsify_a_number_is_refused(small, composed, base, tmp_path, typed, said):

@@ -96,7 +96,7 @@ def refuse_mistakes(cfg: DictConfig) -> None:
         value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and (value != int(value) or not 0 <= value <= MOST):
             raise SystemExit(f"{key} must be a whole number from 0 to {MOST}, got {value}")
-    for name, value in (plain.get("resources") or {}).items():
+    for name, value in (cfg.get("resources") or {}).items():
         least = 0 if name == "gpus" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SystemExit(f"resources.{name} must be a whole number from {least} on, got {value}")

@@ -34,8 +34,8 @@ from ldm.sharding import is_sharded, whole
 from ldm.training.stage import DoesNotFit, OptimizerFactory, Stage
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-ENDLESS = {"limit_train_batches": (None, 1.0), "overfit_batches": (None, 0.0), "fast_dev_run": (None, False)}
-"""Keys of Lightning's Trainer, each with the values that change nothing."""
+CUTTING = ("limit_train_batches", "overfit_batches", "fast_dev_run")
+"""Keys of Lightning's Trainer that would cut the data, which have no end here: the first batches would come again."""
 
 
 class TimeIsUp(SystemExit):
@@ -44,17 +44,35 @@ class TimeIsUp(SystemExit):
 
 def check_trainer(keywords: Mapping[str, Any]) -> None:
     """ValueError for what Lightning's Trainer takes, but under which a number would not be what it says."""
-    for name, harmless in ENDLESS.items():
-        if keywords.get(name) not in harmless:
+    for name in CUTTING:
+        given = keywords.get(name)
+        if given is not None and given is not False:
             raise ValueError(
-                f"trainer.{name}={keywords[name]}: data has no end here, and Lightning would repeat its first batches; "
-                " set steps=, or data.train_count= for less data"
+                f"trainer.{name}={given}: Lightning would repeat the first batches; leave it out, set steps= for less "
+                "training, or data.train_count= for less data"
             )
     if keywords.get("precision") not in PRECISIONS:
         raise ValueError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {keywords.get('precision')}")
     clip = keywords.get("gradient_clip_val")
-    if clip is not None and clip < 0:
-        raise ValueError(f"trainer.gradient_clip_val must be at least 0, or null, got {clip}")
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or clip < 0):
+        raise ValueError(f"trainer.gradient_clip_val must be a number from 0 on, or null, got {clip!r}")
+
+
+def trainer_of(cfg: DictConfig) -> tuple[pl.Trainer, dict[str, Any]]:
+    """The trainer, and its callbacks by the names of the configuration; those that are null are left out."""
+    settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
+    check_trainer(settings.keywords)
+    callbacks = {name: one for name, one in settings.keywords["callbacks"].items() if one is not None}
+    return settings(logger=False, callbacks=[*callbacks.values()]), callbacks
+
+
+def refuse_cut_short(cfg: DictConfig, trainer: pl.Trainer, run: Run) -> None:
+    """TimeIsUp where trainer.max_time has ended the training: the run is not done."""
+    if cfg.trainer.get("max_time") and trainer.global_step < trainer.max_steps:
+        raise TimeIsUp(
+            f"training stopped at step {trainer.global_step} of {trainer.max_steps}: trainer.max_time "
+            f"(of all attempts) has passed. It goes on with resume={run.folder} and a longer one"
+        )
 
 
 def build_module(cfg: DictConfig, model: LatentDiffusion) -> Stage:
@@ -100,10 +118,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         source = start_from(cfg, module, model) if cfg.init_from else None
         condition = instantiate(cfg.condition, _convert_="all")
         data = instantiate(cfg.data, _convert_="all")(condition=condition, model=model)
-        settings = instantiate(cfg.trainer, _convert_="all", _partial_=True)
-        callbacks = {name: one for name, one in settings.keywords["callbacks"].items() if one is not None}
-        check_trainer(settings.keywords)
-        trainer = settings(logger=False, callbacks=[*callbacks.values()])
+        trainer, callbacks = trainer_of(cfg)
         data.check(trainer.world_size)
         if isinstance(module, ControlLDM):
             data.check_hints()
@@ -135,11 +150,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         trainer.fit(module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     except DoesNotFit as error:
         raise Refused(str(error)) from error
-    if trainer.global_step < trainer.max_steps and cfg.trainer.get("max_time"):
-        raise TimeIsUp(
-            f"training stopped at step {trainer.global_step} of {trainer.max_steps}: trainer.max_time "
-            f"(of all attempts) has passed. It goes on with resume={run.folder} and a longer one"
-        )
+    refuse_cut_short(cfg, trainer, run)
     if is_sharded(module):
         module = gathered(cfg, module)
     if not trainer.is_global_zero:
