@@ -79,7 +79,7 @@ def opened(path: str | Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is a damaged safetensors file, perhaps cut short ({error})") from error
+        raise ValueError(f"{path} is a damaged safetensors file, perhaps cut short") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

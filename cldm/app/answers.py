@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
-from cldm.app.canvas import blank, drawing_of, inverted
+from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, further
+from cldm.app.canvas import blank, on_paper, with_map
 from cldm.app.form import FURTHER, editor
 from cldm.app.said import for_html, said
 from cldm.app.studio import Drawn, Studio
@@ -46,7 +46,7 @@ class Answers:
         count: int, seed: int, sampler: str, steps: int, guidance: float, scale: float, start: float, end: float,
         mode: str, image: Any, strength: float, progress: gr.Progress = PROGRESS, *others: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
-        """Gallery, slider, settings, command line, what there is to say, the files, and which of them is shown."""
+        """Gallery, slider, settings, command line, what there is to say, the files, and the number of one of them."""
         asked = Asked(source, paper, canvas, picture, prompt, negative, count, seed, sampler, steps, guidance, scale,
                       start, end, mode, image, strength, others)  # fmt: skip
         desk = self.desks[str(request.session_hash)] = Desk()
@@ -62,8 +62,9 @@ class Answers:
             return NOTHING
         asked = Asked(source, paper, canvas, picture, prompt, negative, 1, seed, sampler, min(steps, LIVE_STEPS),
                       guidance, scale, start, end, mode, image, strength, others)  # fmt: skip
-        desk = self.desks[str(request.session_hash)] = Desk()
-        return self._drawn(asked, desk, lambda *_: None, f"live/{own_name(str(request.session_hash))}")
+        visitor = str(request.session_hash)
+        desk = self.desks[visitor] = Desk()
+        return self._drawn(asked, desk, lambda *_: None, f"live/{visitors_own(visitor)}")
 
     def _drawn(self, asked: Asked, desk: Desk, report: Callable[[int, int], Any], place: str | None) -> tuple[Any, ...]:
         try:
@@ -101,8 +102,10 @@ class Answers:
 
     def again(self, files: list[str], number: int) -> list[Any]:
         """The fields, filled with what the chosen image was drawn with."""
-        if number >= len(files):
+        if not files:
             raise gr.Error("there is no image yet whose settings could be taken", print_exception=False)
+        if not 0 <= number < len(files):
+            raise gr.Error("click the image whose settings are to be taken", print_exception=False)
         return fields_of(wish_of(settings_of(files[number])))
 
     def seen(self, source: str, picture: str | None) -> tuple[Any, Any]:
@@ -113,9 +116,16 @@ class Answers:
             control = Control(photo=Path(picture)) if source == PHOTO else Control(hint=Path(picture))
             return self.studio.hint(control), gr.update(interactive=True)
 
+    def seen_further(self, checkpoint: str, picture: str | None, source: str) -> Any:
+        """The map of a further ControlNet's picture."""
+        if not checkpoint or not picture:
+            return None
+        with said():
+            return self.studio.hint(further((checkpoint, picture, source, 1, 0, 1, "balanced"), self.studio.others()))
+
     def edit(self, seen: Any, paper: str) -> tuple[str, Any]:
         """Put a map on the canvas."""
-        return CANVAS, drawing_of(Image.fromarray(seen), paper, self.studio.size, self.studio.condition)
+        return CANVAS, with_map(Image.fromarray(seen), paper, self.studio.size, self.studio.condition)
 
     def offers(self, text: str) -> Any:
         """The words that the last one of the prompt may become."""
@@ -127,16 +137,16 @@ class Answers:
 
     def paper(self, paper: str, canvas: Any) -> Any:
         """The drawing on that paper, with a pen for it."""
-        return gr.update(**editor(self.studio, paper, inverted(canvas, paper, self.studio.size)))
+        return gr.update(**editor(self.studio, paper, on_paper(canvas, paper, self.studio.size)))
 
     def sheet(self, paper: str) -> Any:
         """What lies on an empty canvas."""
         return blank(paper, self.studio.size)
 
 
-def own_name(visitor: str) -> str:
-    """The name of a visitor's folder: whatever a client calls itself, it is one folder, and no other visitor's."""
-    return hashlib.sha256(visitor.encode()).hexdigest()[:16]
+def visitors_own(session: str) -> str:
+    """The name of a visitor's folder: whatever a request calls its session, another one's is never meant."""
+    return hashlib.sha256(session.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def settings_of(file: str) -> dict[str, Any]:

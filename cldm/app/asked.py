@@ -53,7 +53,7 @@ class Asked:
         more = [self.others[i : i + 7] for i in range(0, len(self.others), 7)]
         return Wish(
             self.control(studio, folder, image), self.prompt or "", self.negative or "", self.count, self.seed,
-            self.sampler, self.steps, self.guidance, tuple(_further(unit, studio.others()) for unit in more if unit[0]),
+            self.sampler, self.steps, self.guidance, tuple(further(unit, studio.others()) for unit in more if unit[0]),
             image, self.strength, mask,
         )  # fmt: skip
 
@@ -83,7 +83,7 @@ def within(given: Any, name: str, low: float, high: float | None, whole: bool) -
     counts = isinstance(given, int | float) and not isinstance(given, bool) and given != math.inf
     if counts and low <= given <= (math.inf if high is None else high) and (not whole or given == int(given)):
         return int(given) if whole else given
-    kind, to = "whole number" if whole else "number", "" if high is None else f" to {high if whole else f'{high:g}'}"
+    kind, to = "whole number" if whole else "number", "" if high is None else f" to {high:.10g}"
     raise Refused(f"{name} must be a {kind} from {low:g}{to}, got {'nothing' if given is None else f'{given!r:.40}'}")
 
 
@@ -92,7 +92,8 @@ def drawn_on(canvas: Editor | None, paper: str) -> bool:
     return flat(canvas, paper, (8, 8)).getcolors(1) is None
 
 
-def _further(unit: Sequence[Any], known: Mapping[str, Mapping[str, Any]]) -> Control:
+def further(unit: Sequence[Any], known: Mapping[str, Mapping[str, Any]]) -> Control:
+    """What one of `others` asks for. Refused for a checkpoint that is not known, and where a picture is missing."""
     checkpoint, picture, source, *settings = unit
     if checkpoint not in known:
         raise Refused(f"there is no ControlNet {checkpoint} to add")

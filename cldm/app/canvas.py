@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageOps
 
 from cldm.conditions import Condition
-from cldm.data.decoding import Picture
+from cldm.data.decoding import Picture, Source, decode
 from cldm.data.hints import Origin, ready_map
 from cldm.data.transforms import Size
 
@@ -35,6 +35,25 @@ def paper_of(condition: Condition) -> str:
     return WHITE if condition.polarity == "white_on_black" else BLACK
 
 
+def read_layer(source: Source, what: str, name: str) -> Image.Image:
+    """A picture of an editor, RGBA; PictureError where it is none. Its size is checked before it is read."""
+    picture = decode(source, what, name)
+    rgb = picture.rgb if picture.rgb.dtype == np.uint8 else np.rint(picture.rgb * 255).astype(np.uint8)
+    layer = Image.fromarray(rgb).convert("RGBA")
+    if picture.alpha is not None:
+        layer.putalpha(Image.fromarray(np.rint(picture.alpha * 255).astype(np.uint8)))
+    return layer
+
+
+def ground_of(drawn: Editor | None, paper: str) -> str:
+    """The paper that a drawing lies on; `paper` where the editor holds none yet. The field for the paper may be ahead
+    of the canvas: a browser changes it at once, and the drawing when the page has turned it."""
+    ground = (drawn or {}).get("background")
+    if ground is None or ground.convert("RGBA").getextrema()[-1][1] == 0:
+        return paper
+    return WHITE if np.median(np.asarray(ground.convert("L"))) > 127 else BLACK
+
+
 def flat(drawn: Editor | None, paper: str, size: Size) -> Image.Image:
     """The drawing on its paper, RGB; the paper alone where nothing was drawn."""
     pictures = _pictures(drawn)
@@ -58,19 +77,20 @@ def blank(paper: str, size: Size) -> Editor:
     return {"background": Image.new("RGB", canvas_size(size), paper), "layers": [], "composite": None}
 
 
-def lying(drawn: Editor | None, paper: str) -> str:
-    """The paper that the drawing lies on. The one that is chosen, `paper`, may be ahead of it: the browser has the
-    other paper only when the page's answer has come."""
-    ground = (drawn or {}).get("background")
-    colors = None if ground is None else ground.convert("RGB").getcolors(1)
-    return {(255, 255, 255): WHITE, (0, 0, 0): BLACK}.get(colors[0][1], paper) if colors else paper
-
-
-def inverted(drawn: Editor | None, paper: str, size: Size) -> Editor:
-    """The drawing in the other ink on `paper`, where the eraser finds it as before."""
+def on_paper(drawn: Editor | None, paper: str, size: Size) -> Editor:
+    """The drawing on `paper`: in the other ink where it lies on the other paper. The eraser finds it as before."""
     layers = [layer for layer in (drawn or {}).get("layers") or [] if layer is not None]
-    turned = lying(drawn, "") != paper
-    return {**blank(paper, size), "layers": [_inverted(layer) if turned else layer for layer in layers]}
+    turn = _inverted if ground_of(drawn, paper) != paper else lambda layer: layer
+    return {**blank(paper, size), "layers": [turn(layer) for layer in layers]}
+
+
+def with_map(seen: Image.Image, paper: str, size: Size, condition: Condition) -> Editor:
+    """An editor that holds a map as strokes on `paper`: opaque where it differs from the paper, so that the eraser
+    takes it away and what is left alone keeps its values."""
+    picture = flat_map(seen.convert("RGB"), paper, condition)
+    ink = np.any(np.asarray(picture) != np.asarray(Image.new("RGB", (1, 1), paper)), axis=2)
+    picture.putalpha(Image.fromarray(ink.astype(np.uint8) * 255))
+    return {**blank(paper, size), "layers": [picture.resize(canvas_size(size), Image.Resampling.NEAREST)]}
 
 
 def _inverted(picture: Image.Image) -> Image.Image:
@@ -82,7 +102,7 @@ def _inverted(picture: Image.Image) -> Image.Image:
 def save_map(drawn: Editor | None, paper: str, size: Size, condition: Condition, path: Path) -> Path:
     """Write the drawing as a map of the condition's kind: lines are white on black, whatever they were drawn on, and
     however much ink there is. The file says that it is a map, so that nothing inverts it again."""
-    paper = lying(drawn, paper)
+    paper = ground_of(drawn, paper)
     picture = Picture("the drawing", np.asarray(flat(drawn, paper, size)))
     pixels = ready_map(picture, condition, invert=_inked(paper, condition))
     made = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
@@ -90,14 +110,9 @@ def save_map(drawn: Editor | None, paper: str, size: Size, condition: Condition,
     return path
 
 
-def drawing_of(picture: Image.Image, paper: str, size: Size, condition: Condition) -> Editor:
-    """A map as strokes on the canvas: opaque where it differs from the paper, so that the eraser takes it away and what
-    is left alone keeps its values. Ink on white paper is light on black."""
-    map_ = picture.convert("RGB").resize(canvas_size(size), Image.Resampling.NEAREST)
-    strokes = ImageOps.invert(map_) if _inked(paper, condition) else map_
-    dense = np.any(np.asarray(strokes) != ImageColor.getrgb(paper), axis=2)
-    strokes.putalpha(Image.fromarray(np.where(dense, np.uint8(255), np.uint8(0))))
-    return {**blank(paper, size), "layers": [strokes]}
+def flat_map(picture: Image.Image, paper: str, condition: Condition) -> Image.Image:
+    """A drawing as the map that it stands for, and a map as the drawing: ink on white paper is light on black."""
+    return ImageOps.invert(picture) if _inked(paper, condition) else picture
 
 
 def _inked(paper: str, condition: Condition) -> bool:

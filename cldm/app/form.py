@@ -1,17 +1,20 @@
 """The fields of the page, from top to bottom."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components.image_editor import EditorData
+from PIL import Image
 
 from cldm.app.asked import CANVAS, MAP, PHOTO, within
-from cldm.app.canvas import BLACK, PENS, WHITE, canvas_size, paper_of
+from cldm.app.canvas import BLACK, PENS, WHITE, Editor, canvas_size, paper_of, read_layer
+from cldm.app.folders import named
 from cldm.app.said import said
 from cldm.app.studio import Studio
-from cldm.data.decoding import PictureError, picture_size
-from cldm.runs.configs import MOST as LAST_SEED
-from cldm.runs.folder import Refused
+from cldm.runs.configs import MOST as MOST_SEED
+from cldm.runs.configs import mistakes_refused
 from cldm.sampling.control import MODES
 from cldm.sampling.drawing import SAMPLERS
 
@@ -27,22 +30,39 @@ def upload(label: str, **options: Any) -> gr.Image:
     return field
 
 
-def pictures_checked(field: gr.ImageEditor) -> gr.ImageEditor:
-    """An editor whose files are refused in one sentence where they are no pictures, before they are decoded."""
-    read = field.preprocess
+def map_of(label: str, **options: Any) -> gr.Image:
+    """The map of a picture, to look at."""
+    return gr.Image(label=label, interactive=False, format="png", buttons=[], min_width=160, **options)
 
-    def preprocess(payload: Any) -> Any:
-        with said():
-            files = [] if payload is None else [payload.background, *(payload.layers or []), payload.composite]
-            try:
-                for file in filter(None, files):
-                    picture_size(file.path, "picture", file.orig_name or "")
-                return read(payload)
-            except (PictureError, OSError, SyntaxError) as error:  # as PIL complains of a broken file
-                raise Refused(str(error)) from error
 
-    field.preprocess = preprocess  # type: ignore[method-assign]
+def sheet(label: str, what: str, **options: Any) -> gr.ImageEditor:
+    """A field to draw in, whose pictures cldm.data.decoding reads: what is none is refused in one sentence."""
+    field = gr.ImageEditor(
+        label=label, type="pil", transforms=(), layers=False, format="png", height=430, buttons=[], **options
+    )
+
+    def preprocess(payload: Any) -> Editor | None:
+        if payload is None:
+            return None
+        held = payload if payload.id is None else field.blob_storage.pop(payload.id, None)
+        held = EditorData(background=None, layers=[], composite=None) if held is None else held
+        layers = [_layer(layer, what) for layer in held.layers or [] if layer is not None]
+        return {
+            "background": _layer(held.background, what),
+            "layers": layers,
+            "composite": _layer(held.composite, what),
+        }
+
+    field.preprocess = preprocess  # type: ignore[method-assign, assignment]
     return field
+
+
+def _layer(held: Any, what: str) -> Image.Image | None:
+    if held is None:
+        return None
+    source, path = (held, Path()) if isinstance(held, bytes) else (held.path, Path(held.path))
+    with said(), named({path: path.name}), mistakes_refused():
+        return read_layer(source, what, "of the editor")
 
 
 def number(field: Any, name: str) -> Any:
@@ -58,10 +78,14 @@ def number(field: Any, name: str) -> Any:
 
 @dataclass
 class Form:
-    """The fields by name; `asked` are those whose values an Asked has, in its order."""
+    """The fields by name; `asked` are those whose values an Asked has, in its order.
+
+    further: for each further ControlNet its checkpoint, picture, kind of hint, and where its map is shown.
+    """
 
     fields: dict[str, Any] = field(default_factory=dict)
     others: list[Any] = field(default_factory=list)
+    further: list[tuple[Any, ...]] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
         return self.fields[name]
@@ -82,7 +106,7 @@ def ask(studio: Studio) -> Form:
             _hint(form, studio)
         with gr.Tab("Image to image"):
             _over(form, studio)
-        with gr.Tab("More ControlNets"):
+        with gr.Tab("ControlNets"):
             _further(form, studio)
     _words(form, studio)
     with gr.Row():
@@ -107,11 +131,10 @@ def _hint(form: Form, studio: Studio) -> None:
     form.fields["source"] = gr.Radio([CANVAS, PHOTO, MAP], value=CANVAS, label="The hint is", elem_id="source")
     with gr.Column() as form.fields["drawing"]:
         paper = paper_of(studio.condition)
-        canvas = gr.ImageEditor(
-            label="Draw here", type="pil", sources=(), transforms=(), layers=False, format="png", elem_id="canvas",
-            canvas_size=canvas_size(studio.size), fixed_canvas=True, height=430, buttons=[], **editor(studio, paper),
+        form.fields["canvas"] = sheet(
+            "Draw here", "drawing", sources=(), elem_id="canvas", canvas_size=canvas_size(studio.size),
+            fixed_canvas=True, **editor(studio, paper),
         )  # fmt: skip
-        form.fields["canvas"] = pictures_checked(canvas)
         form.fields["paper"] = gr.Radio(
             [("black on white", WHITE), ("white on black", BLACK)], value=paper, label="Pen and paper",
             visible=studio.condition.polarity == "white_on_black",
@@ -119,14 +142,7 @@ def _hint(form: Form, studio: Studio) -> None:
     with gr.Row(elem_classes=[AWAY]) as form.fields["upload"]:
         form.fields["picture"] = upload("Your picture", height=260, elem_id="picture")
         with gr.Column(min_width=160):
-            form.fields["seen"] = gr.Image(
-                label=f"Its {made} map: what the ControlNet gets",
-                interactive=False,
-                format="png",
-                height=220,
-                buttons=[],
-                elem_id="seen",
-            )
+            form.fields["seen"] = map_of(f"Its {made} map: what the ControlNet gets", height=220, elem_id="seen")
             form.fields["edit"] = gr.Button("Draw on this map", size="sm", interactive=False)
 
 
@@ -146,9 +162,8 @@ def _settings(form: Form, studio: Studio) -> None:
     with gr.Row():
         count = gr.Slider(1, MOST, min(cfg.count, MOST), step=1, precision=0, label="Images")
         fields["count"] = number(count, "Images")
-        fields["seed"] = number(
-            gr.Number(cfg.seed, precision=0, minimum=0, maximum=LAST_SEED, label="First seed"), "First seed"
-        )
+        seed = gr.Number(cfg.seed, precision=0, minimum=0, maximum=MOST_SEED, label="First seed")
+        fields["seed"] = number(seed, "First seed")
         scale = gr.Slider(0, max(2, cfg.scale), cfg.scale, step=0.05, label="Scale")
         fields["scale"] = number(scale, "Scale")
     with gr.Accordion("More settings", open=False):
@@ -170,12 +185,10 @@ def _settings(form: Form, studio: Studio) -> None:
 def _over(form: Form, studio: Studio) -> None:
     gr.Markdown("Image to image: the drawing starts from this picture. Paint the part to be redrawn (inpainting); "
                 "without paint, all of it changes. An empty hint takes the map of this picture.")  # fmt: skip
-    image = gr.ImageEditor(
-        label="Picture", type="pil", sources=("upload", "clipboard"), transforms=(), layers=False, format="png",
-        canvas_size=canvas_size(studio.size), fixed_canvas=False, height=430, buttons=[], elem_id="image",
+    form.fields["image"] = sheet(
+        "Picture", "image", sources=("upload", "clipboard"), canvas_size=canvas_size(studio.size), elem_id="image",
         brush=gr.Brush(24, colors=["#e03131"], color_mode="fixed"),
     )  # fmt: skip
-    form.fields["image"] = pictures_checked(image)
     strength = gr.Slider(0.05, 1, studio.cfg.strength, step=0.05, label="Strength: how much changes")
     form.fields["strength"] = number(strength, "Strength")
 
@@ -185,13 +198,18 @@ def _further(form: Form, studio: Studio) -> None:
     choices = [("none", ""), *((known, known) for known in studio.others())]
     for name in (f"ControlNet {i}" for i in range(2, 2 + FURTHER)):
         with gr.Group():
-            form.others.append(gr.Dropdown(choices, value="", label=name))
+            checkpoint = gr.Dropdown(choices, value="", label=name)
             with gr.Row():
-                form.others.append(upload("Its picture", height=200))
-                with gr.Column():
-                    form.others.append(gr.Radio([PHOTO, MAP], value=PHOTO, label="Its hint is"))
-                    form.others.append(number(gr.Slider(0, 2, 1, step=0.05, label="Scale"), f"The scale of {name}"))
-            with gr.Row():
-                form.others.append(number(gr.Slider(0, 1, 0, step=0.05, label="From"), f"The start of {name}"))
-                form.others.append(number(gr.Slider(0, 1, 1, step=0.05, label="to"), f"The end of {name}"))
-                form.others.append(gr.Dropdown([*MODES], value="balanced", label="Mode"))
+                picture = upload("Its picture", height=200)
+                seen = map_of("Its map", height=200)
+            source = gr.Radio([PHOTO, MAP], value=PHOTO, label="Its hint is")
+            form.others += [checkpoint, picture, source, *_acts(name)]
+            form.further.append((checkpoint, picture, source, seen))
+
+
+def _acts(name: str) -> list[Any]:
+    scale = number(gr.Slider(0, 2, 1, step=0.05, label="Scale"), f"The scale of {name}")
+    with gr.Row():
+        start = number(gr.Slider(0, 1, 0, step=0.05, label="From"), f"The start of {name}")
+        end = number(gr.Slider(0, 1, 1, step=0.05, label="to"), f"The end of {name}")
+        return [scale, start, end, gr.Dropdown([*MODES], value="balanced", label="Mode")]

@@ -9,7 +9,7 @@ from cldm.app.answers import Answers
 from cldm.app.asked import CANVAS
 from cldm.app.form import AWAY, Form, ask
 from cldm.app.studio import Studio
-from cldm.app.wish import called
+from cldm.app.wish import shown_name
 
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
 DROP_PEN = """() => { delete document.querySelector('#canvas [aria-label="Brush"]')?.dataset.taken }"""
@@ -36,7 +36,7 @@ class Results:
     line: gr.Code
     told: gr.Markdown
     files: gr.State
-    number: gr.State  # of the image that is shown
+    number: gr.State
     again: gr.Button
 
     @property
@@ -60,9 +60,10 @@ def page(studio: Studio) -> gr.Blocks:
 
 def heading(studio: Studio) -> str:
     """What the page is for, and with what it draws."""
+    name, (height, width) = shown_name(studio.path), studio.size
     return (
         "### Draw a hint, say what the picture shows, press Draw\n"
-        f"ControlNet `{called(studio.path)}`: {studio.condition.name} maps, {studio.size[1]} x {studio.size[0]} pixels"
+        f"ControlNet `{name}`: {studio.condition.name} maps, {width} x {height} pixels"
     )
 
 
@@ -98,6 +99,9 @@ def wire(form: Form, results: Results, answers: Answers, blocks: gr.Blocks) -> N
     results.gallery.select(answers.select, results.files, chosen, trigger_mode="always_last", **ASIDE)
     results.again.click(answers.again, [results.files, results.number], form.asked, **ASIDE)
     _wire_hint(form, answers, blocks)
+    for number, (*unit, shows) in enumerate(form.further, 2):
+        seeing = gr.on([field.change for field in unit], answers.seen_further, unit, shows, api_name=f"map_{number}")
+        seeing.failure(lambda: None, None, shows, **AT_ONCE)
     form.prompt.input(answers.offers, form.prompt, form.words, trigger_mode="always_last", **AT_ONCE)
     completed = form.words.click(answers.complete, [form.prompt, form.words], [form.prompt, form.words], **AT_ONCE)
     completed.then(None, js=TO_PROMPT)

@@ -36,6 +36,13 @@ footer, .away { display: none !important }
 #gallery .grid-container { margin-top: 26px }
 #line { max-height: 190px; overflow-y: auto }
 #gallery .grid-wrap { height: auto !important; min-height: 0; max-height: 420px }
+@media (max-width: 640px) {
+  .toolbar-wrap {
+    left: 50% !important; top: auto !important; bottom: 6px; transform: translateX(-50%); flex-direction: row;
+    width: max-content
+  }
+  .toolbar-wrap .half-container { flex-direction: row; width: auto; height: auto }
+}
 """
 
 

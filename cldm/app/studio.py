@@ -15,12 +15,22 @@ from PIL import Image
 from cldm.app.folders import named, new_folder, removed_on_error, renamed, with_copies
 from cldm.app.progress import Report, Steps, Stopped
 from cldm.app.wish import Control, Wish, command_line
+from cldm.conditions import Condition
 from cldm.pictures import to_pil
-from cldm.runs.configs import composed, configs_at_hand, mistakes_refused
+from cldm.runs.building import instantiate
+from cldm.runs.configs import MOST, composed, configs_at_hand, mistakes_refused, refuse_numbers
 from cldm.runs.folder import Refused
 from cldm.runs.quoting import written
 from cldm.runs.recorded import FILE
-from cldm.runs.trained import base_content, device_and_precision, guidance_filled_in, published, trained_size
+from cldm.runs.trained import (
+    base_content,
+    device_and_precision,
+    find_checkpoint,
+    guidance_filled_in,
+    published,
+    trained_size,
+    training_config,
+)
 from cldm.sampling.drawing import Hands, plan, sample
 from cldm.sampling.jobs import MANIFEST, UnitSettings, load_mask
 from cldm.sampling.opening import Networks, Opened, load_networks, open_checkpoints
@@ -120,13 +130,21 @@ class Studio:
         return {str(unit["checkpoint"]): unit for unit in [*named, *({"checkpoint": str(path)} for path in alike)]}
 
     def hint(self, control: Control, mask: Path | None = None) -> Image.Image:
-        """The map that the page's own ControlNet gets. Refused where the picture cannot be used."""
+        """The map that a ControlNet gets. Refused where the picture cannot be used."""
         files = [path for path in (control.hint, control.photo, mask) if path]
         with named({path: path.name for path in files}), sentences(), silence():
             hint, photo = (None if path is None else str(path) for path in (control.hint, control.photo))
             hole = None if mask is None else load_mask(mask, self.size)
-            loaded = UnitSettings(hint, photo).load(self.size, self.condition, lambda _: None, hole)
+            loaded = UnitSettings(hint, photo).load(self.size, self._condition_of(control), lambda _: None, hole)
             return to_pil(2 * loaded[0] - 1)
+
+    def _condition_of(self, control: Control) -> Condition:
+        if control.checkpoint is None:
+            return self.condition
+        with configs_at_hand():
+            path, trained = find_checkpoint(control.checkpoint), self.cfg.trained.model
+            training = training_config(path, self.cfg.base, trained, control.condition)
+            return instantiate(training.condition, _convert_="all")
 
     def draw(self, wish: Wish, report: Report, stop: threading.Event, place: str | None = None) -> Drawn:
         """Draw the images into a folder of their own below `folder`, named by the time or `place`, which is emptied.
@@ -153,6 +171,8 @@ class Studio:
         """The hint of a wish that can be drawn; Refused, before anything is written, where it cannot."""
         with named({path: path.name for path in wish.pictures()}), sentences(), silence():
             cfg = composed(self._overrides(wish), "sample")
+            refuse_numbers(cfg)
+            refuse_last_seed(cfg)
             with configs_at_hand():
                 plan(cfg, self.kept.opening)
             return self.hint(wish.control, wish.mask)
@@ -170,6 +190,12 @@ class Studio:
         except Stopped:
             return True
         return False
+
+
+def refuse_last_seed(cfg: DictConfig) -> None:
+    """Refused where the last of several images has a seed that no command line takes to draw it again."""
+    if isinstance(cfg.seed, int) and cfg.seed + cfg.count - 1 > MOST:
+        raise Refused(f"the last of {cfg.count} seeds must be at most {MOST}, got {cfg.seed + cfg.count - 1}")
 
 
 def refuse_pictures(given: Sequence[str], cfg: DictConfig) -> None:

@@ -96,8 +96,8 @@ def _control(unit: Mapping[str, Any], checkpoint: str) -> Control:
     return Control(hint, photo, unit["scale"], unit["start"], unit["end"], unit["mode"], checkpoint)
 
 
-def called(checkpoint: str | Path) -> str:
-    """What the page calls a checkpoint: a run by its folder, a file by its path."""
+def shown_name(checkpoint: str | Path) -> str:
+    """What a checkpoint is called: a run by its folder, other files as they are."""
     path = Path(checkpoint)
     return str(path.parent if path.name == FILE else path)
 
@@ -110,7 +110,7 @@ def summary(wish: Wish) -> str:
     parts.append(f"scale {control.scale:g}" + (f", {control.mode}" if control.mode != "balanced" else ""))
     if (control.start, control.end) != (0.0, 1.0):
         parts.append(f"from {control.start:.0%} to {control.end:.0%} of the steps")
-    parts += [f"with {called(unit.checkpoint or '')} at {unit.scale:g}" for unit in wish.more]
+    parts += [f"with {shown_name(unit.checkpoint or '')} at {unit.scale:g}" for unit in wish.more]
     if wish.image:
         parts.append(f"over a picture, strength {wish.strength:g}" + (", in the painted part" if wish.mask else ""))
     return " · ".join(parts)

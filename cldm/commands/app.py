@@ -1,9 +1,9 @@
 """python -m cldm app: a page to draw on, in the browser."""
 
 import argparse
-import errno
 import socket
 from importlib.util import find_spec
+from typing import Any
 
 EXAMPLES = """\
   python -m cldm app
@@ -22,19 +22,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
 
 
-def check_address(host: str, port: int | None) -> None:
-    """ValueError where nothing can listen there; without a port, any will do."""
-    if port is not None and not 0 < port < 2**16:
-        raise ValueError(f"--port must be from 1 to 65535, got {port}")
-    try:
-        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port or 0), family=kind).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"--port {port} is taken: name another one, or none for the first that is free") from None
-        raise ValueError(f"--host {host}: this machine cannot listen there ({error.strerror})") from None
-
-
 def run(args: argparse.Namespace) -> None:
     """Open the page and wait until it is closed."""
     if find_spec("gradio") is None:
@@ -46,3 +33,27 @@ def run(args: argparse.Namespace) -> None:
     with serving(Studio(args.overrides), args.host, args.port) as page:
         print(f"the page is at {page.local_url}; Ctrl-C closes it")
         page.block_thread()
+
+
+def check_address(host: str, port: int | None) -> None:
+    """ValueError where the page cannot listen there, before anything is loaded."""
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"--port must be from 1 to 65535, got {port}")
+    try:
+        place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        _try_to_listen(place, 0)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"--host {host} is no address of this machine") from error
+    try:
+        _try_to_listen(place, port or 0)
+    except PermissionError as error:
+        raise ValueError(f"--port {port} is not allowed to this user; take one from 1024 on") from error
+    except OSError as error:
+        raise ValueError(f"--port {port} is in use; take another, or none for the first free one") from error
+
+
+def _try_to_listen(place: tuple[Any, ...], port: int) -> None:
+    family, kind, protocol, _, address = place
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+        trial.bind((address[0], port, *address[2:]))

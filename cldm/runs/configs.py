@@ -86,7 +86,20 @@ def refuse_mistakes(cfg: DictConfig) -> None:
                 wanted = "true or false" if isinstance(due, bool) else "a number"
                 raise SystemExit(f"{key} must be {wanted}, got {item.split('=', 1)[1]!r}")
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    _refuse_not_finite(plain)
+    refuse_numbers(cfg)
+    for name, value in (cfg.get("resources") or {}).items():
+        least = 0 if name == "gpus" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SystemExit(f"resources.{name} must be a whole number from {least} on, got {value}")
+    for key in PATHS:
+        value = plain.get(key)
+        if isinstance(value, int | float):
+            raise SystemExit(f"{key} must be a path, got the number {value}; in quotes it is one: '{key}=\"{value}\"'")
+
+
+def refuse_numbers(cfg: DictConfig) -> None:
+    """SystemExit for numbers that do not exist, and those that POSITIVE and WHOLE do not take."""
+    _refuse_not_finite(OmegaConf.to_container(cfg, resolve=False))
     for key in POSITIVE:
         value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
         numbers = value if isinstance(value, ListConfig) else [value]
@@ -96,14 +109,6 @@ def refuse_mistakes(cfg: DictConfig) -> None:
         value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and (value != int(value) or not 0 <= value <= MOST):
             raise SystemExit(f"{key} must be a whole number from 0 to {MOST}, got {value}")
-    for name, value in (cfg.get("resources") or {}).items():
-        least = 0 if name == "gpus" else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SystemExit(f"resources.{name} must be a whole number from {least} on, got {value}")
-    for key in PATHS:
-        value = plain.get(key)
-        if isinstance(value, int | float):
-            raise SystemExit(f"{key} must be a path, got the number {value}; in quotes it is one: '{key}=\"{value}\"'")
 
 
 @contextmanager

@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageColor, ImageDraw
 
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, drawn_on, within
-from cldm.app.canvas import BLACK, WHITE, blank, drawing_of, inverted, painted, save_map
+from cldm.app.canvas import BLACK, WHITE, blank, on_paper, painted, save_map, with_map
 from cldm.app.studio import Drawn, Studio, noted
-from cldm.app.wish import Control, Wish, called, summary, wish_of
+from cldm.app.wish import Control, Wish, summary, wish_of
 from cldm.app.words import completed, offers
 from cldm.commands import cli
-from cldm.commands.app import check_address
 from cldm.conditions import get_condition
 from cldm.data.hints import load_hint
 from cldm.runs.configs import composed, configs_at_hand
@@ -180,7 +179,7 @@ def test_a_drawing_keeps_its_map_and_its_strokes_on_the_other_paper(paper: str, 
     stroke = Image.new("RGBA", (512, 512))
     ImageDraw.Draw(stroke).line((100, 100, 400, 300), fill=other, width=4)
     canvas = {**blank(paper, size), "layers": [stroke], "composite": stroke}
-    turned = inverted(canvas, other, size)
+    turned = on_paper(canvas, other, size)
     maps = [
         pixels(save_map(held, on, size, canny, tmp_path / "map.png")) for held, on in ((canvas, paper), (turned, other))
     ]
@@ -190,57 +189,42 @@ def test_a_drawing_keeps_its_map_and_its_strokes_on_the_other_paper(paper: str, 
     assert turned["background"].convert("RGB").getcolors() == [(512 * 512, ImageColor.getrgb(other))]
 
 
-def test_a_drawing_is_read_from_the_paper_that_it_lies_on_whatever_paper_has_been_chosen_since(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("paper", "other"), [(WHITE, BLACK), (BLACK, WHITE)])
+def test_a_drawing_that_the_page_has_not_turned_yet_keeps_its_map(paper: str, other: str, tmp_path: Path) -> None:
     canny, size = get_condition("canny"), (64, 64)
     stroke = Image.new("RGBA", (512, 512))
-    ImageDraw.Draw(stroke).line((100, 100, 400, 300), fill=BLACK, width=4)
-    canvas = {**blank(WHITE, size), "layers": [stroke]}
-    right, early = (pixels(save_map(canvas, paper, size, canny, tmp_path / "map.png")) for paper in (WHITE, BLACK))
-    assert np.array_equal(right, early)
-    again = inverted(canvas, WHITE, size)  # a second answer to the same change
-    assert np.array_equal(pixels(save_map(again, WHITE, size, canny, tmp_path / "map.png")), right)
-
-
-@pytest.mark.parametrize("paper", [WHITE, BLACK])
-@pytest.mark.parametrize("name", ["canny", "sobel", "color_grid"])
-def test_a_map_on_the_canvas_is_the_map_again_and_can_be_erased(name: str, paper: str, tmp_path: Path) -> None:
-    condition, size = get_condition(name), (64, 64)
-    plain = condition.polarity == "white_on_black"
-    values = np.random.default_rng(0).integers(0, 256, (*size, 1 if plain else 3), dtype=np.uint8)
-    values = values // 128 * 255 if name == "canny" else values
-    given = np.broadcast_to(values, (*size, 3))
-    on = paper if plain else BLACK
-    canvas = drawing_of(Image.fromarray(given), on, size, condition)
-    assert canvas["background"].getcolors(1)
-    made = pixels(save_map(canvas, on, size, condition, tmp_path / "map.png"))
-    assert np.array_equal(made, np.asarray(Image.fromarray(given).resize((512, 512), Image.Resampling.NEAREST)))
-    canvas["layers"][0].putalpha(0)
-    assert not pixels(save_map(canvas, on, size, condition, tmp_path / "map.png")).any()
-
-
-def test_checkpoints_are_told_apart_by_their_names() -> None:
-    assert called("runs/a/seed-0/control.safetensors") == "runs/a/seed-0"
-    assert called("pose.safetensors") == "pose.safetensors"
+    ImageDraw.Draw(stroke).line((100, 100, 400, 300), fill=other, width=4)
+    canvas = {**blank(paper, size), "layers": [stroke]}
+    maps = [pixels(save_map(canvas, said, size, canny, tmp_path / "map.png")) for said in (paper, other)]
+    assert np.array_equal(*maps)
+    assert 0 < maps[0].mean() < 20
+    twice = on_paper(on_paper(canvas, other, size), other, size)  # as where both of two switches found the old canvas
+    assert np.array_equal(pixels(save_map(twice, paper, size, canny, tmp_path / "map.png")), maps[0])
 
 
 @pytest.mark.parametrize(
-    ("host", "port", "said"),
-    [
-        ("127.0.0.1", 99999, "--port must be from 1 to 65535, got 99999"),
-        ("10.255.255.1", None, "--host 10.255.255.1: this machine cannot listen there"),
-        ("127.0.0.1", 0, "--port must be from 1 to 65535"),
-    ],
+    ("name", "paper"), [("canny", WHITE), ("canny", BLACK), ("sobel", WHITE), ("depth", BLACK), ("color_grid", BLACK)]
 )
-def test_where_nothing_can_listen_is_said_before_anything_is_read(host: str, port: int | None, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        check_address(host, port)
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (384, 192)])
+def test_a_map_on_the_canvas_comes_back_as_it_is_and_can_be_erased(
+    name: str, paper: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    condition = get_condition(name, **({"folder": str(tmp_path)} if name == "depth" else {}))
+    random = np.random.default_rng(0)
+    values = random.integers(0, 256, (*size, 3 if condition.polarity == "color" else 1), dtype=np.uint8)
+    values = np.where(random.random(values.shape) < 0.3, values, 0)
+    seen = np.repeat(values > 0, 3, axis=2) * np.uint8(255) if condition.binary else np.broadcast_to(values, (*size, 3))
+    canvas = with_map(Image.fromarray(np.ascontiguousarray(seen, dtype=np.uint8)), paper, size, condition)
 
+    def hint() -> np.ndarray:
+        path = save_map(canvas, paper, size, condition, tmp_path / "map.png")
+        found = load_hint(path, size, condition=condition, notify=lambda _: None)
+        return np.rint(found.permute(1, 2, 0).numpy() * 255)
 
-def test_a_port_that_is_taken_is_said() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"--port {port} is taken"):
-            check_address("127.0.0.1", port)
+    assert np.array_equal(hint(), seen)
+    (strokes,) = canvas["layers"]
+    strokes.paste((0, 0, 0, 0), (0, 0, *strokes.size))  # as the eraser does
+    assert not hint().any()
 
 
 def test_what_is_painted_is_the_mask() -> None:
@@ -298,6 +282,12 @@ def test_the_settings_of_an_image_are_the_wish_for_it(studio: Studio, strokes: P
     assert "seed 3 · unipc, 6 steps, guidance 2 · scale 0.8, prompt" in summary(found)
 
 
+def test_each_controlnet_is_told_by_a_name_of_its_own() -> None:
+    runs = ("runs/a/seed-0/control.safetensors", "runs/b/seed-0/control.safetensors", "pose.safetensors")
+    told = summary(Wish(Control(), more=tuple(Control(checkpoint=run) for run in runs)))
+    assert told.endswith("with runs/a/seed-0 at 1 · with runs/b/seed-0 at 1 · with pose.safetensors at 1")
+
+
 def test_a_blank_canvas_is_drawn_and_told_of(studio: Studio, tmp_path: Path) -> None:
     done = drawn(studio, asked().wish(studio, tmp_path))
     assert len(done.images) == 1
@@ -352,8 +342,10 @@ def test_live_drawings_take_one_folder_and_others_one_each(studio: Studio, strok
         ({"source": PHOTO}, "there is no picture for the hint yet"),
         ({"source": MAP, "picture": "words.png"}, "^cannot use hint words.png: it is not a readable picture$"),
         ({"source": PHOTO, "picture": "words.png"}, "^cannot use photo words.png: it is not a readable picture$"),
-        ({"count": 0}, "count must be at least 1"),
-        ({"seed": -1}, "seed must be at least 0"),
+        ({"count": 0}, "count must be whole and at least 1"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295, got 4294967296"),
+        ({"seed": 2**32 - 3, "count": 4}, "the last of 4 seeds must be at most 4294967295, got 4294967296"),
         ({"seed": None}, "seed must be a whole number"),
         ({"steps": 2000}, r"1\.\.1000"),
         ({"start": 0.5, "end": 0.5}, "a control acts from start to end"),
@@ -392,7 +384,7 @@ def test_a_whole_number_is_not_rounded() -> None:
 
 def test_a_refused_drawing_leaves_the_last_live_one_where_it_is(studio: Studio, strokes: Path) -> None:
     last = drawn(studio, Wish(Control(strokes), steps=1), place="live").images[0]
-    with pytest.raises(Refused, match="count must be at least 1"):
+    with pytest.raises(Refused, match="count must be whole and at least 1"):
         drawn(studio, Wish(Control(strokes), count=0), place="live")
     assert last.is_file()
 
@@ -456,6 +448,54 @@ def test_values_of_the_command_fit_on_the_sliders() -> None:
     for name, value in (("guidance", 20), ("scale", 2.5), ("steps", 150)):
         slider = form.fields[name]
         assert slider.minimum <= slider.value == value <= slider.maximum
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--port", "99999"], "error: --port must be from 1 to 65535, got 99999"),
+        (["--port", "0"], "error: --port must be from 1 to 65535, got 0"),
+        (["--host", "10.9.9.9"], "error: --host 10.9.9.9 is no address of this machine"),
+        (["--host", "no such host"], "error: --host no such host is no address of this machine"),
+    ],
+)
+def test_a_page_that_cannot_listen_says_why_in_one_sentence(given: list[str], sentence: str, capsys) -> None:
+    pytest.importorskip("gradio")
+    assert cli.main(["app", *GIVEN, *given]) == 1
+    assert capsys.readouterr().err.strip() == sentence
+
+
+def test_a_port_in_use_is_told_by_the_words_of_the_command(capsys) -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["app", *GIVEN, "--port", str(port)]) == 1
+    assert capsys.readouterr().err.strip() == (
+        f"error: --port {port} is in use; take another, or none for the first free one"
+    )
+
+
+def test_a_checkpoint_that_breaks_while_the_page_is_open_is_told_by_its_name(strokes: Path) -> None:
+    folder = Path("runs/broken")
+    shutil.copytree("runs/a", folder)
+    try:
+        studio, wish = (
+            Studio([f"checkpoint={folder}", f"base={folder}/base.safetensors"]),
+            Wish(Control(strokes), steps=1),
+        )
+        for name in ("base.safetensors", "control.safetensors"):
+            whole = (folder / name).read_bytes()
+            for content in (whole[:5], whole[:100], whole[: len(whole) // 2], None):
+                (folder / name).write_bytes(content or b"")
+                if content is None:
+                    (folder / name).unlink()
+                with pytest.raises(Refused, match=f"{folder}/{name}") as refusal:
+                    drawn(studio, wish)
+                assert "header" not in str(refusal.value)
+                assert "Errno" not in str(refusal.value)
+            (folder / name).write_bytes(whole)
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -15,6 +15,7 @@ from playwright.sync_api import sync_playwright
 
 from cldm.app.server import serving
 from cldm.app.studio import Studio
+from cldm.app.wish import Control
 from cldm.runs.checkout import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -142,6 +143,8 @@ def test_a_map_is_drawn_on_and_refusals_are_read_on_the_page(
         page.keyboard.type("x")
         assert page.evaluate("document.activeElement.value") == "an octopus x"
         page.close()
-    assert hint.any()
-    assert np.array_equal(hint, turned)
+    seen = np.asarray(studio.hint(Control(photo=REPOSITORY / "docs" / "hint.png")))
+    assert seen.any()
+    assert np.array_equal(hint[4::8, 4::8], seen)
+    assert np.array_equal(hint, turned)  # though Draw was pressed before the page had turned the canvas
     assert added.astype(int).sum() > hint.astype(int).sum()

@@ -23,7 +23,7 @@ import gradio as gr
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from cldm.app.answers import Answers, fields_of, own_name, settings_of
+from cldm.app.answers import Answers, fields_of, settings_of, visitors_own
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked
 from cldm.app.canvas import WHITE
 from cldm.app.server import LARGEST, MOST_BYTES, serving
@@ -102,6 +102,16 @@ def test_a_picture_shows_its_map_before_anything_is_drawn(opened: Open) -> None:
     assert folders(opened) == before
 
 
+def test_a_picture_of_a_further_controlnet_shows_its_map_too(opened: Open) -> None:
+    (known,) = opened.studio.others()
+    maps = [opened.client.predict("", handle_file(str(HINT)), PHOTO, api_name="/map_2")]
+    maps += [opened.client.predict(known, handle_file(str(HINT)), kind, api_name="/map_2") for kind in (PHOTO, MAP)]
+    assert maps[0] is None
+    assert [np.asarray(Image.open(seen)).any() for seen in maps[1:]] == [True, True]
+    with pytest.raises(AppError, match="not in the list of choices"):
+        opened.client.predict("/etc/passwd", handle_file(str(HINT)), PHOTO, api_name="/map_3")
+
+
 def test_a_bad_picture_gives_one_sentence(opened: Open, tmp_path: Path) -> None:
     (tmp_path / "words.png").write_text("no picture")
     for answer in (
@@ -111,6 +121,44 @@ def test_a_bad_picture_gives_one_sentence(opened: Open, tmp_path: Path) -> None:
         with pytest.raises(AppError) as refusal:
             answer()
         assert re.fullmatch(r"cannot use (hint|photo) words\.png: it is not a readable picture", refusal.value.message)
+
+
+def over(path: Path) -> dict[str, Any]:
+    """What the field for a picture to draw over holds of a file."""
+    return {"background": handle_file(str(path)), "layers": [], "composite": None}
+
+
+def test_a_picture_to_draw_over_keeps_its_own_shape_and_values(opened: Open, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (40, 100, 4), dtype=np.uint8)
+    values[..., 3] = 255
+    Image.fromarray(values).save(tmp_path / "wide.png")
+    before = folders(opened)
+    draw(opened, image=over(tmp_path / "wide.png"))
+    (folder,) = folders(opened) - before
+    assert np.array_equal(np.asarray(Image.open(folder / "image.png")), values[..., :3])
+
+
+def test_no_picture_to_draw_over_is_refused_in_one_sentence(opened: Open, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.full((64, 64), 7, dtype=np.float32)).save(tmp_path / "far.tiff")
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "huge.png")
+    texts = {"fake.png": b"no picture", "empty.png": b"", "page.html": b"<html>", "drawn.svg": b"<svg xmlns=''/>",
+             "cut.png": (tmp_path / "whole.png").read_bytes()[:60]}  # fmt: skip
+    for name, content in texts.items():
+        (tmp_path / name).write_bytes(content)
+    reasons = {
+        "fake.png": "it is not a readable picture", "page.html": "it is not a readable picture",
+        "drawn.svg": "it is not a readable picture", "cut.png": "it is not a readable picture",
+        "empty.png": "it is empty", "moving.gif": "it has 2 frames or layers; save the one to use as a PNG",
+        "far.tiff": "its values lie outside [0, 1]; rescale them first",
+        "huge.png": "it has 12000x12000 pixels, more than 128 million",
+    }  # fmt: skip
+    for name, reason in reasons.items():
+        with pytest.raises(AppError) as refusal:
+            draw(opened, image=over(tmp_path / name))
+        assert refusal.value.message == f"cannot use image {name}: {reason}"
 
 
 def answer_to(opened: Open, picture: dict[str, Any]) -> str:
@@ -189,7 +237,8 @@ def test_any_other_request_has_a_limit_too(opened: Open, kind: str, pieces: int)
         ({"scale": "<b>"}, "Scale must be a number from 0 to 2, got '&lt;b>'"),
         ({"seed": 1.5}, "First seed must be a whole number from 0 to 4294967295, got 1.5"),
         ({"seed": -1}, "First seed must be a whole number from 0 to 4294967295, got -1"),
-        ({"seed": 2**53}, "First seed must be a whole number from 0 to 4294967295, got 9007199254740992"),
+        ({"seed": 4294967296}, "First seed must be a whole number from 0 to 4294967295, got 4294967296"),
+        ({"seed": 4294967295, "count": 2}, "the last of 2 seeds must be at most 4294967295, got 4294967296"),
         ({"count": None}, "Images must be a whole number from 1 to 16, got nothing"),
         ({"steps": True}, "Steps must be a whole number from 1 to 100, got True"),
         ({"strength": 0}, "Strength must be a number from 0.05 to 1, got 0"),
@@ -249,8 +298,7 @@ def test_stop_ends_the_visitors_drawing_and_shows_what_there_is(opened: Open) ->
     *_, told, files, number = answers.stop(request)
     thread.join(60)
     assert told.startswith("Stopped: 0 images")
-    assert files == results[0][-2] == []
-    assert number == 0
+    assert (files, number) == results[0][-2:] == ([], 0)
     assert "Nothing is being drawn" in answers.stop(gr.Request(session_hash="somebody else"))[4]
 
 
@@ -265,18 +313,21 @@ def test_live_mode_draws_one_image_of_few_steps_and_only_when_asked(opened: Open
     assert len(shown) == 1
     assert (line["seed"], line["sampler"]["steps"]) == (100, 10)
     *_, files, number = answers.live(gr.Request(session_hash="you"), True, *values)
-    assert number == 0  # whichever of an earlier drawing was chosen
     (mine, _), *_ = shown
     assert Path(mine).is_file()  # another visitor's stroke leaves it
     assert files[0] != mine
     Path(files[0]).parent.joinpath("manifest.jsonl").unlink()
     with pytest.raises(gr.Error, match="a later drawing has replaced this image"):
-        answers.again(files, 0)
-    with pytest.raises(gr.Error, match="there is no image yet"):
-        answers.again(files, 2)
+        answers.again(files, number)
+    with pytest.raises(gr.Error, match="click the image whose settings"):
+        answers.again(files, 3)  # of an earlier drawing of four images
 
 
-def test_no_name_of_a_visitor_is_the_folder_of_another() -> None:
-    names = {own_name(visitor) for visitor in ("--", "", "..", "a/b", "ab", "a-b")}
-    assert len(names) == 6
-    assert all(name.isalnum() for name in names)
+@pytest.mark.parametrize("session", ["--", "../..", "", "/", "a/b"])
+def test_no_session_means_the_folders_of_other_visitors(opened: Open, session: str) -> None:
+    other = opened.studio.folder / "live" / visitors_own("somebody else")
+    other.mkdir(parents=True, exist_ok=True)
+    values = [MAP, WHITE, None, str(HINT), "", "", 1, 0, "ddim", 1, 3.0, 1.0, 0.0, 1.0, "balanced", None, 0.75]
+    *_, files, _ = Answers(opened.studio).live(gr.Request(session_hash=session), True, *values)
+    assert Path(files[0]).parent.parent == opened.studio.folder / "live"
+    assert other.is_dir()
