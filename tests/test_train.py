@@ -781,13 +781,15 @@ def test_callbacks_that_are_null_are_left_out(run):
 @pytest.mark.slow
 def test_looks_that_measure_otherwise_begin_a_curve_and_a_record_of_their_own(run):
     """Else a figure of fewer, easier items would stay the best, and another measure would look like progress."""
-    run("r", "steps=2", "trainer.callbacks.watch.every=1", "trainer.callbacks.watch.count=1")
-    again = ["trainer.callbacks.watch.every=1", "trainer.callbacks.watch.count=2"]
+    often = ["trainer.callbacks.watch.every=1", "trainer.callbacks.hint_use.every=1"]
+    run("r", "steps=2", *often, "trainer.callbacks.watch.count=1")
+    again = [*often, "trainer.callbacks.watch.count=2"]
     folder = run("r", "steps=4", *again, "condition.low=5", "condition.high=10", resume=True)
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     [looks] = [state["history"] for name, state in saved.items() if name.startswith("Watch")]
     [record] = [state["record"] for name, state in saved.items() if name.startswith("Checkpoints")]
-    assert looks["step"] == [3, 4]
+    [use] = [state["history"] for name, state in saved.items() if name.startswith("HintUse")]
+    assert looks["step"] == use["step"] == [3, 4]
     assert record["value"] == max(looks[record["figure"]])
 
 

@@ -1,5 +1,6 @@
 """Is the hint used? A measure cheap enough to date sudden convergence by."""
 
+import warnings
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from cldm.branches.controlnet import ControlNet
 from cldm.training.callbacks.pace import log_figures
+from cldm.training.callbacks.watch import batch_digest
 from ldm.sharding import is_sharded
 from ldm.training.outcome import History
 
@@ -25,6 +27,7 @@ class HintUse(Callback):
     def __init__(self, every: int = 10, count: int = 8):
         self.every, self.count = every, count
         self.history: History = {"step": [], "hint_use": []}
+        self.measure = ""  # what decides the figures beside the weights
         self.last_step = -1
         self.items: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -35,7 +38,9 @@ class HintUse(Callback):
         if not hasattr(pl_module, "hint_use") or not trainer.is_global_zero or is_sharded(pl_module):
             return
         validation = trainer.datamodule.validation  # type: ignore[attr-defined]
-        items = trainer.strategy.batch_to_device(validation.__getitems__(range(min(self.count, len(validation)))))
+        batch = validation.__getitems__(range(min(self.count, len(validation))))
+        self._begin_anew(batch_digest(batch))
+        items = trainer.strategy.batch_to_device(batch)
         if len(items["caption"]) > 1:  # else there is no other item's hint
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 diffusion: Any = pl_module.diffusion  # its latents and contexts never change: encoded once
@@ -51,6 +56,14 @@ class HintUse(Callback):
                 self._look(trainer, pl_module)
         self.last_step = step
 
+    def _begin_anew(self, measure: str) -> None:
+        """Forget figures of other items or hints, of a run that goes on under another configuration."""
+        if self.measure not in ("", measure):
+            warnings.warn("the held-out items or their hints differ from those of the curve of hint_use so far: it "
+                          "begins anew", stacklevel=2)  # fmt: skip
+            self.history |= {"step": [], "hint_use": []}
+        self.measure = measure
+
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
         if self.items is None:
             return
@@ -61,11 +74,12 @@ class HintUse(Callback):
         log_figures(trainer, module, {"hint_use": use, **zero_conv_norms(module.control)})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "measure": self.measure}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history.clear()  # the same dict: the module's outcome has it
         self.history |= {name: list(values) for name, values in state_dict["history"].items()}
+        self.measure = state_dict.get("measure", "")  # of a checkpoint of an older commit
 
 
 def zero_conv_norms(branch: nn.Module) -> dict[str, float]:
