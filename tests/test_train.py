@@ -790,6 +790,8 @@ def test_looks_that_measure_otherwise_begin_a_curve_and_a_record_of_their_own(ru
     [record] = [state["record"] for name, state in saved.items() if name.startswith("Checkpoints")]
     [use] = [state["history"] for name, state in saved.items() if name.startswith("HintUse")]
     assert looks["step"] == use["step"] == [3, 4]
+    lines = [json.loads(line) for line in (folder / "previews" / "manifest.jsonl").read_text().splitlines()]
+    assert [line.get("step", f"from {line.get('resumed')}") for line in lines] == [0, 1, 2, "from 2", 3, 4]
     assert record["value"] == max(looks[record["figure"]])
 
 

@@ -41,11 +41,16 @@ def sample(evaluation: Path, setting: str, item: int, noise: int = 0) -> Image.I
 
 
 def history(run: Path) -> dict[int, dict[str, Any]]:
-    """{step: line of previews/manifest.jsonl}; a resumed run's later look counts."""
+    """{step: line of previews/manifest.jsonl}; what came after the checkpoint of a resumption was given up."""
     path = run / "previews" / "manifest.jsonl"
     if not path.is_file():
         raise ValueError(f"{run} is no run folder with previews: there is no {path}")
-    found = {line["step"]: line for line in read_lines(path) if _is_look(line)}
+    found: dict[int, dict[str, Any]] = {}
+    for line in read_lines(path):
+        if _is_look(line):
+            found[line["step"]] = line
+        elif isinstance(line, dict) and isinstance(line.get("resumed"), int):
+            found = {step: look for step, look in found.items() if step <= line["resumed"]}
     return dict(sorted(found.items()))
 
 

@@ -210,10 +210,12 @@ def test_watch_looks_at_the_same_items_at_the_start_on_schedule_and_at_the_end(r
     assert module.outcome.looks is watch.history
     again = Watch(lambda *_: {}, None, key="score")
     again.load_state_dict(watch.state_dict())
-    again.on_train_start(at(5), module)
+    resumed = SimpleNamespace(global_step=5, is_global_zero=True, default_root_dir=tmp_path)
+    again.on_train_start(resumed, module)
     assert module.outcome.shown == ("score", pytest.approx(0.4))  # the bar of a run that goes on shows it at once
     assert looks == [(["item 0", "item 1", "item 2"], ["truth"] * 3)] * 4
     lines = [json.loads(line) for line in (tmp_path / "previews" / "manifest.jsonl").read_text().splitlines()]
+    assert lines.pop() == {"resumed": 5}
     assert [line["step"] for line in lines] == [0, 2, 4, 5]
     assert all(line["ids"] == [0, 1] and line["captions"] == ["item 0", "item 1"] for line in lines)
     for line in lines:

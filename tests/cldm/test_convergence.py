@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cldm.tables.convergence import Moment, convergence_step, moment
-from cldm.tables.sheets import convergence_strip
+from cldm.tables.sheets import convergence_strip, history
+from ldm.files import append_line
 from tests.run_folders import run_folder
 
 STEPS = list(range(0, 1000, 50))
@@ -64,6 +65,12 @@ def test_a_curve_of_less_than_two_points_has_no_jump(count):
 def test_a_missing_figure_does_not_hide_the_jump():
     values = [float("nan"), *[0.3] * 9, *[0.8] * 10]
     assert convergence_step(STEPS, values) == 500
+
+
+def test_looks_that_a_resumption_gave_up_are_not_shown(tmp_path):
+    run = run_folder(tmp_path / "run", steps=40, every=10, jump=20)
+    append_line(run / "previews" / "manifest.jsonl", {"resumed": 20})
+    assert [*history(run)] == [0, 10, 20]
 
 
 def test_the_strip_of_a_run_tells_the_moment_of_its_results_and_draws_every_stage(tmp_path, monkeypatch):

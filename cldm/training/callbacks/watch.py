@@ -42,10 +42,10 @@ class Watch(Callback):
     """Every `every` optimizer steps: pictures, figures and losses of the same held-out items, with averaged weights.
 
     Prompts, seeds, timesteps and noise of an item are the same every time, and none of them are training's. Writes
-    previews/step_*.png with a line in previews/manifest.jsonl, logs the figures as watch/* and the losses as val/*,
-    and keeps their history (`history["step"]` and one list per figure; losses are `loss` and `loss_0-250`, ...) for
-    the convergence curve; checkpoints carry it. `key` names the figure that the progress bar shows, the
-    first that there is.
+    previews/step_*.png with a line in previews/manifest.jsonl (and one for each resumption, with the step it goes on
+    from), logs the figures as watch/* and the losses as val/*, and keeps their history (`history["step"]` and one list
+    per figure; losses are `loss` and `loss_0-250`, ...) for the convergence curve; checkpoints carry it. `key` names
+    the figure that the progress bar shows, the first that there is.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class Watch(Callback):
         pl_module.outcome.shown = self._shown()  # of the run that goes on
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
+        elif trainer.is_global_zero:
+            append_line(_manifest(trainer), {"resumed": trainer.global_step})
         self.last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -143,13 +145,13 @@ class Watch(Callback):
         module.outcome.shown = self._shown()
         watched = {f"watch/{name}": value for name, value in found.items()}
         log_figures(trainer, module, {**watched, **{f"val/{name}": value for name, value in losses.items()}})
-        folder = Path(trainer.default_root_dir) / "previews"
+        manifest = _manifest(trainer)
         captions, ids = batch["caption"][: self.shown], batch["id"][: self.shown].tolist()
         columns = {name: images[: self.shown] for name, images in pictures.items()}
         sheet = grid(columns, captions)
-        save_atomically(sheet, folder / f"step_{step:07d}.png")
+        save_atomically(sheet, manifest.parent / f"step_{step:07d}.png")
         line = {"file": f"step_{step:07d}.png", "step": step, "columns": [*columns], "ids": ids, "captions": captions}
-        append_line(folder / "manifest.jsonl", {**line, **found, **losses})
+        append_line(manifest, {**line, **found, **losses})
         for logger in trainer.loggers:
             log_look(logger, sheet, columns, captions, step, not self.looked)
         self.looked = True
@@ -161,3 +163,7 @@ class Watch(Callback):
         self.history.clear()  # the same dict: the module's outcome has it
         self.history |= {name: list(values) for name, values in state_dict["history"].items()}
         self.measure = state_dict.get("measure", "")  # of a checkpoint of an older commit
+
+
+def _manifest(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "previews" / "manifest.jsonl"
