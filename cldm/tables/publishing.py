@@ -27,8 +27,7 @@ def publish(name: str, found: Sequence[Record], runs: str | Path, out: Path) -> 
                 places[run] = f"{str(trained['commit'])[:8]}/{run.relative_to(runs)}"
     for run, place in places.items():
         _copy(run, out / place, RUN_FILES)
-        kept = [name for name in ("control.safetensors", "base.safetensors") if (run / name).is_file()]
-        write_json(out / place / WEIGHTS, {name: content(run / name) for name in kept})
+        write_json(out / place / WEIGHTS, _weights(run))
     for record in found:
         for folder in record.evaluations.values() if record.run in places else ():
             _copy(folder, out / places[record.run] / folder.relative_to(record.run), EVALUATION_FILES)
@@ -47,6 +46,13 @@ def published_plan(name: str, runs: str | Path) -> dict[tuple[str, int], list[Pa
 
 def _plan_file(name: str, runs: Path) -> Path:
     return runs / f"{name}.table.json"
+
+
+def _weights(run: Path) -> dict[str, str]:
+    """The contents of a run's weights by file name; of a run that was itself published, as it names them."""
+    named = json.loads((run / WEIGHTS).read_text()) if (run / WEIGHTS).is_file() else {}
+    kept = [name for name in ("control.safetensors", "base.safetensors") if (run / name).is_file()]
+    return {**named, **{name: content(run / name) for name in kept}}
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:

@@ -406,6 +406,16 @@ def test_what_is_published_makes_the_table_again_and_commits_do_not_overwrite_ea
         assert {r.trained[0]["commit"] for r in rebuilt} == {commit}
 
 
+def test_what_is_published_from_published_results_still_names_its_weights(spec, found, tmp_path):
+    """A run that went into git without weights may be part of a later table."""
+    publish("mine", found, tmp_path, tmp_path / "results")
+    once = records(spec, published_plan("mine", tmp_path / "results"))
+    publish("more", once, tmp_path / "results", tmp_path / "again")
+    twice = records(spec, published_plan("more", tmp_path / "again"))
+    assert [r._weights for r in twice] == [r._weights for r in once]
+    assert str(lines(spec, twice)) == str(lines(spec, once))
+
+
 def test_a_table_is_put_into_its_place_on_a_page():
     page = "a\n<!-- table mine: python -m cldm table mine -->\nold\n<!-- /table -->\nb\n"
     assert put_into(page, "mine", "new\n") == page.replace("old", "new")
