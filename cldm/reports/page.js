@@ -21,7 +21,8 @@ function svg(tag, given = {}, ...children) {
   return node;
 }
 const color = (group) => `--of: var(--c${group % 8})`;
-const dot = (group) => el("span", { class: "dot", style: color(group) });
+const dashed = (group) => group >= 8;  // colours are used again
+const dot = (group) => el("span", { class: dashed(group) ? "dot ring" : "dot", style: color(group) });
 const named = (group) => [dot(group), D.groups[group].name];
 const several = D.groups.some((group) => group.runs.length > 1);
 const runName = (run) => D.groups[run.group].name + (several ? `, seed ${run.seed}` : "");
@@ -166,7 +167,7 @@ function plot(one) {
     if (line.low) root.append(svg("path", { class: "band", style: color(group), d: path([...line.x, ...[...line.x].reverse()], [...line.high, ...[...line.low].reverse()]) + "Z" }));
   }
   for (const [group, line] of lines) {
-    root.append(svg("path", { class: "mean", style: color(group), d: path(line.x, line.mean), "stroke-dasharray": group >= 8 ? "5 3" : "none" }));
+    root.append(svg("path", { class: "mean", style: color(group), d: path(line.x, line.mean), "stroke-dasharray": dashed(group) ? "5 3" : "none" }));
     if (line.x.length === 1) root.append(svg("circle", { class: "mark", style: color(group), cx: px(line.x[0]), cy: py(line.mean[0]), r: 3 }));
   }
   for (const moment of D.moments) {
