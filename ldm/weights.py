@@ -1,6 +1,7 @@
 """Weights in safetensors files: written atomically with metadata, read strictly."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,20 @@ def write_tensors(
     cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in tensors.items()}
     with files.whole(path) as partial:
         save_file({name: t.contiguous() for name, t in cast.items()}, partial, {"format": "pt", **(metadata or {})})
+        _sort_metadata(partial)
         _make_readable(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Else the same weights, written again, would be a file of other content: safetensors has no order of metadata."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) == length:
+            file.seek(8)
+            file.write(text)
 
 
 def _make_readable(path: Path) -> None:

@@ -114,6 +114,14 @@ def test_a_save_that_fails_keeps_the_old_file_and_leaves_no_partial_one(tmp_path
     assert equal(loaded, net(0))
 
 
+def test_the_same_weights_written_again_are_a_file_of_the_same_content(tmp_path):
+    """Runs, evaluations and tables know bases and branches by the contents of their files."""
+    facts = {f"{i}. fact": 'a "b" \n\t\x01 \u00fc \U0001f99e' * i for i in range(20)}
+    contents = {save_weights(net(0), tmp_path / f"{i}.safetensors", facts).read_bytes() for i in range(4)}
+    assert len(contents) == 1
+    assert read_metadata(tmp_path / "0.safetensors").items() >= facts.items()
+
+
 def test_others_may_read_what_is_written_as_far_as_the_user_lets_them(tmp_path):
     (tmp_path / "plain").touch()
     save_weights(net(0), tmp_path / "a.safetensors")
