@@ -25,6 +25,7 @@ class Sobel(Condition):
     gain: float = 4.0
 
     name: ClassVar[str] = "sobel"
+    version: ClassVar[int] = 2  # 8 bits
     polarity: ClassVar[Polarity] = "white_on_black"
 
     def __post_init__(self) -> None:
@@ -41,7 +42,8 @@ class Sobel(Condition):
 
         gradient = spatial_gradient(images.float() / 255, mode="sobel")  # (b, c, 2, h, w), kernel normalised
         magnitude = gradient.square().sum(dim=2).sqrt().amax(dim=1, keepdim=True)
-        return (magnitude * self.gain).clamp(0, 1).expand(-1, 3, -1, -1).contiguous()
+        rounded = (magnitude * self.gain).clamp(0, 1).mul(255).round() / 255  # as files have it
+        return rounded.expand(-1, 3, -1, -1).contiguous()
 
 
 @dataclass(frozen=True)

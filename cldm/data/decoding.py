@@ -45,7 +45,8 @@ class PictureError(ValueError):
 class Picture:
     """A decoded picture, upright.
 
-    name: of the file, for messages. rgb (h, w, 3): uint8, or float32 in [0, 1] where the file holds more than 8 bits.
+    name: of the file, for messages. rgb (h, w, 3): uint8, or float32 in [0, 1] where a grey file holds more than 8 bits
+    (colours are read with 8).
     alpha (h, w): float32 in [0, 1], 0 is transparent; None where every pixel is opaque. text: what a PNG says of
     itself. plain: every program reads the file the same way (RGB, 8 bits, upright, opaque).
     """
@@ -71,6 +72,7 @@ def decode(source: Source, what: str = "image", name: str = "", min_side: int = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(stream) as picture:
+                _cut_key(picture)
                 _check_kind(picture, path, what, min_side)
                 turn = _turn(picture)
                 rgb, alpha = _pixels(picture, path, what)
@@ -234,7 +236,9 @@ def _pixels(picture: Image.Image, path: str, what: str) -> tuple[np.ndarray, np.
         if not (values.min() >= 0 and values.max() <= 1):  # NaN too
             expected = "[0, 1]" if mode == "F" else "16 bits"
             raise PictureError(f"cannot use {what} {path}: its values lie outside {expected}; rescale them first")
-        return np.repeat(values[:, :, None], 3, axis=2), None
+        key = picture.info.get("transparency")
+        alpha = None if key is None else (np.asarray(picture) != key).astype(np.float32)
+        return np.repeat(values[:, :, None], 3, axis=2), None if alpha is None or alpha.all() else alpha
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         if mode == "La":  # Pillow has no way from premultiplied grey to RGBA
             picture = picture.convert("LA")
@@ -243,6 +247,13 @@ def _pixels(picture: Image.Image, path: str, what: str) -> tuple[np.ndarray, np.
         alpha = None if opaque else array[:, :, 3].astype(np.float32) / np.float32(255)
         return np.ascontiguousarray(array[:, :, :3]), alpha
     return np.array(picture.convert("RGB")), None
+
+
+def _cut_key(picture: Image.Image) -> None:
+    """Pillow reads colours of 16 bits with 8, but not the colour that a PNG calls transparent."""
+    key = picture.info.get("transparency")
+    if isinstance(key, tuple) and any("16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _unit(rgb: np.ndarray) -> np.ndarray:

@@ -110,6 +110,24 @@ def test_a_constant_image_gives_a_black_map_and_a_warning(name):
         warn_if_blank(torch.from_numpy(found).permute(2, 0, 1) / 255.0)
 
 
+@pytest.mark.parametrize(
+    "name", ["canny", "canny_kornia", "sobel", "scribble", "lineart_standard", "blur", "color_grid"]
+)
+def test_a_picture_has_the_same_hint_alone_in_a_batch_and_in_a_file(name):
+    condition, rng = get_condition(name), np.random.default_rng(0)
+    shapes = []
+    for _ in range(8):
+        shape = np.full((72, 96, 3), rng.integers(0, 255, 3), np.uint8)
+        for _ in range(6):
+            place, radius, color = rng.integers(0, 90, 2), rng.integers(4, 30), rng.integers(0, 255, 3)
+            cv2.circle(shape, place.tolist(), int(radius), color.tolist(), -1)
+        shapes.append(cv2.GaussianBlur(shape, (0, 0), 1.0))
+    images = torch.from_numpy(np.stack(shapes)).permute(0, 3, 1, 2)
+    together = apply_batch(condition, images / 127.5 - 1)
+    for shape, hint in zip(shapes, together, strict=True):
+        assert torch.equal(torch.from_numpy(condition(shape) / np.float32(255)).permute(2, 0, 1), hint)
+
+
 def test_an_unknown_parameter_and_a_missing_path_are_named():
     with pytest.raises(ValueError, match=r"'canny' has no parameter 'lo'; it has: low, high"):
         get_condition("canny", lo=3)

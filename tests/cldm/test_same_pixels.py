@@ -1,8 +1,10 @@
 """Training and sampling give the network the same pixels for the same file, bit for bit, and annotate is no detour."""
 
 import io
+import struct
 import tarfile
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +143,23 @@ def test_sixteen_bits_and_holes_are_the_same_hint_through_files_and_caches(save)
     assert set(hole[:, hole[0] < 0].unique().tolist()) == {-1.0}
     for one in (hint, hole, trained_on(photo, None, get_condition("sobel"))):
         assert torch.equal(restored(stored(one)), one)  # caches lose nothing
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("mode", ["grey", "RGB"])
+def test_the_colour_that_a_png_calls_transparent_is_transparent_in_any_depth(bits, mode):
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size, channels = 16, 3 if mode == "RGB" else 1
+    key, other = (160, 4) if bits == 8 else (40000, 1000)
+    row = np.repeat(np.where(np.arange(size) < 8, key, other), channels).astype(f">u{bits // 8}").tobytes()
+    head = struct.pack(">IIBBBBB", size, size, bits, 2 if mode == "RGB" else 0, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"tRNS", struct.pack(">H", key) * channels)]
+    parts += [(b"IDAT", zlib.compress((b"\0" + row) * size)), (b"IEND", b"")]
+    picture = decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == [[0.0] * 8 + [1.0] * 8] * size
 
 
 def test_shards_and_evaluation_read_as_folders_do(tmp_path, save):
