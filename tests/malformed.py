@@ -75,6 +75,13 @@ def turned() -> bytes:
     return png(kind="JPEG", exif=exif)
 
 
+def half_zeros() -> bytes:
+    """A PNG of several chunks as a power cut leaves it."""
+    grey = np.random.default_rng(0).normal(128, 30, (512, 512, 1)).clip(0, 255).astype(np.uint8)
+    whole = png(np.repeat(grey, 3, axis=2))  # zeros go on as pixels of such a file, up to the next chunk
+    return whole[: len(whole) // 2].ljust(len(whole), b"\0")
+
+
 def broken_exif() -> bytes:
     return png(kind="JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
 
@@ -99,6 +106,7 @@ PICTURES = [
     Case("picture", "behind a byte-order mark", put(b"\xef\xbb\xbf" + png()), REPLACED, "not a readable picture"),
     Case("picture", "empty", put(b""), REPLACED, "it is empty"),
     Case("picture", "cut short", put(png()[:200]), REPLACED, "not a readable picture"),
+    Case("picture", "its second half zeros", put(half_zeros()), REPLACED, "not a readable picture"),
     Case("picture", "cut JPEG", put(png(kind="JPEG")[:500]), REPLACED, "not a readable picture"),
     Case("picture", "web page", put("<html>404</html>"), REPLACED, "not a readable picture"),
     Case("picture", "zeros", put(bytes(4096)), REPLACED, "not a readable picture"),

@@ -190,6 +190,7 @@ def test_the_file_of_a_run_asks_for_what_resources_say(capsys):
     assert not {f"#SBATCH --{line}" for line in wanted} - {*script.splitlines()}
     assert 'set -- +resources=node trainer=ddp resources.nodes=2 condition=depth "$@"' in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert of_run(["+resources=node", "trainer=ddp"]) == of_run(["resources=node", "trainer=ddp"])
     assert main(["batch", "trainer=ddp", "steps=3"]) == 0
     assert 'set -- +resources=gpu trainer=ddp steps=3 "$@"' in capsys.readouterr().out
 
@@ -205,6 +206,11 @@ def test_the_file_of_a_run_asks_for_what_resources_say(capsys):
         ("steps=abc", "steps must be a number"),
         ("sweep=locking", "a sweep is submitted by launcher=slurm"),
         ("-m optimizer.lr=1e-3,1e-4", "a sweep is submitted by launcher=slurm"),
+        ("optimizer.lr=1e-3,1e-4", "a sweep is submitted by launcher=slurm"),
+        ("trainer=gpu resources=cpu", "needs a GPU for each process: resources.tasks=1, but resources.gpus=0"),
+        ("trainer=gpu resources.tasks=2", "needs a GPU for each process: resources.tasks=2, but resources.gpus=1"),
+        ("trainer=gpu launcher=slurm resources.tasks=2", "needs a GPU for each process"),
+        ("trainer=ddp resources=node trainer.devices=4", "trainer.devices=4 is not what the cluster is asked for"),
     ],
 )  # fmt: skip
 def test_a_file_that_makes_no_sense_is_not_printed(capsys, typed, said):

@@ -31,16 +31,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the file."""
     is_sweep = "launcher=slurm" in args.overrides
-    if args.multirun and not is_sweep:
+    if not is_sweep and (args.multirun or sweeps(args.overrides)):
         raise ValueError(NO_SWEEP)
     print(of_sweep(args.overrides) if is_sweep else of_run(args.overrides), end="")
 
 
+def sweeps(overrides: Sequence[str]) -> bool:
+    """Whether some key has several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        return any(one.is_sweep_override() for one in OverridesParser.create().parse_overrides(list(overrides)))
+    except OverrideParseException as error:
+        raise ValueError(str(error)) from None
+
+
 def of_run(overrides: Sequence[str]) -> str:
     """cluster/train.sbatch for these overrides, with what `resources` asks for."""
-    chosen = [item for item in overrides if item.startswith("resources=")]
+    chosen = [item for item in overrides if item.removeprefix("+").startswith("resources=")]
     others = [item for item in overrides if item not in chosen]
-    appended = [f"+{item}" for item in chosen or ["resources=gpu"]]
+    appended = [f"+{item.removeprefix('+')}" for item in chosen or ["resources=gpu"]]
     cfg = checked([*appended, *others])
     if cfg.hydra.sweeper.params:
         raise ValueError(NO_SWEEP)
@@ -83,7 +94,9 @@ def of_sweep(overrides: Sequence[str]) -> str:
         from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
     except ImportError as error:
         raise ValueError(f"launcher=slurm needs submitit (pip install -e '.[submitit]'): {error}") from None
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    # the launcher brings resources with it: train.py has nothing to append there
+    overrides = [item.removeprefix("+") if item.startswith("+resources=") else item for item in overrides]
+    parsed = OverridesParser.create().parse_overrides(overrides)
     cfg = checked([item for item, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()])
     launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     own = ("_target_", "submitit_folder", "max_num_timeout")

@@ -34,20 +34,22 @@ def run(args: argparse.Namespace) -> None:
     if not args.folder.is_dir():
         raise ValueError(f"{args.folder} is no folder; runs lie in runs/, or where runs= put them")
     found = [read(path) for path in run_folders(args.folder)]
-    known = known_columns(found, [*args.where, *(args.columns or "").split(","), args.sort or ""])
+    typed = [column.strip() for column in (args.columns or "").split(",")] if args.columns else []
+    known = known_columns(found, [*args.where, *typed, args.sort or ""])
     for condition in args.where:
         key, is_given, value = condition.partition("=")
         if not is_given:
             raise ValueError(f"--where takes KEY=VALUE, got {condition!r}")
         refuse_unknown(key, known)
         found = [one for one in found if _is(one.value(key), value, as_typed(value), key == "state")]
-    columns = args.columns.split(",") if args.columns else [*figures(found)[:5], *differing(found)[:4]]
-    for column in [*(columns if args.columns else ()), *([args.sort] if args.sort else ())]:
+    columns = typed or [*figures(found)[:5], *differing(found)[:4]]
+    for column in [*typed, *([args.sort] if args.sort else ())]:
         refuse_unknown(column, known)
     if args.sort:
         found.sort(key=lambda one: _order(one.value(args.sort)))
     rows = [
-        {"run": str(one.folder.relative_to(args.folder)), "state": one.state} | {c: one.value(c) for c in columns}
+        {"run": str(one.folder.relative_to(args.folder)), "state": one.state}
+        | {c: one.value(c) for c in columns if c != "run"}
         for one in found
     ]
     print(as_json(rows)) if args.json else show(rows)
@@ -60,20 +62,23 @@ def as_json(rows: Sequence[dict[str, Any]]) -> str:
 
 def known_columns(found: Sequence[RunFolder], asked: Sequence[str]) -> set[str]:
     """What any run has; evaluations are read only where what is asked for is a figure of one."""
-    known = {name for one in found for name in ("state", *one.figures, *one.choices, *one.config)}
+    known = {name for one in found for name in ("run", "state", *one.figures, *one.choices, *one.config)}
     evaluated = found if any(item.startswith(EVALUATED) for item in asked) else ()
     return known | {name for one in evaluated for name in one.evaluated}
 
 
 def as_typed(value: str) -> Any:
-    """A value as train.py would read it: 2e-3 is a number, null is nothing."""
+    """A value as train.py would read it: 2e-3 is a number, null is nothing. ValueError for several."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
     try:
-        return OverridesParser.create().parse_override(f"value={value}").value()
+        override = OverridesParser.create().parse_override(f"value={value}")
     except OverrideParseException:
         return value
+    if override.is_sweep_override():
+        raise ValueError(f"--where takes one value of a key, got {value}")
+    return override.value()
 
 
 def _is(found: Any, typed: str, wanted: Any, is_state: bool) -> bool:

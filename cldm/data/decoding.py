@@ -74,6 +74,7 @@ def decode(source: Source, what: str = "image", name: str = "", min_side: int = 
             with Image.open(stream) as picture:
                 _cut_key(picture)
                 _check_kind(picture, path, what, min_side)
+                picture.load()  # before EXIF is asked for: that would load a PNG too, and half of it after a failure
                 turn = _turn(picture)
                 rgb, alpha = _pixels(picture, path, what)
                 told = {str(k): v for k, v in getattr(picture, "text", {}).items() if isinstance(v, str)}

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         samples(protocol, shown, [score["name"] for score in made["scores"]], spec.samples, album)
         for protocol, made in zip(measured, tables, strict=True)
     ]
+    parts = ["family"] if any(", family " in made["protocol"] for made in tables) else []
     worlds = {str(protocol.measured[0].evaluation.results["protocol"].get("world")) for protocol in measured}
     return {
         "title": spec.title,
@@ -43,6 +45,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         "groups": [described(group) for group in groups],
         "settings": settings(groups),
         "trouble": [*(told for run in runs if (told := complaint(run))), *repeated, *trouble,
+                    *silent(groups, logged, measured),
                     *(told for protocol in measured for told in unlike(protocol, groups)),
                     *(told for run in once if (told := switched(run))),
                     *(told for group in groups if (told := unlike_inputs(group)))],
@@ -51,7 +54,7 @@ def content(places: Sequence[Path], spec: ReportSpec) -> dict[str, Any]:
         "grid": grid(shown, spec.items, spec.looks, album),
         "tables": tables,
         "samples": [one for one in lists if one],
-        "words": words([*names, *(score["name"] for made in tables for score in made["scores"])], worlds),
+        "words": words([*names, *(score["name"] for made in tables for score in made["scores"]), *parts], worlds),
         "pictures": album.pictures,
     }  # fmt: skip
 
@@ -102,6 +105,26 @@ def described(group: Group) -> dict[str, Any]:
 
 def _told(commit: str) -> str:
     return commit[:12] + ("+changes" if "+" in commit else "")
+
+
+def silent(groups: Sequence[Group], logged: Logged, measured: Sequence[Protocol]) -> list[dict[str, str]]:
+    """[{run, reason}] of what the sections of a page leave out: runs without curves, losses that are no numbers, groups
+    without figures where others have some."""
+    found = []
+    for run in (run for group in groups for run in group.runs):
+        if not logged[run]:
+            found.append({"run": str(run.folder), "reason": "no curves: metrics.csv has none of those shown here"})
+        for name, curve in logged[run].items():
+            broken = [step for step, value in zip(curve.steps, curve.values, strict=True) if not isfinite(value)]
+            if "loss" in name and broken:
+                told = (
+                    f"{name} is no finite number at {len(broken)} of its {len(curve.steps)} steps, first at {broken[0]}"
+                )
+                found.append({"run": str(run.folder), "reason": told})
+    evaluated = {one.group for protocol in measured for one in protocol.measured}
+    found += [{"run": group.name, "reason": "no figures: not evaluated (evaluate.py)"}
+              for i, group in enumerate(groups) if evaluated and i not in evaluated]  # fmt: skip
+    return found
 
 
 def complaint(run: RunFolder) -> dict[str, str] | None:

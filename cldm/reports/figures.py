@@ -21,7 +21,7 @@ NEITHER = ("nearest_training", "diversity")
 ARROWS = {True: " ↓", False: " ↑", None: ""}
 """Which way is better, by `lower_is_better`."""
 
-SHOWN = 8  # scores of a table
+SHOWN = 12  # scores of a table
 
 
 def lower_is_better(score: str) -> bool | None:
@@ -34,10 +34,11 @@ def lower_is_better(score: str) -> bool | None:
 def table(protocol: Protocol, scores: Sequence[str], reference: int) -> dict[str, Any]:
     """The table of one protocol: by prompt setting a row for each group; bounds below; see `_cells`."""
     chosen = protocol.measured
-    results = chosen[0].evaluation.results
-    settings = [*results["metrics"]]
-    columns = [*scores] or [name for name in SCORES if name in results["metrics"][settings[-1]]][:SHOWN]
-    columns = columns or [*results["metrics"][settings[-1]]][:SHOWN]
+    metrics = [one.evaluation.results["metrics"] for one in chosen]
+    settings = [*dict.fromkeys(setting for told in metrics for setting in told)]
+    # runs of other conditions have other scores
+    known = dict.fromkeys(name for told in metrics for means in told.values() for name in means)
+    columns = [*scores] or [name for name in SCORES if name in known][:SHOWN] or [*known][:SHOWN]
     numbers = sorted({one.group for one in chosen})
     base = reference if reference in numbers else numbers[0]
     members = {number: [one for one in chosen if one.group == number] for number in numbers}

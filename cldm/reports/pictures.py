@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cldm.data.decoding import read_photo
 from cldm.reports.groups import Group
 from cldm.runs.listing import RunFolder
 from cldm.tables.sheets import MADE, cut, history
@@ -41,8 +42,8 @@ class Album:
     def add_file(self, path: Path | None) -> str | None:
         """Take the picture of a file in; None where it cannot be read."""
         try:
-            return None if path is None else self.add(Image.open(path))
-        except OSError:
+            return None if path is None else self.add(Image.fromarray(read_photo(path)))
+        except ValueError:
             return None
 
 
@@ -92,13 +93,13 @@ def _cell(run: RunFolder, line: dict[str, Any] | None, item: int, names: Sequenc
         return None
     try:
         return album.add(cut(_page(run.folder / "previews" / line["file"]), line, item, name, size))
-    except (OSError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return None
 
 
 @lru_cache(128)
 def _page(path: Path) -> Image.Image:
-    return Image.open(path).convert("RGB")
+    return Image.fromarray(read_photo(path))
 
 
 def pictured(groups: Sequence[Group], most: int) -> list[tuple[int, RunFolder]]:

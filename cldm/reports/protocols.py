@@ -73,12 +73,9 @@ def _unusable(evaluation: Evaluation, run: RunFolder) -> str | None:
     try:
         evaluation.check()
         told(evaluation.results)
-        measured, trained = evaluation.results.get("steps"), run.figures.get("steps")
+        return evaluation.outdated(run.figures.get("steps"))
     except BROKEN as error:
         return f"an evaluation that cannot be read: {type(error).__name__}: {error}"
-    if measured is not None and trained is not None and measured != trained:
-        return f"left out: an evaluation of step {measured}, and the run is at step {trained}; run evaluate.py again"
-    return None
 
 
 USUAL = {"start": 0.0, "end": 1.0, "mode": "balanced", "weighting": None, "negative": ""}

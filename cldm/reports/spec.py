@@ -14,7 +14,7 @@ SCORES = ("edge_f1_1px", "hint_error", "hint_miou", "hint_rmse", "hint_angle", "
           "circle_iou", "inside", "outside",
           "color_binding", "concept", "color_distance", "segmenter_miou", "clip_caption", "fid", "fid_scenes",
           "fid_stickers")  # fmt: skip
-"""The scores of a table whose specification names none, where the evaluations have them; at most 8."""
+"""The scores of a table whose specification names none, where the evaluations have them; at most 12."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ def read_spec(path: Path | None) -> ReportSpec:
     if path is None:
         return ReportSpec()
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--spec {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--spec {path} is no text file; it takes a YAML file") from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError for a date that does not exist
         raise ValueError(f"--spec {path} is no YAML file: {error}") from error
+    given = {} if given is None else given  # an empty file
     usual = {field.name: field.default for field in fields(ReportSpec)}
     if not isinstance(given, dict) or {*given} - {*usual}:
         unknown = ", ".join(map(str, {*given} - {*usual})) if isinstance(given, dict) else type(given).__name__
@@ -64,7 +65,7 @@ def _checked(path: Path, key: str, value: Any, usual: Any) -> Any:
     if isinstance(usual, tuple):
         member, fits = ("numbers from 0", _is_item) if key == "items" else ("texts", _is_text)
         if isinstance(value, list) and all(map(fits, value)):
-            return tuple(value)
+            return tuple(dict.fromkeys(value))
         raise ValueError(f"{path}: {key} is a list of {member}, got {value!r}")
     least = 1 if isinstance(usual, int) else None
     if not isinstance(value, type(usual)) or isinstance(value, bool) or (least and value < least):

@@ -40,6 +40,11 @@ SCORES = {
     "nearest_training": "distance to the nearest training image",
 }
 
+PARTS = {
+    "family": "compositions of its world that an evaluation measures on; ControlNets are trained on those of `control`",
+}
+"""Words in the line that says a protocol."""
+
 
 def words(names: Iterable[str], worlds: Iterable[str]) -> dict[str, str]:
     """What each of these names means, where that is known; worlds: those whose judges gave the scores."""
@@ -47,7 +52,7 @@ def words(names: Iterable[str], worlds: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in dict.fromkeys(names):
         prefix = next((start for start in WHERE if name.startswith(start)), "")
-        meaning = CURVES.get(name) or titles.get(name.removeprefix(prefix))
+        meaning = CURVES.get(name) or PARTS.get(name) or titles.get(name.removeprefix(prefix))
         if meaning:
             found[name] = f"{meaning}, {WHERE[prefix]}" if prefix else meaning
     return found

@@ -91,10 +91,24 @@ def refuse_mistakes(cfg: DictConfig) -> None:
         least = 0 if name == "gpus" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SystemExit(f"resources.{name} must be a whole number from {least} on, got {value}")
+    _refuse_unlike_resources(cfg)
     for key in PATHS:
         value = plain.get(key)
         if isinstance(value, int | float):
             raise SystemExit(f"{key} must be a path, got the number {value}; in quotes it is one: '{key}=\"{value}\"'")
+
+
+def _refuse_unlike_resources(cfg: DictConfig) -> None:
+    """SystemExit for a job whose trainer needs other devices than it asks the cluster for: it would wait, then fail."""
+    if (wanted := cfg.get("resources")) is None:
+        return
+    if cfg.trainer.accelerator == "gpu" and wanted.gpus < wanted.tasks:
+        raise SystemExit(f"trainer.accelerator=gpu needs a GPU for each process: resources.tasks={wanted.tasks}, but "
+                         f"resources.gpus={wanted.gpus} (resources=cpu is for trainer=cpu)")  # fmt: skip
+    for key, name in (("devices", "tasks"), ("num_nodes", "nodes")):
+        if cfg.trainer[key] != wanted[name]:
+            raise SystemExit(f"trainer.{key}={cfg.trainer[key]} is not what the cluster is asked for, resources.{name}="
+                             f"{wanted[name]}: leave it out, it follows")  # fmt: skip
 
 
 def refuse_numbers(cfg: DictConfig) -> None:

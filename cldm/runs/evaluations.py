@@ -41,11 +41,13 @@ class Evaluation:
     def check(self) -> None:
         """ValueError for an evaluation that another version, or half a write, has left in another form."""
         told, protocol = self.results, self.results.get("protocol")
-        if not isinstance(told.get("metrics"), dict) or not told["metrics"]:
+        if not isinstance(told.get("metrics"), dict) or not any(told["metrics"].values()):
             raise ValueError("results.json has no metrics")
         tables = [*told["metrics"].values(), *(told.get("base") or {}).values(), told.get("ceiling"), told.get("real")]
         if not all(isinstance(table, dict) and all(map(_is_figure, table.values())) for table in tables if table):
             raise ValueError("results.json has figures that are no numbers")
+        if not _is_figure(told.get("steps")):
+            raise ValueError("results.json has a step that is no number")
         if not isinstance(protocol, dict) or "protocol_hash" not in told:
             raise ValueError("results.json has no protocol")
         lengths = {len(column) for column in self.scores.values()}
@@ -53,6 +55,13 @@ class Evaluation:
             raise ValueError(f"per_sample.npz lacks rows, or one of {', '.join(KEYS)}")
         if any(column.dtype.kind not in "fiub" for name, column in self.scores.items() if name not in KEYS):
             raise ValueError("per_sample.npz has scores that are no numbers")
+
+    def outdated(self, steps: float | None) -> str | None:
+        """Why it says nothing of a run that is at step `steps`; None where it does, or either is not known."""
+        measured = self.results.get("steps")
+        if measured is None or steps is None or measured == steps:
+            return None
+        return f"left out: an evaluation of step {measured}, and the run is at step {steps}; run evaluate.py again"
 
     @property
     def has_samples(self) -> bool:

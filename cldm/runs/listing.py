@@ -48,6 +48,8 @@ class RunFolder:
         """The state, a figure, one of `evaluated`, a choice, or a key of the configuration; None where it has none."""
         if column == "state":
             return self.state
+        if column == "run":
+            return str(self.folder)
         if column.startswith(EVALUATED):
             return self.evaluated.get(column)
         return self.figures.get(column, self.choices.get(column, self.config.get(column)))
@@ -57,14 +59,15 @@ class RunFolder:
         return self.choices.get(key, self.telling.get(key))
 
     @cached_property
-    def evaluated(self) -> dict[str, float]:
-        """Figures of its evaluations, as eval/<folder>/<setting>/<score>; of those that can be read."""
+    def evaluated(self) -> dict[str, float | None]:
+        """Figures of its evaluations, as eval/<folder>/<setting>/<score>; None for those of weights of another step."""
         from cldm.runs.evaluations import evaluations
 
-        found: dict[str, float] = {}
+        found: dict[str, float | None] = {}
         for one in evaluations(self.folder):
             with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # broken, or of another version
-                found |= {f"{EVALUATED}{one.label}/{name}": value for name, value in one.figures().items()}
+                is_old = one.outdated(self.figures.get("steps")) is not None
+                found |= {f"{EVALUATED}{one.label}/{k}": None if is_old else v for k, v in one.figures().items()}
         return found
 
     @cached_property
@@ -202,8 +205,12 @@ def _figures(results: dict[str, Any]) -> dict[str, Any]:
     found = results.get("fidelity")
     fidelity = found if isinstance(found, dict) else {}
     own = {name: value.get("control") if isinstance(value, dict) else value for name, value in fidelity.items()}
-    kept = ("steps", "convergence_step", "train_seconds")
-    return {name: results[name] for name in kept if results.get(name) is not None} | own
+    kept = {name: results.get(name) for name in ("steps", "convergence_step", "train_seconds")}
+    return {name: value for name, value in (kept | own).items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:

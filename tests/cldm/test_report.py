@@ -476,6 +476,9 @@ ODD = {
     "inputs within inputs": _rewritten("inputs.json", '{"base": {"a": [1]}}'),
     "metrics without settings": _results(lambda told: told.update(metrics={"edge_f1_1px": 0.5})),
     "no metrics": _results(lambda told: told.update(metrics={})),
+    "no means": _results(lambda told: told.update(metrics={"none": {}, "perfect": {}})),
+    "a step of text": _results(lambda told: told.update(steps="20")),
+    "steps of text": _rewritten("results.json", '{"steps": "twenty", "fidelity": {"edge_f1_1px": "x"}}'),
     "text for a figure": _results(lambda told: told["metrics"]["none"].update(edge_f1_1px="x")),
     "a flat base": _results(lambda told: told.update(base={"none": 0.3})),
     "a sampler of text": _results(lambda told: told["protocol"].update(sampler="ddim")),
@@ -549,6 +552,49 @@ def test_evaluations_of_one_protocol_are_one_table_whatever_their_folders_are_ca
     assert [(one["label"], [row["group"] for row in one["rows"]["perfect"]]) for one in tables] == [
         ("scenes", [0]), ("scenes-2", [0, 1])
     ]  # fmt: skip
+
+
+def test_a_table_has_the_scores_of_every_group_also_those_that_others_lack(tmp_path):
+    """One protocol measures runs of several conditions, and each has scores of its own."""
+    for run in two_runs(tmp_path):
+        evaluated = evaluation(run, 0.8, items=2)
+    with_score(evaluated, "hint_rmse", 0.25)
+    (table,) = content([tmp_path], ReportSpec())["tables"]
+    names = [score["name"] for score in table["scores"]]
+    assert names == ["edge_f1_1px", "hint_error", "hint_rmse"]
+    first, second = (row["cells"][names.index("hint_rmse")] for row in table["rows"]["perfect"])
+    assert (first, second["mean"]) == (None, 0.25)
+
+
+def test_what_has_no_curve_no_figure_or_no_finite_loss_is_told(tmp_path):
+    good, bare = two_runs(tmp_path)
+    evaluation(good, 0.8, items=2)
+    head, *rows = (good / "metrics.csv").read_text().splitlines()
+    place = head.split(",").index("train/loss")
+    cells = [row.split(",") for row in rows]
+    for row in cells[-3:]:
+        row[place] = "nan"
+    (good / "metrics.csv").write_text("\n".join([head, *map(",".join, cells)]) + "\n")
+    (bare / "metrics.csv").unlink()
+    told = {line["reason"] for line in content([tmp_path], ReportSpec())["trouble"]}
+    assert told == {
+        "train/loss is no finite number at 3 of its 5 steps, first at 20",
+        "no curves: metrics.csv has none of those shown here",
+        "no figures: not evaluated (evaluate.py)",
+    }
+
+
+@pytest.mark.parametrize("kind", ["previews", "evaluation"])
+def test_a_picture_whose_end_was_lost_is_missing_alone(tmp_path, kind):
+    run = one_run(tmp_path)
+    evaluation(run, 0.8, items=1)
+    for path in (run / kind).rglob("*.png"):
+        Image.effect_noise((512, 512), 90).convert("RGB").save(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\0"))
+    made = content([tmp_path], ReportSpec())
+    assert len(made["tables"]) == len(made["samples"]) == 1
+    assert bool(made["grid"]["items"]) == (kind == "evaluation")
 
 
 def test_protocols_that_read_alike_are_told_apart_by_all_in_which_they_differ(tmp_path):
@@ -628,8 +674,8 @@ def test_a_single_seed_has_an_interval_over_items_only(tmp_path):
 
 def test_a_specification_chooses_what_is_shown(place, tmp_path):
     file = tmp_path / "spec.yaml"
-    file.write_text("{title: Small or large, reference: lite, curves: [val/loss], items: [2], looks: 3, samples: 2,"
-                    " scores: [hint_error]}")  # fmt: skip
+    file.write_text("{title: Small or large, reference: lite, curves: [val/loss, val/loss], items: [2, 2], looks: 3,"
+                    " samples: 2, scores: [hint_error]}")  # fmt: skip
     made = content([place], read_spec(file))
     assert made["title"] == "Small or large"
     assert [group["name"] for group in made["groups"]] == ["control=lite", "control=controlnet"]
@@ -650,6 +696,7 @@ def test_a_specification_chooses_what_is_shown(place, tmp_path):
         ("looks: 0", "looks is a number from 1, got 0"),
         ("title: 3", "title is a text, got 3"),
         ("[1, 2]", "a report takes .*got list"),
+        ("[]", "a report takes .*got list"),
         ("a: [", "--spec .*spec.yaml is no YAML file"),
         ("title: 2026-13-45", "--spec .*spec.yaml is no YAML file: month"),
         ("\udcff", "--spec .*spec.yaml is no text file"),

@@ -169,6 +169,16 @@ def test_figures_of_evaluations_are_columns_like_others(tmp_path, capsys):
     assert f"did you mean {column}" in capsys.readouterr().err
 
 
+def test_figures_of_weights_that_are_gone_are_no_figures_of_the_run(tmp_path, capsys):
+    name = "eval/scenes/perfect/edge_f1_1px"
+    evaluation(run_folder(tmp_path / "a", steps=20, pictures=False), 0.8, items=1)
+    old = evaluation(run_folder(tmp_path / "b", steps=20, pictures=False), 0.9, items=1) / "results.json"
+    old.write_text(json.dumps(json.loads(old.read_text()) | {"steps": 10}))  # evaluated, then trained on
+    found = listed(capsys, tmp_path, "--columns", f"state, {name}", "--sort", name)
+    assert [(run, row[name] is None) for run, row in found.items()] == [("b", True), ("a", False)]
+    assert [*listed(capsys, tmp_path, "--columns", "run,steps", "--sort", "run")] == ["a", "b"]
+
+
 def test_evaluations_are_read_only_where_they_are_asked_for(tmp_path, capsys, monkeypatch):
     run_folder(tmp_path / "a", steps=20, pictures=False)
     monkeypatch.setattr(RunFolder, "evaluated", property(lambda _: pytest.fail("evaluations were read")))
@@ -201,6 +211,8 @@ def test_mistakes_are_said_in_one_sentence(place, capsys):
     assert "is no folder" in capsys.readouterr().err
     assert main(["runs", str(place), "--where", "lr"]) == 1
     assert "--where takes KEY=VALUE" in capsys.readouterr().err
+    assert main(["runs", str(place), "--where", "seed=0,1"]) == 1
+    assert "--where takes one value of a key, got 0,1" in capsys.readouterr().err
 
 
 def test_curves_leave_out_what_a_given_up_attempt_logged_and_nothing_else(tmp_path):
