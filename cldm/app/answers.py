@@ -13,7 +13,7 @@ from PIL import Image
 
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, further
 from cldm.app.canvas import blank, on_paper, with_map
-from cldm.app.form import FURTHER, editor
+from cldm.app.form import FURTHER, editor, joining
 from cldm.app.said import for_html, said
 from cldm.app.studio import Drawn, Studio
 from cldm.app.wish import Control, Wish, summary, wish_of
@@ -79,7 +79,7 @@ class Answers:
         """End the visitor's drawing at its next step; shows what there is of it."""
         desk = self.desks.get(str(request.session_hash))
         if desk is None or desk.over.is_set():
-            return (*NOTHING[:4], "Nothing is being drawn.", *NOTHING[5:])
+            return (*NOTHING[:4], "Nothing is being drawn; what waited in the queue is taken out.", *NOTHING[5:])
         desk.stop.set()
         desk.over.wait()
         return self._results(desk.drawn) if desk.drawn else NOTHING
@@ -122,6 +122,10 @@ class Answers:
             return None
         with said():
             return self.studio.hint(further((checkpoint, picture, source, 1, 0, 1, "balanced"), self.studio.others()))
+
+    def further(self) -> list[Any]:
+        """The ControlNets that may join now, for each field that asks for one."""
+        return [gr.update(choices=joining(self.studio)) for _ in range(FURTHER)]
 
     def edit(self, seen: Any, paper: str) -> tuple[str, Any]:
         """Put a map on the canvas."""

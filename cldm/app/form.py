@@ -13,6 +13,7 @@ from cldm.app.canvas import BLACK, PENS, WHITE, Editor, canvas_size, paper_of, r
 from cldm.app.folders import named
 from cldm.app.said import said
 from cldm.app.studio import Studio
+from cldm.app.wish import shown_name
 from cldm.runs.configs import MOST as MOST_SEED
 from cldm.runs.configs import mistakes_refused
 from cldm.sampling.control import MODES
@@ -177,7 +178,7 @@ def _settings(form: Form, studio: Studio) -> None:
             fields["guidance"] = number(pull, "Guidance")
         with gr.Row():
             fields["mode"] = gr.Dropdown([*MODES], value=cfg.mode, label="Mode")
-            start = gr.Slider(0, 1, cfg.start, step=0.05, label="The hint acts from (share of the steps)")
+            start = gr.Slider(0, 1, cfg.start, step=0.05, label="The hint acts from", info="share of the steps")
             fields["start"] = number(start, "The start of the hint")
             fields["end"] = number(gr.Slider(0, 1, cfg.end, step=0.05, label="to"), "The end of the hint")
 
@@ -195,7 +196,7 @@ def _over(form: Form, studio: Studio) -> None:
 
 def _further(form: Form, studio: Studio) -> None:
     gr.Markdown("These are used together with the hint of the first tab: their effects are added.")
-    choices = [("none", ""), *((known, known) for known in studio.others())]
+    choices = joining(studio)
     for name in (f"ControlNet {i}" for i in range(2, 2 + FURTHER)):
         with gr.Group():
             checkpoint = gr.Dropdown(choices, value="", label=name)
@@ -205,6 +206,11 @@ def _further(form: Form, studio: Studio) -> None:
             source = gr.Radio([PHOTO, MAP], value=PHOTO, label="Its hint is")
             form.others += [checkpoint, picture, source, *_acts(name)]
             form.further.append((checkpoint, picture, source, seen))
+
+
+def joining(studio: Studio) -> list[tuple[str, str]]:
+    """(name, checkpoint) of the ControlNets that may join, none first."""
+    return [("none", ""), *((shown_name(known), known) for known in studio.others())]
 
 
 def _acts(name: str) -> list[Any]:

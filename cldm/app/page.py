@@ -117,6 +117,7 @@ def _wire_hint(form: Form, answers: Answers, blocks: gr.Blocks) -> None:
     seeing.failure(lambda: (None, gr.update(interactive=False)), None, seen, **AT_ONCE)
     form.edit.click(answers.edit, [form.seen, form.paper], [form.source, form.canvas], **AT_ONCE)
     form.paper.change(answers.paper, [form.paper, form.canvas], form.canvas, **AT_ONCE)
+    blocks.load(answers.further, None, [checkpoint for checkpoint, *_ in form.further], **AT_ONCE)
     blocks.load(answers.sheet, form.paper, form.canvas, **AT_ONCE)
     form.canvas.clear(answers.sheet, form.paper, form.canvas, **AT_ONCE).then(None, js=DROP_PEN)
 

@@ -1,7 +1,9 @@
 """python -m cldm app: a page to draw on, in the browser."""
 
 import argparse
+import signal
 import socket
+import sys
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from cldm.app.server import serving  # late: every command of `python -m cldm` imports this file
     from cldm.app.studio import Studio
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was uploaded goes with the page, however it ends
     with serving(Studio(args.overrides), args.host, args.port) as page:
         print(f"the page is at {page.local_url}; Ctrl-C closes it")
         page.block_thread()
