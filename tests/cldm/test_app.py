@@ -1,14 +1,20 @@
 """What the page asks for is what sample.py is asked for: the same words, the same pixels, refused in one sentence."""
 
 import math
+import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import threading
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +22,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor, ImageDraw
 
+from cldm.app.answers import Answers
 from cldm.app.asked import CANVAS, MAP, PHOTO, Asked, drawn_on, within
 from cldm.app.canvas import BLACK, WHITE, blank, on_paper, painted, save_map, with_map
 from cldm.app.studio import Drawn, Studio, noted
 from cldm.app.wish import Control, Wish, summary, wish_of
 from cldm.app.words import completed, offers
-from cldm.commands import cli
+from cldm.commands import app, cli
 from cldm.conditions import get_condition
 from cldm.data.hints import load_hint
 from cldm.runs.configs import composed, configs_at_hand
@@ -424,6 +431,40 @@ def test_a_note_gives_a_picture_its_own_name(studio: Studio, tmp_path: Path) -> 
 def test_a_page_that_cannot_open_says_why(overrides: list[str], sentence: str) -> None:
     with pytest.raises(Refused, match=sentence):
         Studio(overrides)
+
+
+def test_runs_that_are_done_while_the_page_is_open_join_when_it_is_loaded_again(studio: Studio) -> None:
+    answers, late = Answers(studio), Path("runs") / "late"
+    names = [[name for name, _ in field["choices"]] for field in answers.further()]
+    assert names == [["none", "runs/b", "runs/a"]] * len(names) or names == [["none", "runs/a", "runs/b"]] * len(names)
+    late.mkdir()
+    shutil.copy("runs/b/control.safetensors", late)
+    try:
+        assert all(("runs/late", "runs/late/control.safetensors") in field["choices"] for field in answers.further())
+    finally:
+        shutil.rmtree(late)
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
+def test_a_page_that_is_told_to_end_takes_uploads_along(monkeypatch: pytest.MonkeyPatch, ends: int) -> None:
+    gone = []
+
+    @contextmanager
+    def serving(*_: Any) -> Iterator[SimpleNamespace]:
+        try:
+            yield SimpleNamespace(local_url="here", block_thread=lambda: os.kill(os.getpid(), ends))
+        finally:
+            gone.append(True)
+
+    monkeypatch.setattr("cldm.app.server.serving", serving)
+    monkeypatch.setattr("cldm.app.studio.Studio", lambda _: None)
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit if ends == signal.SIGTERM else KeyboardInterrupt):
+            app.run(Namespace(overrides=[], host="127.0.0.1", port=None))
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert gone == [True]
 
 
 def test_a_run_that_cannot_be_read_is_not_offered(studio: Studio) -> None:
