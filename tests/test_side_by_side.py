@@ -53,7 +53,7 @@ def with_configs(command: Callable[[Any], Any], cfg: Any) -> Any:
         return command(cfg)
 
 
-def at_once(work: Callable[[], Any], folder: Path) -> None:
+def at_once(work: Callable[[], Any], folder: Path, reason: str = "is in use by another") -> None:
     """Run `work` in two processes that start together; at least one is done, the other at most says why not."""
     fork = multiprocessing.get_context("fork")
     barrier, words = fork.Barrier(2), [folder / f"said_{i}.txt" for i in range(2)]
@@ -67,7 +67,7 @@ def at_once(work: Callable[[], Any], folder: Path) -> None:
     for code, text in zip(codes, texts, strict=True):
         assert code in (DONE, TOLD), text
         if code == TOLD:
-            assert "is in use by another" in text
+            assert reason in text
             assert "Traceback" not in text
 
 
@@ -164,4 +164,18 @@ def test_two_caches_or_annotations_into_one_folder_leave_one_whole_one(shipped, 
                f"data.path={pictures}", "data.val_count=2"]  # fmt: skip
     at_once(lambda: cli.main(command), tmp_path)
     assert cli.main(command) == 0  # whole: nothing is left to do
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("time", range(TIMES))
+def test_two_conversions_or_reports_of_one_name_leave_one_whole_one(shipped, tmp_path, time):
+    branch = str(shipped / "run" / "control.safetensors")
+    for layout, name in (("diffusers", "folder"), ("original", "file.safetensors")):
+        command = ["convert", "--to", layout, branch, str(tmp_path / name)]
+        at_once(lambda command=command: cli.main(command), tmp_path, "exists; remove it or choose another name")
+    for file in (tmp_path / "file.safetensors", tmp_path / "folder" / "diffusion_pytorch_model.safetensors"):
+        assert load_file(file)
+    at_once(lambda: cli.main(["report", str(shipped / "run"), "--out", str(tmp_path / "page.html")]), tmp_path)
+    assert (tmp_path / "page.html").read_text().rstrip().endswith("</html>")
     assert not leftovers(tmp_path)
